@@ -1,0 +1,1 @@
+"""Image captioning: train, caption, evaluate and compare."""

@@ -1,0 +1,62 @@
+"""The named tuples of tensors that travel between rooms. They hold; they do not compute.
+
+The legend of letters, used in every docstring and comment:
+
+    B  images                      N  regions of an image (grid cells)
+    K  sequences of one image      D  channels of a region
+    T  words of a sequence         V  words of the vocabulary
+    H  hidden size                 E  embedding size       A  attention size
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from captioning.records import ImageId
+
+
+class Features(NamedTuple):
+    """What an encoder gives: once per image, never copied per caption or beam."""
+
+    regions: Tensor  # (B, N, D) float
+    valid: Tensor | None = None  # (B, N) bool: True where there is a region; None: everywhere
+
+
+class Batch(NamedTuple):
+    """A training batch on the K axis: B images with K captions each.
+
+    The captions of one image stand longest first, so that those still running at word t are `[:running[t]]`.
+    """
+
+    image_ids: list[ImageId]
+    images: Features | Tensor  # stored features, or pixels (B, 3, height, width)
+    words: Tensor  # (B, K, T + 1) int64: <start> ... <end>, then <pad>; all <pad> where a caption is missing
+    running: tuple[int, ...]  # T numbers: the largest number of captions of one image with more than t targets
+    tokens: int  # targets that count (words and <end>), over the batch
+
+
+class Step(NamedTuple):
+    """One word's worth of decoding."""
+
+    hidden: Tensor  # (B, K, H): what `Decoder.logits` takes
+    attention: Tensor | None  # (B, K, N), rows sum to 1; None where the decoder has none to show
+
+
+class Steps(NamedTuple):
+    """A whole caption's worth of decoding, teacher forced."""
+
+    hidden: Tensor  # (B, K, T, H)
+    attention: Tensor | None  # (B, K, T, N)
+
+
+class Hypotheses(NamedTuple):
+    """What a search found: R captions an image, best first by `scores`."""
+
+    words: Tensor  # (B, R, T) int64: no <start>; <end> where it was produced, then <pad>
+    lengths: Tensor  # (B, R) int64: words, counting <end>
+    logp: Tensor  # (B, R): sum of the words' log-probabilities, nats
+    word_logp: Tensor  # (B, R, T): each word's own, 0 behind the end
+    scores: Tensor  # (B, R): `logp` under the length rule
+    finished: Tensor  # (B, R) bool: False where the length limit cut the caption off
