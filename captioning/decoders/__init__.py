@@ -1,0 +1,21 @@
+"""The decoders there are. Adding one is a file, and its name in the union here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from captioning.decoders.base import Decoder, select, unroll
+from captioning.decoders.soft_attention_lstm import SoftAttentionLSTMConfig
+from captioning.decoders.transformer import TransformerConfig
+
+DecoderConfig = Annotated[SoftAttentionLSTMConfig | TransformerConfig, Field(discriminator="kind")]
+
+
+def build(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
+    """The decoder that `config` describes, for regions of D = `channels` and V = `vocabulary_size`."""
+    return config.build(channels=channels, vocabulary_size=vocabulary_size)
+
+
+__all__ = ["Decoder", "DecoderConfig", "SoftAttentionLSTMConfig", "TransformerConfig", "build", "select", "unroll"]

@@ -1,0 +1,94 @@
+"""Ways of attending to regions on the K axis: K queries an image, the regions never copied. No parameters here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def additive_energy(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    """`weight . tanh(key + query)` for each region and sequence (Bahdanau et al. 2015; Xu et al. 2015, eq. 4).
+
+    Args:
+        keys: (B, N, A), computed once per image.
+        query: (B, K, A).
+        weight: (A,).
+
+    Returns:
+        (B, K, N).
+    """
+    if torch.is_grad_enabled() and (keys.requires_grad or query.requires_grad or weight.requires_grad):
+        return _AdditiveEnergy.apply(keys, query, weight)
+    if keys.device.type == "cpu":
+        # a block of images at a time, so that its (images, K, N, A) stays in a core's cache between the passes
+        block = max(1, (1 << 19) // (query.shape[1] * keys.shape[1] * keys.shape[2]))
+        if block < len(keys):
+            parts = zip(keys.split(block), query.split(block), strict=True)
+            return torch.cat([_energy(key, part, weight) for key, part in parts])
+    return _energy(keys, query, weight)
+
+
+def _energy(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+    return (keys[:, None] + query[:, :, None]).tanh_() @ weight
+
+
+class _AdditiveEnergy(torch.autograd.Function):
+    """The same with half the passes over (B, K, N, A) that autograd makes."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
+        bent = (keys[:, None] + query[:, :, None]).tanh_()  # (B, K, N, A)
+        ctx.save_for_backward(bent, weight)
+        return bent @ weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        bent, weight = ctx.saved_tensors
+        # d tanh = 1 - bent^2, summed over regions for the query and over sequences for the keys
+        product = bent * slope[..., None]
+        to_weight = product.flatten(0, 2).sum(0)
+        product.mul_(bent)
+        to_query = weight * (slope.sum(2)[..., None] - product.sum(2))
+        to_keys = weight * (slope.sum(1)[..., None] - product.sum(1))
+        return to_keys, to_query, to_weight
+
+
+def attend(energy: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax over the regions and the expected region.
+
+    Args:
+        energy: (B, K, N).
+        values: (B, N, D).
+        valid: (B, N) bool or None; where False a region gets no weight.
+
+    Returns:
+        context (B, K, D) and attention (B, K, N).
+    """
+    if valid is not None:
+        energy = energy.masked_fill(~valid[:, None], float("-inf"))
+    attention = torch.softmax(energy, dim=-1)
+    return torch.bmm(attention, values), attention
+
+
+def multi_head(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, allowed: Tensor | None = None, causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention in `heads` parts (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        query: (R, Q, H). Rows may hold the words of all K sequences of an image side by side.
+        key, value: (R, S, H).
+        allowed: bool, broadcast to (R, heads, Q, S); True where a query may look.
+
+    Returns:
+        (R, Q, H).
+    """
+    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    out = F.scaled_dot_product_attention(*split, attn_mask=allowed, is_causal=causal, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(-2)

@@ -1,0 +1,66 @@
+"""Products inside a time loop whose weight gradients are one large product. Knows autograd, nothing of captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class LoopLinear:
+    """`F.linear(x, weight)` for use T times in a loop, with the weight's gradient computed once, behind it.
+
+    Autograd would compute T products of a (out, rows) by a (rows, in) matrix, each reading and writing the
+    whole gradient; with few rows that moves more memory than it computes. Here each call's backward only
+    keeps its two factors, and when the last has been reached one product over all T x rows gives the same sum.
+    Where no gradient is wanted a call is a plain `F.linear`.
+    """
+
+    def __init__(self, weight: Tensor):
+        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._deferred = torch.is_grad_enabled() and weight.requires_grad
+        self._weight = _Gathered.apply(weight, self._factors) if self._deferred else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        if self._deferred:
+            return _Recorded.apply(x, self._weight, self._factors)
+        return F.linear(x, self._weight)
+
+
+class _Gathered(torch.autograd.Function):
+    """The weight itself; its backward runs after every `_Recorded` that used it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.factors = factors
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, None]:
+        if not ctx.factors:
+            return None, None
+        x = torch.cat([x for x, _ in ctx.factors])
+        slope = torch.cat([slope for _, slope in ctx.factors])
+        ctx.factors.clear()
+        return slope.t() @ x, None
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.factors = factors
+        return F.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        ctx.factors.append((x.flatten(0, -2), slope.flatten(0, -2)))
+        return slope @ weight, None, None

@@ -1,0 +1,230 @@
+"""Every decoder keeps the protocol: forward equals unrolled steps, regions that are not there do not matter."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, build, select, unroll
+from captioning.decoders.attention import additive_energy
+from captioning.decoders.recurrence import LoopLinear
+from captioning.tensors import Features
+
+CONFIGS = {
+    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=13, attention=17, dropout=0.0),
+    "soft_attention_lstm, projected": SoftAttentionLSTMConfig(
+        embedding=7, hidden=13, attention=17, features=11, dropout=0.0
+    ),
+    "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=3, dropout=0.0),
+    "transformer, encoder, tied": TransformerConfig(
+        hidden=14, feed_forward=23, heads=7, layers=1, encoder_layers=2, tied=True, dropout=0.0
+    ),
+}
+CHANNELS, VOCABULARY = 19, 29
+
+
+def make(name, *, dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    config = dataclasses.replace(CONFIGS[name], dropout=dropout)
+    decoder = build(config, channels=CHANNELS, vocabulary_size=VOCABULARY).double().eval()
+    for parameter in decoder.parameters():  # away from initialisations at zero, which hide mistakes
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return decoder
+
+
+def scene(images, sequences, regions, length, *, seed=0, masked=False):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.double)
+    words = torch.randint(VOCABULARY, (images, sequences, length), generator=generator)
+    valid = None
+    if masked:
+        valid = torch.rand(images, regions, generator=generator) < 0.6
+        valid[:, 0] = True
+    return Features(regions=features, valid=valid), words
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=15, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    sequences=st.integers(1, 5),
+    regions=st.integers(1, 7),
+    length=st.integers(1, 9),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_forward_equals_unrolled_steps(name, images, sequences, regions, length, masked, seed):
+    decoder = make(name, seed=seed)
+    features, words = scene(images, sequences, regions, length, seed=seed, masked=masked)
+    memory = decoder.remember(features)
+    whole, stepped = decoder(words, memory), unroll(decoder, words, memory)
+    torch.testing.assert_close(whole.hidden, stepped.hidden)
+    torch.testing.assert_close(whole.attention, stepped.attention)
+    torch.testing.assert_close(
+        whole.attention.sum(-1), torch.ones(images, sequences, length, dtype=torch.double)
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_of_forward_equal_those_of_unrolled_steps(name):
+    decoder = make(name).train()
+    features, words = scene(2, 3, 5, 7)
+    gradients = []
+    for run in (decoder, lambda words, memory: unroll(decoder, words, memory)):
+        decoder.zero_grad()
+        logits = decoder.logits(run(words, decoder.remember(features)).hidden)
+        torch.sin(logits).sum().backward()
+        gradients.append({key: parameter.grad for key, parameter in decoder.named_parameters()})
+    for key, gradient in gradients[0].items():
+        if key == "positions.weight":
+            gradient, gradients[1][key] = gradient[:7], gradients[1][key][:7]
+        assert gradient is not None and gradient.abs().sum() > 0, f"no gradient reaches {key}"
+        torch.testing.assert_close(gradient, gradients[1][key])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_running_leaves_what_is_wanted_alone(name):
+    decoder = make(name)
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    running = (3, 3, 3, 2, 2, 1, 1)
+    whole, cut = decoder(words, memory), decoder(words, memory, running)
+    for t, count in enumerate(running):
+        torch.testing.assert_close(cut.hidden[:, :count, t], whole.hidden[:, :count, t])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_region_that_is_not_valid_does_not_matter(name):
+    decoder = make(name)
+    features, words = scene(2, 3, 5, 7)
+    padding = torch.full((2, 2, CHANNELS), 1e3, dtype=torch.double)
+    padded = Features(
+        regions=torch.cat([features.regions, padding], 1),
+        valid=torch.tensor([[True] * 5 + [False] * 2]).expand(2, -1),
+    )
+    plain, masked = (decoder(words, decoder.remember(each)).hidden for each in (features, padded))
+    torch.testing.assert_close(plain, masked)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_word_does_not_see_later_words_nor_other_sequences(name):
+    decoder = make(name)
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    changed = words.clone()
+    changed[:, 1, 4] = (changed[:, 1, 4] + 1) % VOCABULARY
+    difference = (decoder(words, memory).hidden - decoder(changed, memory).hidden).abs().amax((0, 3))  # (K, T)
+    assert difference[1, 4:].min() > 0
+    difference[1, 4:] = 0
+    assert difference.max() == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_selecting_a_carry_goes_on_from_the_parents(name):
+    decoder = make(name)
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    parents = torch.tensor([[2, 0, 0, 1], [1, 1, 2, 0]])
+    carry = decoder.start(memory, 3)
+    for t in range(4):
+        _, carry = decoder.step(words[..., t], carry, memory)
+    chosen = torch.gather(words, 1, parents[..., None].expand(-1, -1, 7))
+    out, _ = decoder.step(chosen[..., 4], select(carry, parents), memory)
+    torch.testing.assert_close(out.hidden, decoder(chosen, memory).hidden[:, :, 4])
+
+
+def test_lstm_without_attention_equals_torch():
+    decoder = make("soft_attention_lstm")
+    size = decoder.config.hidden
+    with torch.no_grad():
+        decoder.from_context.zero_()
+    lstm = torch.nn.LSTM(decoder.config.embedding, size, batch_first=True).double()
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(decoder.word_gates.weight)
+        lstm.bias_ih_l0.copy_(decoder.word_gates.bias)
+        lstm.weight_hh_l0.copy_(decoder.from_hidden[: 4 * size])
+        lstm.bias_hh_l0.zero_()
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    state = tuple(part.repeat_interleave(3, 0)[None] for part in (memory.hidden, memory.cell))
+    expected, _ = lstm(decoder.embedding(words).flatten(0, 1), state)
+    torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
+
+
+def test_soft_attention_against_the_equations_written_plainly():
+    decoder = make("soft_attention_lstm")
+    features, words = scene(1, 1, 5, 3)
+    size, attention = decoder.config.hidden, decoder.config.attention
+    w = dict(decoder.named_parameters())
+    a = features.regions[0]
+    h = torch.tanh(w["start_hidden.weight"] @ a.mean(0) + w["start_hidden.bias"])
+    c = torch.tanh(w["start_cell.weight"] @ a.mean(0) + w["start_cell.bias"])
+    for t, word in enumerate(words[0, 0]):
+        rows = w["from_hidden"]
+        e = torch.stack(
+            [
+                w["energy"] @ torch.tanh(w["keys.weight"] @ region + w["keys.bias"] + rows[4 * size : -1] @ h)
+                for region in a
+            ]
+        )
+        alpha = torch.exp(e) / torch.exp(e).sum()
+        beta = 1 / (1 + torch.exp(-(rows[-1] @ h + w["beta_bias"])))
+        z = beta * sum(alpha[i] * a[i] for i in range(len(a)))
+        y = w["embedding.weight"][word]
+        pre = w["word_gates.weight"] @ y + w["word_gates.bias"] + rows[: 4 * size] @ h + w["from_context"] @ z
+        i, f, g, o = pre[:size], pre[size : 2 * size], pre[2 * size : 3 * size], pre[3 * size :]
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        deep = torch.tanh(w["deep.weight"] @ torch.cat([h, z, y]) + w["deep.bias"])
+        expected = w["words.weight"] @ deep + w["words.bias"]
+        out = decoder(words, decoder.remember(features))
+        torch.testing.assert_close(decoder.logits(out.hidden[0, 0, t]), expected)
+        torch.testing.assert_close(out.attention[0, 0, t], alpha)
+    assert attention == 17
+
+
+def test_additive_energy_gradients():
+    torch.manual_seed(0)
+    keys, query, weight = (
+        torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 5, 7), (2, 3, 7), (7,))
+    )
+    assert torch.autograd.gradcheck(additive_energy, (keys, query, weight))
+    with torch.no_grad():
+        plain = torch.stack([torch.tanh(keys + query[:, k, None]) @ weight for k in range(3)], 1)
+        torch.testing.assert_close(additive_energy(keys, query, weight), plain)
+
+
+def test_additive_energy_in_blocks_equals_it_whole():
+    torch.manual_seed(0)
+    keys, query, weight = torch.randn(11, 49, 512), torch.randn(11, 5, 512), torch.randn(512)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            additive_energy(keys, query, weight), torch.tanh(keys[:, None] + query[:, :, None]) @ weight
+        )
+
+
+def test_loop_linear_gradients_equal_plain_ones():
+    torch.manual_seed(0)
+    weight = torch.randn(5, 5, dtype=torch.double, requires_grad=True)
+    start = torch.randn(3, 2, 5, dtype=torch.double, requires_grad=True)
+
+    def loop(product):
+        x, total = start, 0.0
+        for t in range(4):
+            x = torch.tanh(product(x[:, : 2 if t < 2 else 1]))
+            total = total + x.sum()
+        return total
+
+    ours = torch.autograd.grad(loop(LoopLinear(weight)), [weight, start])
+    plain = torch.autograd.grad(loop(lambda x: torch.nn.functional.linear(x, weight)), [weight, start])
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_caption_beyond_the_positions_is_refused():
+    decoder = make("transformer")
+    features, words = scene(1, 1, 5, 65)
+    with pytest.raises(ValueError, match=r"65 words, but decoder\.max_length is 64"):
+        decoder(words, decoder.remember(features))
