@@ -1,0 +1,320 @@
+"""What a `shapes` scene may hold, and the sentences that are true of it. Knows words, no pixels.
+
+A scene is one of three kinds; `A` and `B` are a size, a colour and a shape ("small red circle"):
+
+    kind      things                                  `relation`
+    count     one group of 1 to 4 equal shapes        ""
+    beside    A and B, apart, of different colours    "left" (A is left of B) or "above" (A is above B)
+    overlap   A and B, A drawn over part of B         "front" (A is in front of B)
+
+Ordinary captions: every image has all five templates of its kind, so each wording is a reference and none is
+arbitrary. In the order of the five captions:
+
+    count     There are three A.
+              The picture shows three A.
+              Three A can be seen.
+              You can count three A here.
+              All three shapes are A.          (one: "The only shape is a A."; two: "Both shapes are A.")
+    left      A A is to the left of a B.
+              A B is to the right of a A.
+              There is a A on the left and a B on the right.
+              The picture shows a B with a A to its left.
+              To the left of a B there is a A.
+    above     A A is above a B.
+              A B is below a A.
+              There is a A at the top and a B at the bottom.
+              The picture shows a B with a A above it.
+              Above a B there is a A.
+    overlap   A A is in front of a B.
+              A B is behind a A.
+              There is a A that overlaps a B behind it.
+              The picture shows a B partly hidden by a A.
+              In front of a B there is a A.
+
+Captions of a given length (`long_captions`), 14 words and more:
+
+    NAME looks at this picture.  STATEMENT*  So says NAME.
+
+NAME is one of eight, equally likely and independent of the picture; the five captions of an image have five
+different ones. The statements are true of the scene, in a fixed order that caption k enters at a place of its
+own: the five ordinary sentences, then what each shape is and is like, then what is not there. None comes
+twice, and none holds a name: nothing between the first and the last sentence says what the last word must be.
+Below 14 words one sentence does both jobs:
+
+    NAME sees THINGS [in this picture].  Thanks NAME. | So says NAME.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+SIZES = ("small", "large")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+NUMBERS = ("one", "two", "three", "four")
+NAMES = ("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Henry")
+
+HELD_OUT: tuple[tuple[str, str], ...] = (
+    ("red", "cross"),
+    ("green", "star"),
+    ("blue", "triangle"),
+    ("yellow", "square"),
+    ("purple", "circle"),
+    ("left", "triangle"),
+    ("above", "star"),
+    ("front", "cross"),
+    ("three", "circle"),
+    ("four", "square"),
+)
+"""Combinations with a shape that only `test_unseen` shows: of a colour, of a place, of a number."""
+
+PLACES = {"left": ("left", "right"), "above": ("above", "below"), "front": ("front", "behind")}
+"""Where the first and the second thing are, for each relation."""
+
+KINDS = ("count",) * 3 + ("beside",) * 5 + ("overlap",) * 2  # how often each kind comes, in tenths
+SHORTEST, LONGEST = 5, 200  # words of a long caption
+ONE_SENTENCE = 14  # below this many words there is no room for three sentences
+
+
+class Dice:
+    """Random choices that are the same on every machine and Python: made from `Random.random` only."""
+
+    def __init__(self, key: str) -> None:
+        self._random = random.Random(key)
+
+    def between(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * self._random.random()
+
+    def pick(self, values: Sequence[T]) -> T:
+        """One of `values`, all equally likely."""
+        return values[int(self._random.random() * len(values))]
+
+    def deal(self, values: Sequence[T], count: int) -> list[T]:
+        """`count` different ones of `values`, in a random order."""
+        left = list(values)
+        return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
+
+    def bytes(self, count: int) -> bytes:
+        """`count` random bytes."""
+        return self._random.getrandbits(8 * count).to_bytes(count, "little")
+
+
+class Thing(NamedTuple):
+    """A group of `number` equal shapes; a single one in scenes of two things."""
+
+    size: str
+    colour: str
+    shape: str
+    number: int
+
+    @property
+    def noun(self) -> str:
+        """The shape's word, plural for more than one."""
+        return self.shape if self.number == 1 else self.shape + ("es" if self.shape.endswith("s") else "s")
+
+    @property
+    def words(self) -> str:
+        """Size, colour and shape."""
+        return f"{self.size} {self.colour} {self.noun}"
+
+
+class Scene(NamedTuple):
+    """What a picture shows. `relation` holds between `things[0]` and `things[1]`; "" for one group."""
+
+    kind: str
+    relation: str
+    things: tuple[Thing, ...]
+
+    def combinations(self) -> set[tuple[str, str]]:
+        """Every (colour, shape), (place, shape) and (number, shape) of the scene."""
+        if self.kind == "count":
+            places: tuple[str, ...] = (NUMBERS[self.things[0].number - 1],)
+        else:
+            places = PLACES[self.relation]
+        pairs = zip(self.things, places, strict=True)
+        return {(value, thing.shape) for thing, place in pairs for value in (thing.colour, place)}
+
+    def as_json(self) -> dict[str, Any]:
+        """The scene as plain lists and dictionaries."""
+        things = [thing._asdict() for thing in self.things]
+        return {"kind": self.kind, "relation": self.relation, "things": things}
+
+
+def invent(dice: Dice, unseen: tuple[str, str] | None = None) -> Scene:
+    """A random scene without any held-out combination; or, given one of them, with that one and no other."""
+    wanted = {unseen} if unseen else set()
+    while True:
+        kind = dice.pick(KINDS)
+        things = tuple(
+            Thing(
+                dice.pick(SIZES), colour, dice.pick(SHAPES), dice.pick((1, 2, 3, 4)) if kind == "count" else 1
+            )
+            for colour in dice.deal(COLOURS, 1 if kind == "count" else 2)
+        )
+        relation = {"count": "", "beside": dice.pick(("left", "above")), "overlap": "front"}[kind]
+        scene = Scene(kind, relation, things)
+        if scene.combinations() & set(HELD_OUT) == wanted:
+            return scene
+
+
+def captions(scene: Scene) -> list[str]:
+    """The five ordinary captions, one for each template."""
+    if scene.kind == "count":
+        return _count_captions(scene.things[0])
+    a, b = (f"a {thing.words}" for thing in scene.things)
+    sentences = {
+        "left": (
+            f"{a} is to the left of {b}",
+            f"{b} is to the right of {a}",
+            f"there is {a} on the left and {b} on the right",
+            f"the picture shows {b} with {a} to its left",
+            f"to the left of {b} there is {a}",
+        ),
+        "above": (
+            f"{a} is above {b}",
+            f"{b} is below {a}",
+            f"there is {a} at the top and {b} at the bottom",
+            f"the picture shows {b} with {a} above it",
+            f"above {b} there is {a}",
+        ),
+        "front": (
+            f"{a} is in front of {b}",
+            f"{b} is behind {a}",
+            f"there is {a} that overlaps {b} behind it",
+            f"the picture shows {b} partly hidden by {a}",
+            f"in front of {b} there is {a}",
+        ),
+    }
+    return [_sentence(words) for words in sentences[scene.relation]]
+
+
+def _count_captions(thing: Thing) -> list[str]:
+    number, be = NUMBERS[thing.number - 1], "is" if thing.number == 1 else "are"
+    whole = {1: f"the only shape is a {thing.words}", 2: f"both shapes are {thing.words}"}
+    sentences = (
+        f"there {be} {number} {thing.words}",
+        f"the picture shows {number} {thing.words}",
+        f"{number} {thing.words} can be seen",
+        f"you can count {number} {thing.words} here",
+        whole.get(thing.number, f"all {number} shapes are {thing.words}"),
+    )
+    return [_sentence(words) for words in sentences]
+
+
+def long_captions(scene: Scene, dice: Dice, *, words: int) -> list[str]:
+    """Five captions within two words of `words`; the first and last word of each are one name.
+
+    Raises:
+        ValueError: `words` is outside 5 to 200.
+    """
+    if not SHORTEST <= words <= LONGEST:
+        raise ValueError(f"captions can have {SHORTEST} to {LONGEST} words, got {words}")
+    write = _short if words < ONE_SENTENCE else _long
+    return [write(scene, name, start, words) for start, name in enumerate(dice.deal(NAMES, 5))]
+
+
+def _long(scene: Scene, name: str, start: int, words: int) -> str:
+    """The opening, statements from the entry point of caption `start` on, the closing."""
+    opening, closing = f"{name} looks at this picture.", f"So says {name}."
+    statements = [sentence for part in _statements(scene) for sentence in _turned(part, start)]
+    middle: list[str] = []
+    room = words - length(opening) - length(closing)
+    while (size := length(statements[0])) <= room:
+        middle.append(statements.pop(0))
+        room -= size
+    last = min(statements, key=lambda sentence: abs(room - length(sentence)))  # of equal ones, the first
+    if abs(room - length(last)) < room:
+        middle.append(last)
+    return " ".join([opening, *middle, closing])
+
+
+def _short(scene: Scene, name: str, start: int, words: int) -> str:
+    """The wording nearest to `words`; of two equally near, the shorter."""
+    thing = scene.things[start % len(scene.things)]
+    number = NUMBERS[thing.number - 1] if scene.kind == "count" else "a"
+    full = f"{number} {thing.words}"
+    article = "an" if number == "a" and thing.colour == "orange" else number
+    wordings = (
+        f"{name} sees {number} {thing.noun}. Thanks {name}.",
+        f"{name} sees {article} {thing.colour} {thing.noun}. Thanks {name}.",
+        f"{name} sees {full}. Thanks {name}.",
+        f"{name} sees {full}. So says {name}.",
+        f"{name} sees {full} in this picture. Thanks {name}.",
+        f"{name} sees {full} in this picture. So says {name}.",
+    )
+    return min(wordings, key=lambda caption: abs(words - length(caption)))
+
+
+def _statements(scene: Scene) -> tuple[list[str], list[str], list[str]]:
+    """True sentences in a fixed order: the ordinary captions; details; what is absent. No sentence twice."""
+    things = scene.things
+    if scene.kind == "count":
+        thing = things[0]
+        whose = "the shape" if thing.number == 1 else "every shape"
+        number, be = NUMBERS[thing.number - 1], "is" if thing.number == 1 else "are"
+        shape = "shape" if thing.number == 1 else "shapes"
+        details = [
+            f"there {be} {number} {shape} in all",
+            f"{whose} is {thing.size}",
+            f"{whose} is {thing.colour}",
+            f"{whose} is a {thing.shape}",
+        ]
+    else:
+        details = ["there are two shapes in all"]
+        for thing in things:  # their colours differ, so a colour says which is meant
+            details += [
+                f"the {thing.colour} shape is {thing.size}",
+                f"the {thing.colour} shape is a {thing.shape}",
+            ]
+        colours = " and the other is ".join(thing.colour for thing in things)
+        details.append(f"one shape is {colours}")
+    sizes, colours_seen, shapes = ({thing[field] for thing in things} for field in range(3))
+    absent = [f"no shape is {value}" for value in (*SIZES, *COLOURS) if value not in sizes | colours_seen]
+    absent += [f"no shape is a {shape}" for shape in SHAPES if shape not in shapes]
+    seen = {(thing.colour, thing.shape) for thing in things}
+    for colour in COLOURS:
+        article = "an" if colour == "orange" else "a"
+        for shape in SHAPES:
+            if (colour, shape) not in seen:
+                absent.append(f"nobody can find {article} {colour} {shape} in this picture")
+    return captions(scene), [_sentence(text) for text in details], [_sentence(text) for text in absent]
+
+
+def _turned(sentences: list[str], start: int) -> list[str]:
+    """The same sentences, beginning `start` fifths of the way round."""
+    first = start * len(sentences) // 5
+    return sentences[first:] + sentences[:first]
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:] + "."
+
+
+def length(text: str) -> int:
+    """Words of a caption of this grammar; it has no punctuation but full stops."""
+    return len(text.split())
+
+
+class Dependency(NamedTuple):
+    """The name in the first sentence and the name in the last, lower-cased; None where there is none."""
+
+    first: str | None
+    last: str | None
+
+
+def dependency(tokens: Sequence[str]) -> Dependency:
+    """What the first and the last word of a caption name: a long caption keeps the dependency if they agree.
+
+    `tokens` are a caption's words as the tokenizer gives them; full stops are passed over. A caption cut
+    before its last sentence has no last name. Ordinary captions give (None, None).
+    """
+    words = [token.lower() for token in tokens if token != "."]
+    names = {name.lower() for name in NAMES}
+    if len(words) < 2:
+        return Dependency(words[0] if words and words[0] in names else None, None)
+    return Dependency(*(word if word in names else None for word in (words[0], words[-1])))
