@@ -1,6 +1,6 @@
 """Data sets: what lies on disk -> records that passed the common checks. No torch, no pixels.
 
-One file a source; a new one is a file with `XConfig` and `read(config) -> Collection`, and one name in `DatasetConfig`.
+A new source is one file with `XConfig` and `read(config) -> Collection`, and one name in `DatasetConfig`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from typing import Annotated
 from pydantic import Field
 
 from captioning.datasets.checks import check
+from captioning.datasets.coco import CocoConfig
 from captioning.datasets.flickr8k import Flickr8kConfig
+from captioning.datasets.flickr30k import Flickr30kConfig
 from captioning.datasets.folder import FolderConfig
+from captioning.datasets.karpathy import KarpathyConfig
+from captioning.datasets.shapes import ShapesConfig
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 
-DatasetConfig = Annotated[Flickr8kConfig | FolderConfig, Field(discriminator="kind")]
+DatasetConfig = Annotated[
+    ShapesConfig | Flickr8kConfig | Flickr30kConfig | KarpathyConfig | CocoConfig | FolderConfig,
+    Field(discriminator="kind"),
+]
 
 
 def load(config: DatasetConfig, *, skipped_csv: str | os.PathLike[str] | None = None) -> Collection:

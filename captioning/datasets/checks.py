@@ -1,4 +1,4 @@
-"""What every data set must pass: usable captions, files that are there, no leakage. Knows records, no file formats."""
+"""What every data set must pass: captions with words, files there, no leakage. Knows no file formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIRST = 5
 
 
 class Entry(NamedTuple):
-    """An image as a reader found it: `captions` are labels ("annotation 7") with what stood there, of any type."""
+    """An image as a reader found it; `captions`: labels ("annotation 7") with whatever stood there."""
 
     image_id: ImageId
     name: str
@@ -104,10 +104,9 @@ def check(
     if len(skipped) > max_bad * seen:
         listed = skipped_csv or "skipped.csv"
         write_skipped(listed, skipped)
-        first = "; ".join(f"{item}: {reason}" for item, reason in skipped[:3])
         raise UserError(
-            f"{where}: {len(skipped)} of {seen} images and captions are bad, more than "
-            f"max_bad = {max_bad:g} allows (first: {first}); all are listed in {listed}"
+            f"{where}: {len(skipped)} of {seen} images and captions are bad, more than max_bad = {max_bad:g} "
+            f"allows: {summarize(skipped)}; all are listed in {listed}"
         )
     if not records:
         raise UserError(f"{where}: holds no image with a caption")
@@ -139,6 +138,17 @@ def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Colle
         if split not in there and not collection.skipped:
             raise UserError(f"{source}: names no image for the split {split!r}")
     return collection
+
+
+def summarize(skipped: Iterable[Skip]) -> str:
+    """ "3 no such image file (first a.jpg), 15 caption without image (first b.csv: line 2)""""
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for item, reason in skipped:
+        kind = reason.partition(":")[0]
+        first.setdefault(kind, item)
+        counts[kind] += 1
+    return ", ".join(f"{counts[kind]} {kind} (first {item})" for kind, item in first.items())
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[Skip]) -> None:

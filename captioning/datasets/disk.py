@@ -1,4 +1,4 @@
-"""Finds a data set's files and says which photographs are there. Knows names and folders, no captions, no pixels."""
+"""Finds a data set's files and says which photographs are there. Knows names and folders, no captions."""
 
 from __future__ import annotations
 
@@ -94,6 +94,12 @@ def list_files(folder: str) -> set[str]:
         return set()
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
+
+
+def json_kind(value: object) -> str:
+    """What JSON calls the type of `value`: "an object", "a list" ..., for messages."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def read_csv(path: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

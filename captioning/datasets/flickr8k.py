@@ -1,4 +1,4 @@
-"""Flickr8k in both layouts that exist -> records. Knows the names of its files, nothing of what they are used for.
+"""Flickr8k in both layouts that exist -> records. Knows its files, nothing of what they are used for.
 
 Hodosh, Young and Hockenmaier (2013), "Framing image description as a ranking task".
 
@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
@@ -38,12 +40,13 @@ LISTS = {
 class Flickr8kConfig:
     """Flickr8k. File names are relative to `root`; those left at null or "auto" are looked for.
 
-    `splits: official` reads the lists of the release; the list of test images may be absent. `splits: random`
-    draws 1,000 / 1,000 images for val / test (an eighth each where there are fewer than 8,000) by `split_seed`,
-    for copies without lists: no published figure uses such a split. `images: null` loads captions alone.
+    `splits: official` reads the lists of the release; the list of test images may be absent.
+    `splits: random` draws 1,000 images each for val and test (an eighth each where there are fewer than
+    8,000) by `split_seed`, for copies without lists: no published figure uses such a split. `images: null`
+    loads captions alone.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     kind: Literal["flickr8k"] = "flickr8k"
     root: str = "data/flickr8k"
@@ -128,8 +131,8 @@ def _drawn(config: Flickr8kConfig, path: str, captions: Captions) -> list[Entry]
     held_out = min(1000, len(captions) // 8)
     splits = disk.random_splits(captions, seed=config.split_seed, val=held_out, test=held_out)
     warnings.warn(
-        f"Flickr8k is split at random (seed {config.split_seed}, {len(captions) - 2 * held_out} / {held_out} / "
-        f"{held_out} images): figures on it do not compare with published ones",
+        f"Flickr8k is split at random (seed {config.split_seed}; {held_out} images each for val and test, "
+        "the rest for train): figures on it do not compare with published ones",
         stacklevel=3,
     )
     return [

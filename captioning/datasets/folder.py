@@ -1,4 +1,4 @@
-"""A folder of one's own photographs with a CSV or JSONL of captions -> records. Knows columns, no public data set.
+"""One's own photographs with a CSV or JSONL of captions -> records. Knows columns, no public data set.
 
 A row: `file_name, caption[, split]`. An image with several captions has several rows, or in JSONL a list of
 strings as its `caption`.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
@@ -26,12 +28,13 @@ RANDOM = "random"
 class FolderConfig:
     """Photographs under `root` and a file of captions beside them.
 
-    `captions` left at null is looked for (captions.csv, captions.jsonl, metadata.csv, metadata.jsonl); `images`
-    left at "auto" is `root/images`, or `root` itself; `images: null` loads captions alone. Images whose rows name
-    no split get `split`: a split's name, or "random" for a tenth each to val and test, drawn by `split_seed`.
+    `captions` left at null is looked for (captions.csv, captions.jsonl, metadata.csv, metadata.jsonl);
+    `images` left at "auto" is `root/images`, or `root` itself; `images: null` loads captions alone. Images
+    whose rows name no split get `split`: a split's name, or "random" for a tenth each to val and test, drawn
+    by `split_seed`.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     kind: Literal["folder"] = "folder"
     root: str = "data/folder"
