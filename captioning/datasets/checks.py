@@ -141,7 +141,7 @@ def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Colle
 
 
 def summarize(skipped: Iterable[Skip]) -> str:
-    """ "3 no such image file (first a.jpg), 15 caption without image (first b.csv: line 2)""""
+    """For each reason how often and where first: "3 no such image file (first a.jpg), 15 caption ..."."""
     first: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for item, reason in skipped:
