@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,56 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty folder beside `folder` to fill; on success it takes its place, on failure it is gone.
+
+    Two renames: a crash between them leaves the former content as `.NAME.old`, which `recovered` puts back.
+    """
+    folder = Path(folder)
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    recovered(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        fsync_folder(part)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        fsync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def recovered(folder: Path) -> Path:
+    """`folder`, put back from `.NAME.old` where a crash struck between the two renames of a replacement."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def write_manifest(folder: Path) -> None:
+    """Write `manifest.json`: the sha256 of every other file in `folder`."""
+    write_json(folder / "manifest.json", {path.name: sha256(path) for path in sorted(folder.iterdir())})
+
+
+def check_manifest(folder: Path) -> None:
+    """Raises UserError where a file of `manifest.json` is missing or not as it was written."""
+    for name, digest in read_json(folder / "manifest.json").items():
+        path = inside(folder, name, entry=f"{folder / 'manifest.json'}: entry {name!r}")
+        if not path.is_file():
+            raise UserError(f"{path}: missing; copy the whole folder again")
+        if sha256(path) != digest:
+            raise UserError(f"{path}: damaged or edited (its sha256 is not the manifest's); copy it again")
+
+
 def fsync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -117,13 +168,9 @@ def write_jsonl(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+        digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -1,0 +1,149 @@
+"""Records and a vocabulary -> batches, in an order that is a function of (seed, epoch). Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioning.errors import UserError
+from captioning.records import ImageId, ImageRecord
+from captioning.tensors import Batch, Features
+from captioning.tokenizer import tokenize
+from captioning.vocabulary import Vocabulary
+
+POOL = 32
+"""Batches that are sorted by caption length together: enough to find images alike, few enough to stay random."""
+
+
+class EncodedCaptions(NamedTuple):
+    """All captions of some records in three arrays: nothing for worker processes to copy.
+
+    Image i has the captions `first[i] .. first[i + 1] - 1`; caption j the ids `words[start[j] : start[j + 1]]`.
+    """
+
+    words: np.ndarray  # int32
+    start: np.ndarray  # int64
+    first: np.ndarray  # int64
+    cut: int  # captions longer than the limit
+
+    @classmethod
+    def of(cls, records: Sequence[ImageRecord], vocabulary: Vocabulary, *, max_length: int) -> EncodedCaptions:
+        """`<start> words <end>` of every caption, at most `max_length` words each."""
+        words: list[int] = []
+        start, first, cut = [0], [0], 0
+        for record in records:
+            for caption in record.captions:
+                ids = vocabulary.encode(tokenize(caption), max_length=max_length)
+                cut += ids[-1] != vocabulary.end
+                words.extend(ids)
+                start.append(len(words))
+            first.append(len(start) - 1)
+        return cls(
+            words=np.array(words, np.int32), start=np.array(start, np.int64), first=np.array(first, np.int64), cut=cut
+        )
+
+    def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """At most `width` captions of an image, drawn without replacement, longest first."""
+        captions = np.arange(self.first[image], self.first[image + 1])
+        if len(captions) > width:
+            captions = generator.choice(captions, width, replace=False)
+        chosen = [self.words[self.start[caption] : self.start[caption + 1]] for caption in captions]
+        return sorted(chosen, key=len, reverse=True)
+
+
+def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch, each an array of `size` image numbers (the last may be smaller).
+
+    Shuffled; then, within pools of `POOL` batches, images with captions of like length are put together, so
+    that few sequences wait for the longest; then the batches are shuffled. A function of its arguments only.
+    """
+    images = len(captions.first) - 1
+    generator = np.random.default_rng((seed, epoch, 0))
+    longest = np.array(
+        [np.diff(captions.start[captions.first[i] : captions.first[i + 1] + 1]).max() for i in range(images)]
+    )
+    shuffled = generator.permutation(images)
+    batches: list[np.ndarray] = []
+    for begin in range(0, images, size * POOL):
+        pool = shuffled[begin : begin + size * POOL]
+        pool = pool[np.argsort(longest[pool], kind="stable")]
+        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def pack(chosen: Sequence[Sequence[np.ndarray]], *, width: int, pad: int) -> tuple[Tensor, tuple[int, ...], int]:
+    """Captions of each image, longest first -> words (B, width, T + 1), running, tokens, as `Batch` has them."""
+    length = max(len(ids) for captions in chosen for ids in captions)
+    words = np.full((len(chosen), width, length), pad, np.int64)
+    counts = np.zeros((len(chosen), length - 1), np.int64)  # captions of an image with more than t targets
+    tokens = 0
+    for b, captions in enumerate(chosen):
+        for k, ids in enumerate(captions):
+            words[b, k, : len(ids)] = ids
+            counts[b, : len(ids) - 1] += 1
+            tokens += len(ids) - 1
+    return torch.from_numpy(words), tuple(int(count) for count in counts.max(0)), tokens
+
+
+Images = Callable[[Sequence[int], int], Features | Tensor]
+"""(image numbers, epoch) -> stored features, or pixels (B, 3, height, width)."""
+
+
+class TrainingBatches(Dataset):
+    """Makes the batch of given image numbers, in whatever process asks for it."""
+
+    def __init__(
+        self,
+        ids: Sequence[ImageId],
+        captions: EncodedCaptions,
+        images: Images,
+        *,
+        width: int,
+        pad: int,
+        seed: int,
+        epoch: int,
+    ):
+        self.ids, self.captions, self.images = ids, captions, images
+        self.width, self.pad, self.seed, self.epoch = width, pad, seed, epoch
+
+    def __getitem__(self, numbers: np.ndarray) -> Batch:
+        chosen = [
+            self.captions.of_image(number, self.width, np.random.default_rng((self.seed, self.epoch, 1, number)))
+            for number in numbers
+        ]
+        words, running, tokens = pack(chosen, width=self.width, pad=self.pad)
+        return Batch(
+            image_ids=[self.ids[number] for number in numbers],
+            images=self.images(numbers, self.epoch),
+            words=words,
+            running=running,
+            tokens=tokens,
+        )
+
+
+def loader(
+    dataset: TrainingBatches, batches: Sequence[np.ndarray], *, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """Batches in the given order, made by `workers` processes (0: by this one)."""
+    return DataLoader(
+        dataset,
+        sampler=list(batches),  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def check_trainable(records: Sequence[ImageRecord], split: str) -> None:
+    """Raises UserError where a split is empty or an image of it has no caption."""
+    if not records:
+        raise UserError(f"the split {split!r} is empty; check the data set's folder and split names")
+    bare = [record.image_id for record in records if not record.captions]
+    if bare:
+        raise UserError(f"{len(bare)} images of split {split!r} have no caption (first {bare[:5]})")

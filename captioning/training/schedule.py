@@ -1,0 +1,55 @@
+"""Learning rate schedules: pure functions of the step. They know no optimizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Steps = Annotated[int, Field(ge=0)]
+
+
+def _warmed(step: int, warmup: int) -> float:
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantConfig:
+    """The full rate after `warmup` steps of linear rise."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["constant"] = "constant"
+    warmup: Steps = 0
+
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+        return _warmed(step, self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig:
+    """Half a cosine from the full rate down to `final` of it at the last step (Loshchilov and Hutter 2017)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["cosine"] = "cosine"
+    warmup: Steps = 200
+    final: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+        done = min(1.0, max(0, step - self.warmup) / max(1, steps_per_epoch * epochs - self.warmup))
+        return _warmed(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """The rate times `decay` after each `every` epochs."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["step"] = "step"
+    warmup: Steps = 0
+    every: Annotated[int, Field(ge=1)] = 3
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+        return _warmed(step, self.warmup) * self.decay ** (step // (steps_per_epoch * self.every))

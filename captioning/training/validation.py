@@ -1,0 +1,83 @@
+"""Validation by the real search and the real metrics. Never teacher-forced scores; never the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from captioning import metrics
+from captioning.batches import EncodedCaptions, Images, pack
+from captioning.captioner import Captioner
+from captioning.describe import describe
+from captioning.losses import cross_entropy
+from captioning.records import ImageId, ImageRecord, Prediction
+from captioning.search import SearchConfig
+from captioning.tensors import Features
+from captioning.tokenizer import tokenize
+
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D")
+
+
+class Validation(NamedTuple):
+    """What one validation has shown."""
+
+    scores: dict[str, float]  # metric name -> corpus score; "loss": nats per token, teacher forced
+    predictions: list[Prediction]
+
+
+class Validator:
+    """Captions and scores one split; its references are tokenized once."""
+
+    def __init__(
+        self, records: Sequence[ImageRecord], images: Images, captions: EncodedCaptions, *, search: SearchConfig, size: int
+    ):
+        self.records, self.images, self.captions, self.search, self.size = records, images, captions, search, size
+        self.references = [[tokenize(caption) for caption in record.captions] for record in records]
+
+    def __call__(self, captioner: Captioner, device: torch.device) -> Validation:
+        """`captioner` in eval mode."""
+        predictions: list[Prediction] = []
+        loss, tokens = 0.0, 0
+        for numbers, ids, features in self._features(captioner, device):
+            predictions += describe(captioner, features, ids, config=self.search)
+            more, counted = self._loss(captioner, features, numbers)
+            loss, tokens = loss + more, tokens + counted
+        candidates = [tokenize(prediction.caption) for prediction in predictions]
+        found = metrics.score(self.references, candidates, names=METRICS)
+        scores = {name: float(value) for name, value in found.corpus.items()}
+        return Validation(scores={**scores, "loss": loss / tokens}, predictions=predictions)
+
+    @torch.inference_mode()
+    def _features(
+        self, captioner: Captioner, device: torch.device
+    ) -> Iterator[tuple[np.ndarray, list[ImageId], Features]]:
+        starts = range(0, len(self.records), self.size)
+        for start in tqdm(starts, desc="validating", leave=False, disable=None, delay=2):
+            numbers = np.arange(start, min(start + self.size, len(self.records)))
+            ids = [self.records[number].image_id for number in numbers]
+            yield numbers, ids, captioner.features(to_device(self.images(numbers, 0), device))
+
+    @torch.inference_mode()
+    def _loss(self, captioner: Captioner, features: Features, numbers: np.ndarray) -> tuple[float, int]:
+        vocabulary = captioner.vocabulary
+        width = int((self.captions.first[numbers + 1] - self.captions.first[numbers]).max())
+        chosen = [self.captions.of_image(int(number), width, np.random.default_rng(0)) for number in numbers]
+        words, running, tokens = pack(chosen, width=width, pad=vocabulary.pad)
+        words = words.to(features.regions.device)
+        steps = captioner.decoder(words[..., :-1], captioner.decoder.remember(features), running)
+        targets = words[..., 1:]
+        counts = targets != vocabulary.pad
+        logits = captioner.decoder.logits(steps.hidden[counts])
+        return float(cross_entropy(logits, targets[counts], smoothing=0.0)), tokens
+
+
+def to_device(images: Features | torch.Tensor, device: torch.device) -> Features | torch.Tensor:
+    """Features as float32, or pixels, on `device`."""
+    if isinstance(images, Features):
+        valid = images.valid if images.valid is None else images.valid.to(device, non_blocking=True)
+        return Features(regions=images.regions.to(device, non_blocking=True).float(), valid=valid)
+    return images.to(device, non_blocking=True)
