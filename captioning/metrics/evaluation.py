@@ -18,9 +18,8 @@ from captioning.tokenizer import tokenize
 UNKNOWN = "<unk>"
 _UNMATCHED = " "  # stands in for it: no reference holds such a token, since none holds white space
 BAD_ENDINGS = frozenset(
-    ["a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near", "to"]
-    + ["is", "are", "am"]
-)
+    ("a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near")
+) | {"to", "is", "are", "am"}
 """Words that leave a caption unfinished."""
 
 _TOKENIZER = "PTB as Stanford's 3.4.1, lower-cased, coco-caption's punctuation dropped"
