@@ -1,0 +1,143 @@
+"""What searches share: log-probabilities of next words, the best of many, length rules. Knows no decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from captioning.errors import UserError
+from captioning.tensors import Hypotheses
+from captioning.vocabulary import Vocabulary
+
+PAD = Vocabulary.pad
+IMPOSSIBLE = float("-inf")
+LengthRule = Literal["sum", "mean", "gnmt"]
+Length = TypeVar("Length", int, Tensor)
+
+
+class Candidates(NamedTuple):
+    """Ways to go on, C an image, best first by `logp`; where fewer exist `logp` is minus infinity."""
+
+    parents: Tensor  # (B, C) int64: the sequence of the image that goes on
+    words: Tensor  # (B, C) int64: its next word
+    word_logp: Tensor  # (B, C)
+    logp: Tensor  # (B, C): of the sequence with that word
+
+
+def next_logp(logits: Tensor, banned: Tensor) -> Tensor:
+    """Log-probabilities of the next word over the full vocabulary, then minus infinity for `banned` words.
+
+    The others are not renormalised: what is banned takes no part in the choice and keeps its share.
+
+    Args:
+        logits: (B, K, V) of any floating type; left as it is.
+        banned: (U,) int64 ids.
+
+    Returns:
+        (B, K, V), float32 at least. The caller may write into it: further rules on what is chosen go there.
+    """
+    # on a CPU the fused log_softmax is no slower than the three passes of a logsumexp
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return torch.log_softmax(logits, -1, dtype=dtype).index_fill_(-1, banned, IMPOSSIBLE)
+
+
+def best(word_logp: Tensor, logp: Tensor, count: int) -> Candidates:
+    """The `count` best of the K x V ways to go on, for each image; all of them where there are fewer.
+
+    Exact. Among equals the choice is deterministic and independent of the other images.
+
+    Args:
+        word_logp: (B, K, V) of the next words.
+        logp: (B, K) of the sequences so far.
+    """
+    _, width, size = word_logp.shape
+    count = min(count, width * size)
+    # topk over rows of V is slow. No word is among the best whose block's best is not, so: the maximum of
+    # each block, the best blocks, the best inside those. As many words a block as makes the last two equal.
+    depth = math.isqrt(width * size // count)
+    if depth < 4:
+        sums, index = (word_logp + logp[..., None]).flatten(1).topk(count)
+        parents, words = index // size, index % size
+    else:
+        blocks = math.ceil(size / depth)  # block j is words j, j + blocks, j + 2 blocks ...
+        full = size // blocks
+        maxima = word_logp[..., : full * blocks].unflatten(-1, (full, blocks)).amax(-2)  # (B, K, blocks)
+        rest = word_logp[..., full * blocks :]
+        if rest.shape[-1]:
+            head = maxima[..., : rest.shape[-1]]
+            torch.maximum(head, rest, out=head)
+        chosen = (maxima + logp[..., None]).flatten(1).topk(min(count, width * blocks)).indices  # (B, C)
+        inside = torch.arange(0, depth * blocks, blocks, device=chosen.device)
+        parents = (chosen // blocks)[..., None].expand(-1, -1, depth).flatten(1)  # (B, C x depth)
+        words = ((chosen % blocks)[..., None] + inside).flatten(1)
+        outside = words >= size
+        index = (parents * size + words).clamp_(max=width * size - 1)
+        sums = word_logp.flatten(1).gather(1, index) + logp.gather(1, parents)
+        sums, order = sums.masked_fill_(outside, IMPOSSIBLE).topk(count)
+        parents, words = parents.gather(1, order), words.gather(1, order).clamp_(max=size - 1)
+        index = parents * size + words
+    return Candidates(
+        parents=parents, words=words, word_logp=word_logp.flatten(1).gather(1, index), logp=sums
+    )
+
+
+def length_score(logp: Tensor, length: Length, rule: LengthRule, alpha: float) -> Tensor:
+    """`logp` under the length rule, never falling with the length for the same `logp`.
+
+    sum: logp. mean: logp / L. gnmt: logp / ((5 + L) / 6)^alpha (Wu et al. 2016, eq. 14, without coverage).
+
+    Args:
+        logp: (...), at most 0.
+        length: words, `<end>` counted; a number or broadcast to `logp`.
+    """
+    if rule == "sum":
+        return logp
+    if rule == "mean":
+        return logp / length
+    return logp / ((5 + length) / 6) ** alpha
+
+
+def first_tensor(carry: Any) -> Tensor:
+    """Any tensor (B, K, ...) of a carry: it tells the number of images and the device."""
+    while not isinstance(carry, Tensor):
+        carry = carry[0]
+    return carry
+
+
+def ids_on(ids: Collection[int], device: torch.device) -> Tensor:
+    """(U,) int64, each id once."""
+    return torch.tensor(sorted(set(ids)), dtype=torch.int64, device=device)
+
+
+def check(decoder_size: int, *, start: int, end: int, unwanted: Collection[int]) -> None:
+    """Raises ValueError where an id is not of the vocabulary, or `end` may not be produced."""
+    if outside := [word for word in (start, end, *unwanted) if not 0 <= word < decoder_size]:
+        raise ValueError(f"ids run from 0 to {decoder_size - 1}, got {outside[0]}")
+    if end in unwanted:
+        raise ValueError(f"the end of a caption, {end}, cannot be among the unwanted ids")
+
+
+def emptied(found: Hypotheses, empty: Tensor) -> Hypotheses:
+    """With nothing in the rows where `empty` (B, R): no words, length 0, minus infinity."""
+    return Hypotheses(
+        words=found.words.masked_fill(empty[..., None], PAD),
+        lengths=found.lengths.masked_fill(empty, 0),
+        logp=found.logp.masked_fill(empty, IMPOSSIBLE),
+        word_logp=found.word_logp.masked_fill(empty[..., None], 0.0),
+        scores=found.scores.masked_fill(empty, IMPOSSIBLE),
+        finished=found.finished & ~empty,
+    )
+
+
+def trimmed(found: Hypotheses) -> Hypotheses:
+    """Without the padding behind the longest caption. Raises UserError where the numbers are none."""
+    if not (found.logp < float("inf")).all():
+        raise UserError(
+            "the decoder's logits are NaN or infinite; damaged weights, or training that diverged"
+        )
+    longest = int(found.lengths.max())
+    return found._replace(words=found.words[..., :longest], word_logp=found.word_logp[..., :longest])
