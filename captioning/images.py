@@ -1,0 +1,417 @@
+"""Image files -> upright RGB images -> tensors. Knows no captions, no models."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from captioning.errors import UserError
+from captioning.files import fingerprint
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+"""What is opened. Nothing else: PostScript runs programs, and rarely used decoders are rarely mended."""
+
+MAX_PIXELS = 50_000_000
+
+ImageSource = str | os.PathLike[str] | BinaryIO
+
+
+class BadImage(UserError):
+    """A file that cannot be used as an image, and why. Reads as "PATH: REASON"."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
+        return BadImage, (self.path, self.reason)  # crosses from worker processes
+
+
+class LoadedImage(NamedTuple):
+    """An upright RGB image, and what its reader should be told ("" for nothing)."""
+
+    image: Image.Image
+    note: str
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as upright RGB: EXIF rotation applied, transparency over white, first frame of several.
+
+    Args:
+        source: a path, or an open binary file (standard input, say), read from where it stands.
+        max_pixels: larger images are refused from their header, before anything is decoded.
+
+    Raises:
+        BadImage: the file cannot be used, with the reason in a few words.
+    """
+    return read_image(source, max_pixels=max_pixels).image
+
+
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """As `load_image`, with a note where something was left out (the further frames of an animation)."""
+    name = shown(source)
+    if not isinstance(source, (str, os.PathLike)):
+        return _read(_seekable(source, name), name, max_pixels)
+    try:
+        with open(source, "rb", opener=_open_regular) as file:
+            return _read(file, name, max_pixels)
+    except FileNotFoundError:
+        raise BadImage(name, "broken link" if os.path.islink(source) else "no such file") from None
+    except IsADirectoryError:
+        raise BadImage(name, "a folder, not an image") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadImage(name, f"cannot be read ({reason})") from None
+
+
+def shown(source: ImageSource) -> str:
+    """The file's name as it can stand in one line of output: what cannot be printed is escaped."""
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<image>")
+    text = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "<image>"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "replace").decode()
+        for letter in text
+    )
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """`os.open`, but a pipe or a device is an error and does not block."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError
+    raise OSError("not a regular file")
+
+
+def _seekable(file: BinaryIO, name: str) -> BinaryIO:
+    try:
+        return file if file.seekable() else io.BytesIO(file.read())
+    except (OSError, ValueError) as error:
+        raise BadImage(name, f"cannot be read ({error})") from None
+
+
+def _read(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
+    start = file.tell()
+    head = file.read(1024)
+    file.seek(start)
+    if reason := refusal(head):
+        raise BadImage(name, reason)
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limits lie above ours, and ours is checked below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadImage(name, f"over {max_pixels / 1e6:g} megapixels; scale it down first") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage(name, "not an image that can be read (unknown or damaged header)") from None
+    except Exception as error:  # decoders raise nearly everything on damaged input
+        raise BadImage(name, f"damaged header ({_one_line(error)})") from None
+    with image:
+        kind, (width, height) = image.format, image.size
+        if width * height > max_pixels:
+            raise BadImage(
+                name,
+                f"{width} x {height} pixels, over {max_pixels / 1e6:g} megapixels; scale it down first",
+            )
+        try:
+            image.load()
+            rgb = _upright(to_rgb(image), image)
+        except _Unsupported as error:
+            raise BadImage(name, str(error)) from None
+        except Exception as error:
+            raise BadImage(name, f"truncated or corrupt {kind} ({_one_line(error)})") from None
+        several = kind != "MPO" and _has_further_frames(
+            image
+        )  # MPO: the others are previews of the same picture
+    return LoadedImage(rgb, f"{name}: has several frames, the first is used" if several else "")
+
+
+def _has_further_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame takes nothing from the first
+        return True
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_NOT_ALLOWED = (
+    (0, b"%!PS", "EPS"),
+    (0, b"\xc5\xd0\xd3\xc6", "EPS"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "PSD"),
+    (0, b"SIMPLE  =", "FITS"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypheic", "HEIC"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"icns", "ICNS"),
+    (0, b"PK\x03\x04", "ZIP"),
+)
+
+
+def refusal(head: bytes) -> str | None:
+    """Why a file that begins with `head` is none of `FORMATS`, where that can be told; else None."""
+    if not head:
+        return "not an image (empty file)"
+    for offset, magic, kind in _NOT_ALLOWED:
+        if head[offset : offset + len(magic)] == magic:
+            return f"format not allowed ({kind}); convert it to PNG or JPEG"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if b"<svg" in text and text.startswith((b"<?xml", b"<svg", b"<!--", b"<!doctype svg")):
+        return "format not allowed (SVG); convert it to PNG or JPEG"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "not an image (looks like HTML)"
+    if text.startswith((b"<?xml", b"<!--")):
+        return "not an image (looks like XML)"
+    if head[:1] != b"P" and not head.strip(b"\0"):
+        return "not an image (only zero bytes)"
+    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 or byte >= 128 for byte in head)
+    if printable == len(head) and not _looks_like_image(head):
+        return "not an image (looks like text)"
+    return None
+
+
+def _looks_like_image(head: bytes) -> bool:
+    """Whether `head` begins as one of the few image formats do whose first kilobyte may be all printable."""
+    return (
+        head[:3] == b"\xff\xd8\xff"
+        or head[:3] == b"GIF"
+        or head[:2] == b"BM"
+        or (head[:1] == b"P" and head[1:2] in b"123456fy")
+    )
+
+
+class _Unsupported(Exception):
+    pass
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow decodes to -> RGB; transparency over white, 16 bits a channel scaled linearly to 8."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_deep(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise _Unsupported(f"colour mode {image.mode} not supported; convert it to RGB") from None
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits -> RGB, linearly. Pillow's own `convert` cuts everything above 255 to white.
+
+    16 bits span 0 .. 65535, as do 32-bit integers that fit; floats 0 .. 1. Beyond: the largest is white.
+    """
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    usual = 1.0 if image.mode == "F" else 65535.0
+    white = max(usual, float(values.max(initial=0.0)))
+    grey = np.clip(values / white, 0.0, 1.0)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):  # one grey value stands for "nothing here"
+        grey[values == clear] = 1.0
+    return Image.fromarray(np.round(grey * 255).astype(np.uint8)).convert("RGB")
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation (EXIF 2.3, tag 0x0112) -> what makes the pixels upright."""
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        orientation = 1  # damaged EXIF is no reason to do without the pixels
+    how = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return rgb if how is None else rgb.transpose(how)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[float, float, float]
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the encoder's input: the same in training, validation and captioning.
+
+    resize: how the image is brought to a square of side `size / crop`:
+        "stretch": both sides to it, nothing cut off (the whole image, its proportions lost);
+        "short_side": the shorter side to it, the middle kept;
+        "long_side": the longer side to it, the rest filled with the mean colour.
+    crop: of that square the middle is kept, this share of its side (ImageNet evaluation: 224 / 256 = 0.875).
+    mean, std: per channel, of values in 0 .. 1.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    size: Positive = 224
+    resize: Literal["stretch", "short_side", "long_side"] = "stretch"
+    crop: Share = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: Channels = IMAGENET_MEAN
+    std: Annotated[Channels, Field(description="each above 0")] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"preprocessing.std must be above 0, got {list(self.std)}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits: equal where the tensors are."""
+        return fingerprint(asdict(self))
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """An RGB image -> the encoder's input: (3, size, size) float32, normalised."""
+    return normalize(prepare_bytes(image, preprocessing), preprocessing)
+
+
+def prepare_bytes(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """`prepare` up to its last step: (3, size, size) uint8, a quarter of the bytes to send elsewhere."""
+    side = max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
+    fill = [round(255 * value) for value in preprocessing.mean]
+    width, height = image.size
+    if preprocessing.resize == "stretch":
+        image = _resize(image, side, side, preprocessing)
+    elif preprocessing.resize == "short_side":
+        short = min(width, height)
+        # cut first what the crop drops anyhow: a 1 x 5000 image would grow to a gigabyte
+        image = F.center_crop(image, [min(height, 2 * short), min(width, 2 * short)])
+        width, height = image.size
+        image = _resize(image, round(width * side / short), round(height * side / short), preprocessing)
+    else:
+        scale = side / max(width, height)
+        image = _resize(image, max(1, round(width * scale)), max(1, round(height * scale)), preprocessing)
+        left, top = (side - image.width) // 2, (side - image.height) // 2
+        image = F.pad(image, [left, top, side - image.width - left, side - image.height - top], fill=fill)
+    image = F.center_crop(image, [preprocessing.size, preprocessing.size])
+    return F.pil_to_tensor(image)
+
+
+def _resize(image: Image.Image, width: int, height: int, preprocessing: Preprocessing) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    how = v2.InterpolationMode(preprocessing.interpolation)
+    return F.resize(image, [height, width], interpolation=how, antialias=True)
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(..., 3, height, width) uint8 -> float32, less the mean, over the standard deviation."""
+    scaled = F.to_dtype(pixels, torch.float32, scale=True)
+    return F.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes to training images. The defaults change nothing.
+
+    flip: probability of mirroring. Mind captions that say "left" and "right".
+    scale: share of the image's area that a random crop keeps, smallest and largest.
+    ratio: width to height of that crop, smallest and largest.
+    brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x.  hue: turns of the colour circle.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    flip: Probability = 0.0
+    scale: tuple[Share, Share] = (1.0, 1.0)
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+    brightness: Amount = 0.0
+    contrast: Amount = 0.0
+    saturation: Amount = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"augmentation.{name}: the smallest comes first, got {[low, high]}")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no image would be changed: stored features can then stand in for pixels."""
+        return self.scale == (1.0, 1.0) and not any(
+            (self.flip, self.brightness, self.contrast, self.saturation, self.hue)
+        )
+
+
+def augment(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    augmentation: AugmentationConfig,
+    *,
+    generator: np.random.Generator,
+) -> Tensor:
+    """A randomly changed image -> the encoder's input, (3, size, size) float32."""
+    if augmentation.scale != (1.0, 1.0):
+        top, left, height, width = _random_box(image, augmentation, generator)
+        image = F.crop(image, top, left, height, width)
+    if generator.random() < augmentation.flip:
+        image = F.horizontal_flip(image)
+    for amount, adjust in (
+        (augmentation.brightness, F.adjust_brightness),
+        (augmentation.contrast, F.adjust_contrast),
+        (augmentation.saturation, F.adjust_saturation),
+    ):
+        if amount:
+            image = adjust(image, float(generator.uniform(1 - amount, 1 + amount)))
+    if augmentation.hue:
+        image = F.adjust_hue(image, float(generator.uniform(-augmentation.hue, augmentation.hue)))
+    return prepare(image, preprocessing)
+
+
+def _random_box(
+    image: Image.Image, augmentation: AugmentationConfig, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a crop of random area and shape (Szegedy et al. 2014, section 6)."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * generator.uniform(*augmentation.scale)
+        ratio = float(np.exp(generator.uniform(*np.log(augmentation.ratio))))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    return 0, 0, height, width
+
+
+def describe(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The settings as plain values, for an index or a card."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(preprocessing).items()
+    }
