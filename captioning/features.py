@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from captioning.datasets.checks import summarize, write_skipped
+from captioning.datasets.checks import write_skipped
 from captioning.encoders import Encoder
 from captioning.errors import UserError
 from captioning.files import fingerprint, read_json, replacing, sha256, write_json
@@ -135,7 +135,7 @@ class FeatureStore:
         """The images' regions, (B, N, D) in the store's dtype: a copy, the caller's own.
 
         Args:
-            views: for each image 0 (as it is) or 1 (mirrored, where the store has that); None: all as they are.
+            views: for each image 0 (as it is) or 1 (mirrored, if the store has that); None: all as they are.
 
         Raises:
             UserError: an image is not in the store.
@@ -415,7 +415,7 @@ class _Writer:
             self.encoder.train(training)
         self.index["skipped"] = [list(skip) for skip in self.skipped]
         if not self.index["shards"]:
-            raise UserError(f"{self.folder}: not one image could be read: {summarize(self.skipped)}")
+            raise UserError(f"{self.folder}: not one image could be read ({_first(self.skipped)})")
         write_json(self.folder / INDEX, self.index)
         if self.skipped:
             write_skipped(self.folder / "skipped.csv", self.skipped)
@@ -488,6 +488,10 @@ class _Writer:
         if len(self.skipped) > most_bad:
             write_skipped(self.folder / "skipped.csv", self.skipped)
             raise UserError(
-                f"{self.folder}: {len(self.skipped)} images are bad, more than max_bad allows: "
-                f"{summarize(self.skipped)}; all are listed in {self.folder / 'skipped.csv'}"
+                f"{self.folder}: {len(self.skipped)} images are bad, more than max_bad allows "
+                f"({_first(self.skipped)}); all are listed in {self.folder / 'skipped.csv'}"
             )
+
+
+def _first(skipped: Sequence[Skip]) -> str:
+    return f"first {skipped[0].item}: {skipped[0].reason}"

@@ -36,7 +36,7 @@ class Encoder(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """The settings that shape the features, as plain values: not where weights come from or how they train."""
+        """The settings that shape the features, as plain values; not whence the weights, nor their training."""
 
     @abstractmethod
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
