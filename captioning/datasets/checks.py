@@ -104,9 +104,11 @@ def check(
     if len(skipped) > max_bad * seen:
         listed = skipped_csv or "skipped.csv"
         write_skipped(listed, skipped)
+        found = count_reasons(skipped).items()
+        reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in found)
         raise UserError(
             f"{where}: {len(skipped)} of {seen} images and captions are bad, more than max_bad = {max_bad:g} "
-            f"allows: {summarize(skipped)}; all are listed in {listed}"
+            f"allows: {reasons}; all are listed in {listed}"
         )
     if not records:
         raise UserError(f"{where}: holds no image with a caption")
@@ -140,15 +142,14 @@ def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Colle
     return collection
 
 
-def summarize(skipped: Iterable[Skip]) -> str:
-    """For each reason how often and where first: "3 no such image file (first a.jpg), 15 caption ..."."""
-    first: dict[str, str] = {}
-    counts: Counter[str] = Counter()
+def count_reasons(skipped: Iterable[Skip]) -> dict[str, tuple[int, str]]:
+    """For each reason (what follows a colon left out) how often, and the first item."""
+    found: dict[str, tuple[int, str]] = {}
     for item, reason in skipped:
         kind = reason.partition(":")[0]
-        first.setdefault(kind, item)
-        counts[kind] += 1
-    return ", ".join(f"{counts[kind]} {kind} (first {item})" for kind, item in first.items())
+        count, first = found.get(kind, (0, item))
+        found[kind] = (count + 1, first)
+    return found
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[Skip]) -> None:
