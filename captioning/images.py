@@ -12,7 +12,7 @@ from typing import Annotated, Any, BinaryIO, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from captioning.errors import UserError
 from captioning.files import fingerprint
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is opened. Nothing else: PostScript runs programs, and rarely used decoders are rarely mended."""
 
 MAX_PIXELS = 50_000_000
