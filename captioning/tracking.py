@@ -5,8 +5,8 @@ run goes on: raising, hanging, being killed, having no key or no network. Its th
 and signals are not in the training process, and neither is its import.
 
 The end of a run waits 2 seconds at most for it. A healthy offline run is whole by then; one that is not (a
-run of a few seconds, a slow disk, an upload) is finished by that process after the run's own has ended, in ten
-minutes at most. Waiting "while there is progress" would hold up the run's end for a slow upload as well.
+run of a few seconds, a slow disk, an upload) is finished by that process after the run's own has ended, for
+ten minutes at most. Waiting "while there is progress" would hold up the run's end for a slow upload as well.
 """
 
 from __future__ import annotations
@@ -432,7 +432,7 @@ def _begin(wandb: Any, start: dict[str, Any], say: Callable[[str], None]) -> Any
             raise
         reason = str(error).strip().split("\n")[0]
         say(
-            f"cannot go online ({reason}); goes on offline, `wandb sync {folder}/wandb/offline-run-*` uploads it"
+            f"cannot go online ({reason}); goes on offline, `wandb sync {folder}/wandb/offline-run-*` uploads"
         )
         run = begin("offline")
     run.define_metric("step")
