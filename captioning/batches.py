@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.errors import UserError
+from captioning.features import FeatureStore
+from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, prepare
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Batch, Features
 from captioning.tokenizer import tokenize
@@ -90,8 +92,46 @@ def pack(chosen: Sequence[Sequence[np.ndarray]], *, width: int, pad: int) -> tup
     return torch.from_numpy(words), tuple(int(count) for count in counts.max(0)), tokens
 
 
-Images = Callable[[Sequence[int], int], Features | Tensor]
+Images = Callable[[Sequence[int] | np.ndarray, int], Features | Tensor]
 """(image numbers, epoch) -> stored features, or pixels (B, 3, height, width)."""
+
+
+class StoredImages:
+    """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image)."""
+
+    def __init__(self, store: FeatureStore, ids: Sequence[ImageId], *, seed: int, mirrored: bool):
+        self.store, self.ids, self.seed, self.mirrored = store, ids, seed, mirrored
+
+    def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
+        ids = [self.ids[number] for number in numbers]
+        views = None
+        if self.mirrored:
+            views = [int(np.random.default_rng((self.seed, epoch, 2, number)).integers(2)) for number in numbers]
+        return Features(torch.from_numpy(self.store.rows(ids, views=views)))
+
+
+class PixelImages:
+    """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image)."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        preprocessing: Preprocessing,
+        *,
+        augmentation: AugmentationConfig | None,
+        seed: int,
+    ):
+        self.paths, self.preprocessing, self.augmentation, self.seed = paths, preprocessing, augmentation, seed
+
+    def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
+        return torch.stack([self._one(int(number), epoch) for number in numbers])
+
+    def _one(self, number: int, epoch: int) -> Tensor:
+        image = load_image(self.paths[number])
+        if self.augmentation is None:
+            return prepare(image, self.preprocessing)
+        generator = np.random.default_rng((self.seed, epoch, 3, number))
+        return augment(image, self.preprocessing, self.augmentation, generator=generator)
 
 
 class TrainingBatches(Dataset):
@@ -138,12 +178,3 @@ def loader(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
     )
-
-
-def check_trainable(records: Sequence[ImageRecord], split: str) -> None:
-    """Raises UserError where a split is empty or an image of it has no caption."""
-    if not records:
-        raise UserError(f"the split {split!r} is empty; check the data set's folder and split names")
-    bare = [record.image_id for record in records if not record.captions]
-    if bare:
-        raise UserError(f"{len(bare)} images of split {split!r} have no caption (first {bare[:5]})")

@@ -6,10 +6,8 @@ import difflib
 import json
 import os
 import platform
-import subprocess
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,22 +16,25 @@ import torch
 import torchvision
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+from tqdm import tqdm
 
-from captioning import datasets, encoders
-from captioning.batches import EncodedCaptions, Images, check_trainable
+from captioning import datasets
+from captioning.batches import EncodedCaptions, Images, PixelImages, StoredImages
 from captioning.captioner import Captioner, count_parameters
-from captioning.datasets import DatasetConfig, ShapesConfig
+from captioning.datasets import DatasetConfig, ShapesConfig, of_split
+from captioning.datasets.checks import write_skipped
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
 from captioning.encoders import EncoderConfig
 from captioning.errors import UserError
-from captioning.features import FeatureStore, StoredImages, build_store, store_fingerprint
+from captioning.features import FeatureStore, Origin, build_store
 from captioning.files import fingerprint, read_text, write_json, write_text
-from captioning.images import AugmentationConfig, PixelImages, Preprocessing
-from captioning.records import Collection, ImageRecord
+from captioning.images import AugmentationConfig, BadImage, Preprocessing, read_image
+from captioning.metrics.evaluation import code_version
+from captioning.records import Collection, ImageRecord, Skip
 from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
 from captioning.training import Data, TrainingConfig, train
-from captioning.training.checkpoint import Progress
+from captioning.training.checkpoint import Progress, steps_done
 from captioning.training.validation import Validator
 from captioning.vocabulary import Vocabulary
 
@@ -177,9 +178,9 @@ def choose_device(name: str) -> torch.device:
 
 
 class Experiment:
-    """A run: its settings, the data, the model. Built in the order in which mistakes are cheap to find."""
+    """A run: its settings, its data, its model; built in the order in which mistakes are cheap to find."""
 
-    def __init__(self, config: ExperimentConfig, *, say: Any = print):
+    def __init__(self, config: ExperimentConfig, *, say: Callable[[str], None] = print):
         self.config, self.say = config, say
         self.folder = config.folder
         self.device = choose_device(config.device)
@@ -188,40 +189,193 @@ class Experiment:
         """The data set's records; what was passed over is listed in the run's `skipped.csv`."""
         return datasets.load(self.config.dataset, skipped_csv=self.folder / "skipped.csv")
 
-    def use_store(self) -> bool:
-        """Whether images are encoded once, ahead: the encoder is frozen and pixels are not augmented."""
+    def build(self, vocabulary: Vocabulary) -> Captioner:
+        """The captioner, yet to be trained, on the run's device. Sets torch's random numbers to the seed."""
         config = self.config
-        return config.features.use == "auto" and encoders.is_frozen(config.encoder) and config.augmentation is None
-
-    def images(self, captioner: Captioner, records: Sequence[ImageRecord], *, training: bool) -> Images:
-        """Where the images of `records` come from: the feature store (filled on first use), or their files."""
-        config = self.config
-        if not self.use_store():
-            return PixelImages(
-                [record.path for record in records],
-                config.preprocessing,
-                augmentation=config.augmentation if training else None,
-                seed=config.seed,
-            )
-        return StoredImages(
-            self.store(captioner, records),
-            [record.image_id for record in records],
-            seed=config.seed,
-            views=training,
+        torch.manual_seed(config.seed)
+        captioner = Captioner.build(
+            encoder=config.encoder,
+            preprocessing=config.preprocessing,
+            decoder=config.decoder,
+            search=config.search,
+            vocabulary=vocabulary,
         )
+        return captioner.to(self.device)
+
+    def source(self, captioner: Captioner, records: Sequence[ImageRecord]) -> Source:
+        """Where the images of `records` come from: the feature store, filled on first use, or their files.
+
+        The store serves whenever the encoder is frozen and pixels are not augmented.
+        Records whose image cannot be read are left out, listed, and too many of them are an error.
+        """
+        config = self.config
+        augmented = config.augmentation is not None and not config.augmentation.nothing
+        if config.features.use == "auto" and captioner.encoder.frozen and not augmented:
+            store = self.store(captioner, records)
+            return Source(config, [record for record in records if record.image_id in store], store)
+        return Source(config, self._readable(records), None)
 
     def store(self, captioner: Captioner, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
-        config = self.config
-        key = store_fingerprint(captioner.encoder, config.preprocessing)
-        root = Path(config.dataset.root).name or "data"
-        folder = Path(config.features.root) / f"{root}-{fingerprint([key, config.features.dtype, config.features.flip])}"
+        config = self.config.features
+        origin = Origin.of(captioner.encoder, self.config.preprocessing)
+        root = Path(self.config.dataset.root)
+        key = fingerprint([origin.fingerprint, str(root.absolute()), config.dtype, config.flip])
         return build_store(
             records,
             captioner.encoder,
-            config.preprocessing,
-            folder,
-            dtype=config.features.dtype,
-            flip=config.features.flip,
-            device=self.device,
+            self.config.preprocessing,
+            Path(config.root) / f"{root.name or 'data'}-{key}",
+            dtype=config.dtype,
+            flip=config.flip,
+            max_bad=self.config.dataset.max_bad,
         )
+
+    def _readable(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        kept, skipped = [], []
+        for record in tqdm(records, desc="checking images", unit="image", disable=None, delay=2):
+            try:
+                read_image(record.path)
+                kept.append(record)
+            except BadImage as error:
+                skipped.append(Skip(item=error.path, reason=error.reason))
+        if skipped:
+            write_skipped(str(self.folder / "skipped_images.csv"), skipped)
+        if len(skipped) > self.config.dataset.max_bad * len(records):
+            raise UserError(
+                f"{len(skipped)} of {len(records)} images cannot be read (first {skipped[0].item}: "
+                f"{skipped[0].reason}); {self.folder / 'skipped_images.csv'} lists them"
+            )
+        return kept
+
+    def train(self, *, resume: bool = False) -> Progress:
+        """Train, and leave the best model in `folder/model`. Reads the splits `train` and `val`, no other."""
+        config, folder = self.config, self.folder
+        if not resume and (folder / "checkpoints").exists():
+            raise UserError(f"{folder}: there is a run already; go on with --resume, or choose another name=...")
+        collection = self.collect()
+        training, validation = of_split(collection, "train"), of_split(collection, "val")
+        vocabulary = Vocabulary.build(
+            (caption for record in training for caption in record.captions), min_count=config.vocabulary.min_count
+        )
+        captioner = self.build(vocabulary)
+        source = self.source(captioner, [*training, *validation])
+        training, validation = source.of(training), source.of(validation)
+        encoded = [
+            EncodedCaptions.of(records, vocabulary, max_length=config.vocabulary.max_length)
+            for records in (training, validation)
+        ]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(config.as_json(), sort_keys=False))
+        write_json(folder / "env.json", environment(self.device))
+        vocabulary.save(str(folder / "vocabulary.json"))
+        sizes = count_parameters(captioner.decoder)["parameters"], count_parameters(captioner)["trainable"]
+        self.say(
+            f"{len(training):,} images with {encoded[0].first[-1]:,} captions to train on, {len(validation):,} to "
+            f"validate with; {len(vocabulary):,} words; decoder of {sizes[0] / 1e6:.2f} M parameters, "
+            f"{sizes[1] / 1e6:.2f} M trained; images from {source.where}"
+        )
+        if encoded[0].cut:
+            self.say(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
+        torch.manual_seed(config.seed)  # not what building the store happened to draw
+        tracker = Tracker(
+            config.tracking,
+            folder,
+            run_config=config.as_json(),
+            resume_step=steps_done(folder) if resume else None,
+        )
+        try:
+            return train(
+                captioner,
+                Data(
+                    records=training,
+                    captions=encoded[0],
+                    images=source.images(training, training=True),
+                    validator=Validator(
+                        validation,
+                        source.images(validation, training=False),
+                        encoded[1],
+                        search=config.search,
+                        size=config.training.validation_images,
+                    ),
+                ),
+                config.training,
+                folder=folder,
+                tracker=tracker,
+                seed=config.seed,
+                experiment=config.fingerprint,
+                card=lambda progress, scores: model_card(config, captioner, progress, scores),
+                resume=resume,
+                say=self.say,
+            )
+        finally:
+            tracker.finish()
+
+
+class Source:
+    """The records whose images can be read, and how to read them."""
+
+    def __init__(self, config: ExperimentConfig, records: Sequence[ImageRecord], store: FeatureStore | None):
+        self.config, self.store = config, store
+        self._ids = {record.image_id for record in records}
+
+    @property
+    def where(self) -> str:
+        return f"the feature store {self.store.folder}" if self.store else "their files"
+
+    def of(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        """Those of `records` whose image can be read."""
+        return [record for record in records if record.image_id in self._ids]
+
+    def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
+        """The images of `records`, by number; augmented or mirrored only for training."""
+        config = self.config
+        if self.store is not None:
+            ids = [record.image_id for record in records]
+            return StoredImages(self.store, ids, seed=config.seed, mirrored=training and config.features.flip)
+        return PixelImages(
+            [record.path for record in records],
+            config.preprocessing,
+            augmentation=config.augmentation if training else None,
+            seed=config.seed,
+        )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run was made with: code, packages, machine."""
+    return {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def model_card(config: ExperimentConfig, captioner: Captioner, progress: Progress, scores: Mapping[str, float]) -> str:
+    """The model folder's README."""
+    rows = "\n".join(
+        f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss"
+    )
+    return f"""# {config.name}
+
+An image captioning model: {config.encoder.kind} encoder, `{config.decoder.kind}` decoder with
+{count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {len(captioner.vocabulary):,} words.
+Trained on the training split of `{config.dataset.kind}`, seed {config.seed}, epoch {progress.best_epoch} of
+{config.training.epochs}, chosen by {config.training.metric} on its validation split.
+
+    python tools/caption.py IMAGE --model THIS_FOLDER
+
+Scores on the validation split (times 100), on which this epoch was chosen: no test scores.
+Search: `{json.dumps(config.as_json()["search"])}`.
+
+| metric | score |
+|---|---|
+{rows}
+
+It captions what its training data show, in their words, and repeats their mistakes and prejudices.
+Code {code_version()}.
+"""

@@ -75,6 +75,14 @@ def load(
     return Progress(**kept)
 
 
+def steps_done(run: Path) -> int:
+    """The step of a run's last checkpoint. Raises UserError where there is none."""
+    folder = recovered(run / "checkpoints" / "last")
+    if not (folder / "progress.json").is_file():
+        raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
+    return int(read_json(folder / "progress.json")["step"])
+
+
 def _random() -> dict[str, Tensor]:
     states = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
