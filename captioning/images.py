@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -107,22 +108,26 @@ def _seekable(file: BinaryIO, name: str) -> BinaryIO:
 
 
 def _read(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
+    with warnings.catch_warnings():
+        # what matters of what Pillow warns of (size, damage) becomes an error below
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return _decode(file, name, max_pixels)
+
+
+def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
     start = file.tell()
     head = file.read(1024)
     file.seek(start)
     if reason := refusal(head):
         raise BadImage(name, reason)
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limits lie above ours, and ours is checked below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:  # Pillow's own limit, above ours
         raise BadImage(name, f"over {max_pixels / 1e6:g} megapixels; scale it down first") from None
     except Image.UnidentifiedImageError:
         raise BadImage(name, "not an image that can be read (unknown or damaged header)") from None
     except Exception as error:  # decoders raise nearly everything on damaged input
-        raise BadImage(name, f"damaged header ({_one_line(error)})") from None
+        raise BadImage(name, f"truncated or corrupt file ({_one_line(error)})") from None
     with image:
         kind, (width, height) = image.format, image.size
         if width * height > max_pixels:
@@ -132,15 +137,55 @@ def _read(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
             )
         try:
             image.load()
+            if kind == "JPEG" and _ended_early(file, start, image):
+                raise OSError("the data ends before the picture does")
             rgb = _upright(to_rgb(image), image)
         except _Unsupported as error:
             raise BadImage(name, str(error)) from None
         except Exception as error:
             raise BadImage(name, f"truncated or corrupt {kind} ({_one_line(error)})") from None
-        several = kind != "MPO" and _has_further_frames(
-            image
-        )  # MPO: the others are previews of the same picture
+        # MPO: a camera's JPEG with previews of the same picture behind it
+        several = kind != "MPO" and _has_further_frames(image)
     return LoadedImage(rgb, f"{name}: has several frames, the first is used" if several else "")
+
+
+def _ended_early(file: BinaryIO, start: int, image: Image.Image) -> bool:
+    """Whether a JPEG that decoded without complaint lacks part of its picture.
+
+    libjpeg paints what it has no data for in mid-grey, and says so only to those who ask for its warnings.
+    Two such files are common: downloads cut and then closed with an end marker, and downloads into a file
+    that was made full of zeros beforehand. (A progressive one that is cut late only lacks sharpness.)
+    """
+    file.seek(-16, os.SEEK_END)
+    zeros = not any(file.read(16))
+    last = image.getpixel((image.width - 1, image.height - 1))
+    bands = last if isinstance(last, tuple) else (last,)
+    if not zeros and any(band not in (127, 128) for band in bands):
+        return False
+    file.seek(start)
+    data = file.read()
+    scan = _first_scan(data)
+    end = data.find(b"\xff\xd9", scan)
+    if end < 0:
+        return zeros
+    # with more data where it ends, a whole picture stays as it is and a cut one changes
+    more = re.split(rb"\xff[^\x00]", data[scan:end], maxsplit=1)[0]
+    longer = Image.open(io.BytesIO(data[:end] + more + data[end:]), formats=("JPEG",))
+    return longer.tobytes() != image.tobytes()
+
+
+def _first_scan(data: bytes) -> int:
+    """Where the compressed data of a JPEG begins: behind the header of its first scan (ITU T.81, annex B)."""
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            break
+    return at
 
 
 def _has_further_frames(image: Image.Image) -> bool:
