@@ -1,4 +1,4 @@
-"""Where a captioner looks while it says each word, as numbers and as a picture. Knows no searches, no files but its own."""
+"""Where a captioner looks for each word, as numbers and as a picture. Knows no search."""
 
 from __future__ import annotations
 
@@ -112,22 +112,21 @@ def draw(
     light = [_spread(each, image.size, preprocessing) for each in maps]
     for cell, word, each, lit in zip(cells[1:], words, maps, light, strict=False):
         # the photo in its own colours where the model looks, dark grey where it does not
-        grey = photo.mean(-1, keepdims=True) * 0.25
+        grey = photo.mean(-1, keepdims=True) * 0.35
         cell.imshow(np.clip(grey + (photo - grey) * lit[..., None], 0, 1))
         # "$" would begin a formula
         cell.set_title(f"{word}  ×{each.max() * each.size:.1f}".replace("$", r"\$"), fontsize=9)
+    figure.supxlabel("light: where the model looked; ×: its strongest region over an even share", fontsize=7)
     with replacing(path) as part:
         figure.savefig(part, format="png")
 
 
 def _spread(weights: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
-    """A map (grid, grid) over a photo of `size` (width, height): (height, width) in 0 .. 1, its largest is 1."""
+    """A map (grid, grid) laid over a photo of `size` (width, height): (height, width) in 0 .. 1."""
     width, height = size
     left, top, right, bottom = seen_box(width, height, preprocessing)
     scaled = Image.fromarray((weights / weights.max()).astype(np.float32))
-    over = scaled.resize(
-        (max(1, round(right - left)), max(1, round(bottom - top))), Image.Resampling.BICUBIC
-    )
+    over = scaled.resize((max(1, round(right - left)), max(1, round(bottom - top))), Image.Resampling.BICUBIC)
     canvas = Image.new("F", size, 0.0)
     canvas.paste(over, (round(left), round(top)))
     return np.clip(np.asarray(canvas), 0, 1)

@@ -1,0 +1,284 @@
+#!/usr/bin/env python
+"""Captions of image files on stdout. What is said is the doing of `captioning.describe`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from captioning import errors
+from captioning.errors import UserError
+from captioning.paths import STDIN, Found, find_images
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+    from captioning.captioner import Captioner
+    from captioning.images import Preprocessing
+    from captioning.records import Prediction
+    from captioning.search import SearchConfig
+
+DRAWN = 448
+"""Longest side, in pixels, of the photos that `--attention` draws."""
+
+EXAMPLES = """\
+examples:
+  tools/caption.py photo.jpg --model runs/shapes           one photo, the best model of a run
+  tools/caption.py photos/ 'more/*.png' --model MODEL      folders with all below them; quoted patterns
+  curl -s URL | tools/caption.py - --model MODEL           an image from standard input
+  tools/caption.py photos/ --model MODEL | cut -f2         the captions alone
+  tools/caption.py photo.jpg --model MODEL --top 3         the three best, with their scores
+  tools/caption.py photos/ --model MODEL --json            one JSON object a line, with log-probabilities
+  tools/caption.py val2017/ --model MODEL --out p.json     also as COCO results; tools/evaluate.py scores them
+  tools/caption.py photo.jpg --model MODEL --attention see/     where the model looked at each word
+
+output: PATH<TAB>CAPTION, and with --top <TAB>SCORE (log-probability under the length rule), one line a
+caption, in the order of the files as given (a folder's in natural order). What cannot be printed of a path is
+escaped; --json has the path itself. A file that cannot be captioned is named on stderr; the others are done.
+exit code: 0 all captioned; 1 some were not; 2 nothing done: the model or a setting is wrong"""
+
+
+class Loaded(NamedTuple):
+    """A file on its way to the model. `note` is for stderr: why there are no pixels, or what was left out."""
+
+    found: Found
+    pixels: torch.Tensor | None  # (3, size, size)
+    photo: Image | None
+    note: str
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Caption images with a trained model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s IMAGE|DIR|GLOB|- [...] --model FOLDER [options]",
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, quoted patterns; - for stdin")
+    add("--model", required=True, metavar="FOLDER", help="a run's folder (runs/NAME) or a model folder")
+    add("--json", action="store_true", help="one JSON object a line instead of PATH<TAB>CAPTION")
+    add("--top", type=positive, metavar="N", help="the N best captions of each image, best first")
+    add("--beam", type=positive, metavar="N", help="width of the beam search (default: the model's)")
+    add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")
+    add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
+    add(
+        "--out",
+        metavar="FILE",
+        help="also write COCO results; image_id is the file's name, or its path below the folder given",
+    )
+    add("--attention", metavar="DIR", help="also draw DIR/IMAGE.attention.png: where each word looked")
+    add("--device", default="auto", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 ...")
+    add("--batch", type=positive, default=16, metavar="N", help="images at a time (default: 16)")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    if args.top and args.beam and args.top > args.beam:
+        parser.error(f"--top {args.top} needs a beam at least as wide, but --beam is {args.beam}")
+    return args
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main() -> int:
+    args = parse_arguments()
+    folder = model_folder(args.model)
+    if args.out:
+        check_writable(args.out)
+    files = find_images(args.images)
+    if Found(STDIN, STDIN) in files and sys.stdin.isatty():
+        raise UserError("- reads an image from standard input: pipe one in, or name a file")
+    # now that what is cheap to find wrong is right: torch takes seconds
+    from tqdm import tqdm
+
+    from captioning.captioner import Captioner
+    from captioning.records import write_predictions
+
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    captioner = Captioner.open(folder, device=choose_device(args.device))
+    search = search_of(captioner, args)
+    kept: list[Prediction] = []
+    failed = 0
+    loading = load_all(
+        files, captioner.config.preprocessing, photos=bool(args.attention), ahead=2 * args.batch
+    )
+    with tqdm(total=len(files), unit="image", disable=None, delay=2) as progress:  # prints past the bar
+        while batch := list(islice(loading, args.batch)):
+            for loaded in batch:
+                if loaded.note:
+                    progress.write(loaded.note, file=sys.stderr)
+            good = [loaded for loaded in batch if loaded.pixels is not None]
+            failed += len(batch) - len(good)
+            for loaded, prediction in zip(good, caption(captioner, good, search), strict=True):
+                progress.write(as_line(loaded.found, prediction, args), file=sys.stdout)
+                if args.out:
+                    kept.append(prediction)
+                if args.attention:
+                    draw(captioner, loaded, prediction, args.attention)
+            sys.stdout.flush()
+            progress.update(len(batch))
+    if args.out:
+        write_predictions(args.out, kept)
+        print(f"captions of {len(kept)} images: {args.out}", file=sys.stderr)
+    if args.attention:
+        print(f"attention of {len(files) - failed} images: {args.attention}", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(files)} could not be captioned", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def model_folder(name: str) -> Path:
+    """The model's folder: `name`, or `name/model` of a run. Raises UserError where neither is one."""
+    folder = Path(name)
+    if (folder / "manifest.json").is_file():
+        return folder
+    if (folder / "model").is_dir() or (folder / ".model.old").is_dir():  # the latter: see `files.recovered`
+        return folder / "model"
+    if not folder.is_dir():
+        raise UserError(f"{name}: no such folder; --model takes a run (runs/NAME) or a model folder")
+    raise UserError(f"{name}: holds no model (no manifest.json, no model/); give a finished run")
+
+
+def check_writable(out: str) -> None:
+    """Raises UserError where `out` cannot become a file: now, and not after the last caption."""
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {out}: a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: its folder cannot be made ({error.strerror})") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out {out}: its folder cannot be written to; name another")
+
+
+def choose_device(name: str) -> torch.device:
+    """Raises UserError where there is no such device."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not to be had here ({reason}); use --device cpu") from None
+
+
+def search_of(captioner: Captioner, args: argparse.Namespace) -> SearchConfig:
+    """The model's own search, with what the command line asks for."""
+    from captioning.decoders import TransformerConfig
+    from captioning.search.adjust import adjusted
+
+    decoder = captioner.config.decoder
+    return adjusted(
+        captioner.config.search,
+        width=args.beam,
+        n_best=args.top or 1,
+        max_length=args.max_length,
+        length_rule=args.length_rule,
+        longest=decoder.max_length if isinstance(decoder, TransformerConfig) else None,
+    )
+
+
+def load_all(
+    files: Sequence[Found], preprocessing: Preprocessing, *, photos: bool, ahead: int
+) -> Iterator[Loaded]:
+    """The files in their order; threads load up to `ahead` of them while the model works."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting: deque[Future[Loaded]] = deque()
+        try:
+            for found in files:
+                waiting.append(pool.submit(load, found, preprocessing, photos=photos))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load(found: Found, preprocessing: Preprocessing, *, photos: bool) -> Loaded:
+    """Read one file; `photos` keeps a small copy to draw on."""
+    from captioning.images import BadImage, prepare, read_image, shown
+
+    if found.problem:
+        return Loaded(found, None, None, f"{shown(found.path)}: {found.problem}")
+    try:
+        image, note = read_image(sys.stdin.buffer if found.path == STDIN else found.path)
+    except BadImage as error:
+        return Loaded(found, None, None, str(error))
+    pixels = prepare(image, preprocessing)
+    if photos:
+        image.thumbnail((DRAWN, DRAWN))
+    return Loaded(found, pixels, image if photos else None, note)
+
+
+def caption(captioner: Captioner, batch: Sequence[Loaded], search: SearchConfig) -> list[Prediction]:
+    """Predictions of a batch, in its order. Raises UserError where memory runs out."""
+    import torch
+
+    from captioning.describe import describe
+
+    pixels = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+    if not pixels:
+        return []
+    device = next(captioner.parameters()).device
+    ids = [loaded.found.image_id for loaded in batch]
+    try:
+        return describe(captioner, torch.stack(pixels).to(device), ids, config=search)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise UserError(f"out of memory with {len(pixels)} images at a time; lower --batch") from None
+        raise
+
+
+def as_line(found: Found, prediction: Prediction, args: argparse.Namespace) -> str:
+    """What is printed for an image: JSON, or a line of text for each caption asked for."""
+    from captioning.images import shown
+    from captioning.records import as_json
+
+    if args.json:
+        return json.dumps({"path": found.path, **as_json(prediction)}, ensure_ascii=False)
+    path = shown(found.path)
+    if not args.top:
+        return f"{path}\t{prediction.caption}"
+    ranked = (prediction, *prediction.alternatives)
+    return "\n".join(f"{path}\t{each.caption}\t{each.score:.4f}" for each in ranked)
+
+
+def draw(captioner: Captioner, loaded: Loaded, prediction: Prediction, folder: str) -> None:
+    """Write FOLDER/IMAGE_ID.attention.png."""
+    from captioning.analysis import attention
+
+    assert loaded.pixels is not None and loaded.photo is not None
+    words = prediction.caption.split()
+    device = next(captioner.parameters()).device
+    maps = attention.attention_of(captioner, loaded.pixels.to(device), words)
+    # the id of files of like name is their path, which may lead out of the folder
+    name = loaded.found.image_id
+    safe = name if not os.path.isabs(name) and ".." not in Path(name).parts else name.replace(os.sep, "_")
+    attention.draw(
+        loaded.photo,
+        words,
+        maps,
+        Path(folder) / f"{safe}.attention.png",
+        preprocessing=captioner.config.preprocessing,
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
