@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.datasets.checks import write_skipped
-from captioning.encoders import Encoder
+from captioning.encoders import Encoder, for_inference
 from captioning.errors import UserError
 from captioning.files import fingerprint, read_json, replacing, sha256, write_json
 from captioning.images import BadImage, Preprocessing, normalize, prepare_bytes, read_image
@@ -288,7 +288,7 @@ def build_store(
     """Encode each image once. What the folder already holds is kept; only what is missing is encoded.
 
     Args:
-        encoder: used in eval mode on the device it is on.
+        encoder: a copy in eval mode is used, on the device where it is.
         flip: store each image mirrored as well, as view 1.
         workers: processes that load images; 0: this one does.
         max_bad: share of the records that may be unreadable. They are listed in `skipped.csv` in the folder.
@@ -379,7 +379,8 @@ class _Writer:
     """Encodes images and adds shards to a store."""
 
     def __init__(self, folder: Path, index: dict[str, Any], encoder: Encoder, preprocessing: Preprocessing):
-        self.folder, self.index, self.encoder, self.preprocessing = folder, index, encoder, preprocessing
+        self.folder, self.index, self.preprocessing = folder, index, preprocessing
+        self.encoder = for_inference(encoder)
         self.device = next(encoder.parameters()).device
         self.skipped: list[Skip] = []
 
@@ -401,18 +402,13 @@ class _Writer:
             num_workers=workers,
             collate_fn=list,
         )
-        training = self.encoder.training
-        self.encoder.eval()
-        try:
-            blank = torch.zeros(1, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
-            self.index["shape"] = list(self.regions(blank).shape[2:])
-            batches = iter(loader)
-            with tqdm(total=len(todo), desc="encoding", unit="image", disable=None) as progress:
-                for _ in range(0, len(loader), per_shard := max(1, rows_per_shard // batch_size)):
-                    self.shard(islice(batches, per_shard), todo, per_shard * batch_size, progress)
-                    self.refuse_too_many(most_bad)
-        finally:
-            self.encoder.train(training)
+        blank = torch.zeros(1, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
+        self.index["shape"] = list(self.regions(blank).shape[2:])
+        batches = iter(loader)
+        with tqdm(total=len(todo), desc="encoding", unit="image", disable=None) as progress:
+            for _ in range(0, len(loader), per_shard := max(1, rows_per_shard // batch_size)):
+                self.shard(islice(batches, per_shard), todo, per_shard * batch_size, progress)
+                self.refuse_too_many(most_bad)
         self.index["skipped"] = [list(skip) for skip in self.skipped]
         if not self.index["shards"]:
             raise UserError(f"{self.folder}: not one image could be read ({_first(self.skipped)})")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from captioning.encoders.base import Encoder
+from captioning.encoders.base import Encoder, for_inference
 from captioning.encoders.small_cnn import SmallCNNConfig
 from captioning.encoders.torchvision_cnn import TorchvisionConfig
 
@@ -24,4 +24,12 @@ def without_weights(config: EncoderConfig) -> EncoderConfig:
     return replace(config, weights="none") if isinstance(config, TorchvisionConfig) else config
 
 
-__all__ = ["Encoder", "EncoderConfig", "SmallCNNConfig", "TorchvisionConfig", "build", "without_weights"]
+__all__ = [
+    "Encoder",
+    "EncoderConfig",
+    "SmallCNNConfig",
+    "TorchvisionConfig",
+    "build",
+    "for_inference",
+    "without_weights",
+]
