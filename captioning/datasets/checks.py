@@ -92,7 +92,7 @@ def check(
     the list is written to `skipped.csv` in the current folder.
 
     Raises:
-        UserError: an image id occurs twice, an image is in two splits (by id or by file), more than
+        UserError: an image id or file occurs twice, an image is in two splits (by id or by file), more than
             `max_bad` was passed over, or nothing is left.
     """
     records, skipped = collection
@@ -100,6 +100,7 @@ def check(
         write_skipped(skipped_csv, skipped)
     refuse_leakage(records, where=where)
     refuse_repeated((record.image_id for record in records), where=where, what="image ids")
+    refuse_repeated((record.path for record in records), where=where, what="image files")
     seen = len(records) + sum(len(record.captions) for record in records) + len(skipped)
     if len(skipped) > max_bad * seen:
         listed = skipped_csv or "skipped.csv"
