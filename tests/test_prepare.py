@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from captioning import errors
+from captioning.datasets import CocoConfig, Flickr8kConfig, FolderConfig, KarpathyConfig
 from captioning.datasets.download import Source
 from captioning.datasets.guide import GUIDES, Guide, Part, published
 from captioning.datasets.survey import survey, survey_files
@@ -208,8 +209,16 @@ def test_every_part_is_pinned() -> None:
     for part in parts:
         assert part.source.size and part.source.sha256 and len(part.source.sha256) == 64
         assert part.source.size < part.most_bytes
-    counts = [ImageRecord(1, "", ("a",), "train")]
-    assert sum(published("karpathy", counts).values()) == 123_287
+
+
+def test_published_counts_stand_only_beside_what_they_are_of() -> None:
+    coco, flickr = [ImageRecord(1, "", ("a",), "train")], [ImageRecord("1.jpg", "", ("a",), "train")]
+    assert sum(published(KarpathyConfig(), coco).values()) == 123_287
+    assert sum(published(KarpathyConfig(), flickr).values()) == 8000
+    assert sum(published(KarpathyConfig(), flickr * 10_001).values()) == 31_014
+    assert published(Flickr8kConfig(splits="random"), flickr) == {}
+    assert published(CocoConfig(train="annotations/captions_train2014.json"), coco) == {"val": 5000}
+    assert published(FolderConfig(), flickr) == {}
 
 
 def test_survey_agrees_with_the_vocabulary_that_is_trained_on() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ def main() -> int:
     from captioning.datasets.survey import survey
     from captioning.files import write_json
 
+    warnings.formatwarning = lambda message, *place, **line: f"note: {message}\n"
     config = read_settings(args.kind, args.root, args.settings)
     guide = GUIDES[args.kind]
     if args.needs:
@@ -77,7 +79,7 @@ def main() -> int:
     has_images = getattr(config, "images", "") is not None
     files = look_at_files(collection.records, args) if has_images and not args.quick else None
     sheet = draw(collection.records, out) if has_images else None
-    report = as_json(config, collection, found, files, sheet, published(args.kind, collection.records))
+    report = as_json(config, collection, found, files, sheet, published(config, collection.records))
     write_json(out / "report.json", report)
     if args.json:
         import json
@@ -205,7 +207,19 @@ def show(report: dict[str, Any]) -> None:
         print(f"{split:<12}{counts}{an_image:>10}   {lengths}")
     for split, count in report["absent"].items():
         print(f"{split:<12}{'absent':>9}{count:>11,}")
+    show_words(report)
+    for reason, (count, first) in report["skipped"].items():
+        print(f"passed over: {count:,} {reason} (first {first})")
+    show_files(report)
+    if report["contact_sheet"]:
+        print(f"contact sheet: {report['contact_sheet']}")
+
+
+def show_words(report: dict[str, Any]) -> None:
     words = report["vocabulary"]
+    if not words["training_words"]:
+        print("\nno training split: no vocabulary")
+        return
     print(
         f"\nvocabulary: {words['words']:,} of {words['training_words']:,} training words are seen "
         f"{words['min_count']} times or more"
@@ -216,21 +230,21 @@ def show(report: dict[str, Any]) -> None:
             f"{row['known_tokens']:>8.2%} of words known, {row['known_captions']:>7.2%} of captions wholly"
         )
         print(f"  {split:<12}{shares}" + (f"; unknown: {unknown}" if unknown else ""))
-    for reason, (count, first) in report["skipped"].items():
-        print(f"passed over: {count:,} {reason} (first {first})")
-    if report["files"] is not None:
-        files = report["files"]
-        print(
-            f"files: {files['checked']:,} opened, {len(files['broken'])} broken; same bytes: "
-            f"{len(files['repeated_within_a_split'])} groups within a split, "
-            f"{len(files['repeated_across_splits'])} across splits"
-        )
-        for group in (files["repeated_across_splits"] + files["repeated_within_a_split"])[:5]:
-            print("  " + " = ".join(f"{each['path']} ({each['split']})" for each in group))
-        for bad in files["broken"][:5]:
-            print(f"  {bad['item']}: {bad['reason']}")
-    if report["contact_sheet"]:
-        print(f"contact sheet: {report['contact_sheet']}")
+
+
+def show_files(report: dict[str, Any]) -> None:
+    files = report["files"]
+    if files is None:
+        return
+    within, across = len(files["repeated_within_a_split"]), len(files["repeated_across_splits"])
+    print(
+        f"files: {files['checked']:,} opened, {len(files['broken'])} broken; groups with the same bytes: "
+        f"{within} within a split, {across} across splits"
+    )
+    for group in (files["repeated_across_splits"] + files["repeated_within_a_split"])[:5]:
+        print("  " + " = ".join(f"{each['path']} ({each['split']})" for each in group))
+    for bad in files["broken"][:5]:
+        print(f"  {bad['item']}: {bad['reason']}")
 
 
 def number(value: int | None) -> str:

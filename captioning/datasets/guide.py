@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from captioning.datasets import CocoConfig, DatasetConfig, Flickr8kConfig, Flickr30kConfig, KarpathyConfig
 from captioning.datasets.download import Source
 from captioning.records import ImageRecord
 
@@ -190,13 +191,18 @@ GUIDES = {
 KARPATHY_COCO_COUNTS = {"train": 113_287, "val": 5000, "test": 5000}
 
 
-def published(kind: str, records: Sequence[ImageRecord]) -> Mapping[str, int]:
+def published(config: DatasetConfig, records: Sequence[ImageRecord]) -> Mapping[str, int]:
     """The images that each split should have by the literature; empty where it says nothing."""
-    if kind == "karpathy":  # one kind, three data sets: told apart by ids and size
+    if isinstance(config, KarpathyConfig):  # one kind, three data sets: told apart by ids and size
         if records and isinstance(records[0].image_id, int):
             return KARPATHY_COCO_COUNTS
         return FLICKR30K.counts if len(records) > 10_000 else FLICKR8K.counts
-    return GUIDES[kind].counts
+    if isinstance(config, Flickr8kConfig | Flickr30kConfig) and config.splits == "random":
+        return {}
+    if isinstance(config, CocoConfig):
+        files = {"train": config.train, "val": config.val}
+        return {split: count for split, count in COCO_2017.counts.items() if "2017" in (files[split] or "")}
+    return GUIDES[config.kind].counts
 
 
 def describe(guide: Guide, root: str) -> str:
