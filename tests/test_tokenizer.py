@@ -33,7 +33,7 @@ FROM_JAVA = {
     "“curly” ‘single’ it’s … – —": "curly single it 's",
     "½ cup, 5¢, £5, €5": "1/2 cup 5 cents # 5 $ 5",
     "café naïve 日本語 \U0001f436dog\U0001f436": "café naïve 日本語 dog",
-    "www.google.com foo@bar.com, http://x.y/z.": "www.google.com foo@bar.com http://x.y/z",
+    "www.google.com foo@bar.com, http://x.y/z.": "www.google.com foo@bar.com, http://x.y/z",
     "<unk> on a <unk>.": "<unk> on a <unk>",
     "a smile :) and 6'2\" tall 8x10": "a smile :-rrb- and 6 2 tall 8x10",
     "hello.world man.The dog": "hello.world man.the dog",
