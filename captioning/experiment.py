@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import platform
+import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -181,9 +182,16 @@ class Experiment:
     """A run: its settings, its data, its model; built in the order in which mistakes are cheap to find."""
 
     def __init__(self, config: ExperimentConfig, *, say: Callable[[str], None] = print):
-        self.config, self.say = config, say
+        self.config, self._say = config, say
         self.folder = config.folder
         self.device = choose_device(config.device)
+
+    def say(self, line: str) -> None:
+        """Tell a person, and the run's `train.log`."""
+        self._say(line)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "train.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def collect(self) -> Collection:
         """The data set's records; what was passed over is listed in the run's `skipped.csv`."""

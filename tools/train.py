@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 
 from captioning.errors import run
 
@@ -28,7 +29,7 @@ section.key=value; a wrong key is refused with the nearest right one.""",
 
     from captioning.experiment import Experiment, read_config
 
-    experiment = Experiment(read_config(options.config, options.overrides))
+    experiment = Experiment(read_config(options.config, options.overrides), say=functools.partial(print, flush=True))
     progress = experiment.train(resume=options.resume)
     metric = experiment.config.training.metric
     print(

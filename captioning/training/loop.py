@@ -59,7 +59,7 @@ def train(
     device = next(captioner.decoder.parameters()).device
     groups = [{"params": list(captioner.decoder.parameters())}, *captioner.encoder.parameter_groups(config.learning_rate)]
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    optimizer = kind(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average = Average(captioner, config.average)
