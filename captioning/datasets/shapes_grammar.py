@@ -277,11 +277,18 @@ def _statements(scene: Scene) -> tuple[list[str], list[str], list[str]]:
     absent = [f"no shape is {value}" for value in (*SIZES, *COLOURS) if value not in sizes | colours_seen]
     absent += [f"no shape is a {shape}" for shape in SHAPES if shape not in shapes]
     seen = {(thing.colour, thing.shape) for thing in things}
-    for colour in COLOURS:
-        article = "an" if colour == "orange" else "a"
+    for turn, colour in enumerate(COLOURS):
         for shape in SHAPES:
-            if (colour, shape) not in seen:
-                absent.append(f"nobody can find {article} {colour} {shape} in this picture")
+            if (
+                colour,
+                shape,
+            ) not in seen:  # two lengths by turns, so that some short ones are left for the end
+                thing = f"{'an' if colour == 'orange' else 'a'} {colour} {shape}"
+                absent.append(
+                    f"nobody can find {thing} in this picture"
+                    if turn % 2
+                    else f"there is no {colour} {shape}"
+                )
     return captions(scene), [_sentence(text) for text in details], [_sentence(text) for text in absent]
 
 
