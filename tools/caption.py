@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from captioning import errors
 from captioning.errors import UserError
+from captioning.options import add_search, positive, search_of
 from captioning.paths import STDIN, Found, find_images
 
 if TYPE_CHECKING:
@@ -68,9 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", required=True, metavar="FOLDER", help="a run's folder (runs/NAME) or a model folder")
     add("--json", action="store_true", help="one JSON object a line instead of PATH<TAB>CAPTION")
     add("--top", type=positive, metavar="N", help="the N best captions of each image, best first")
-    add("--beam", type=positive, metavar="N", help="width of the beam search (default: the model's)")
-    add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")
-    add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
+    add_search(parser, default="the model's")
     add(
         "--out",
         metavar="FILE",
@@ -84,12 +83,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.top and args.beam and args.top > args.beam:
         parser.error(f"--top {args.top} needs a beam at least as wide, but --beam is {args.beam}")
     return args
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
-    return int(text)
 
 
 def main() -> int:
@@ -108,7 +101,7 @@ def main() -> int:
 
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     captioner = Captioner.open(folder, device=choose_device(args.device))
-    search = search_of(captioner, args)
+    search = search_of(captioner, args, n_best=args.top or 1)
     kept: list[Prediction] = []
     failed = 0
     loading = load_all(
@@ -176,22 +169,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not to be had here ({reason}); use --device cpu") from None
-
-
-def search_of(captioner: Captioner, args: argparse.Namespace) -> SearchConfig:
-    """The model's own search, with what the command line asks for."""
-    from captioning.decoders import TransformerConfig
-    from captioning.search.adjust import adjusted
-
-    decoder = captioner.config.decoder
-    return adjusted(
-        captioner.config.search,
-        width=args.beam,
-        n_best=args.top or 1,
-        max_length=args.max_length,
-        length_rule=args.length_rule,
-        longest=decoder.max_length if isinstance(decoder, TransformerConfig) else None,
-    )
 
 
 def load_all(
