@@ -304,6 +304,8 @@ def build_store(
         raise UserError(f"{folder}: an image id occurs twice among the records; give each image its own")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        for part in folder.glob(".*.part"):
+            part.unlink()  # of a build that was killed; no other one runs
         index = _index_to_fill(folder, origin, dtype=dtype, views=2 if flip else 1)
         _refuse_changed(folder, index, records)
         done = {image_id for shard in index["shards"] for image_id in shard["ids"]}
@@ -325,8 +327,9 @@ def _alone(folder: Path) -> Iterator[None]:
     """One writer at a time; the lock goes with the process, however it ends."""
     with open(folder / ".lock", "wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # not flock: that is inherited, and loading processes outlive a killed build by seconds
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(
                 f"{folder}: another process is building this feature store; wait for it"
             ) from None
@@ -394,8 +397,6 @@ class _Writer:
         most_bad: float,
     ) -> None:
         """Add shards with the features of `todo`; the list of what is unreadable goes to `skipped.csv`."""
-        for part in self.folder.glob(".*.part"):
-            part.unlink()  # of a build that was killed; no other one runs
         loader = DataLoader(
             _Images([record.path for record in todo], self.preprocessing),
             batch_size=batch_size,
