@@ -224,12 +224,16 @@ def _long(scene: Scene, name: str, start: int, words: int) -> str:
     statements = [sentence for part in _statements(scene) for sentence in _turned(part, start)]
     middle: list[str] = []
     room = words - length(opening) - length(closing)
-    while (size := length(statements[0])) <= room:
+    while length(statements[0]) <= room:
         middle.append(statements.pop(0))
-        room -= size
-    last = min(statements, key=lambda sentence: abs(room - length(sentence)))  # of equal ones, the first
-    if abs(room - length(last)) < room:
-        middle.append(last)
+        room -= length(middle[-1])
+    while fitting := [sentence for sentence in statements if length(sentence) <= room]:
+        middle.append(max(fitting, key=length))
+        statements.remove(middle[-1])
+        room -= length(middle[-1])
+    shortest = min(statements, key=length)
+    if length(shortest) - room < room:
+        middle.append(shortest)
     return " ".join([opening, *middle, closing])
 
 
