@@ -140,25 +140,14 @@ class FeatureStore:
         Raises:
             UserError: an image is not in the store.
         """
-        return self.rows_into(image_ids, np.empty((len(image_ids), *self.shape), self.dtype), views=views)
-
-    def rows_into(
-        self,
-        image_ids: Sequence[ImageId],
-        out: np.ndarray,
-        *,
-        views: Sequence[int] | np.ndarray | None = None,
-    ) -> np.ndarray:
-        """As `rows`, into `out` (B, N, D), which is also returned."""
         if views is not None and len(views) and not 0 <= min(views) <= max(views) < self.views:
             raise UserError(
                 f"{self.folder}: holds {self.views} view(s) of an image; build it with flip for two"
             )
+        self.require(image_ids)
+        out = np.empty((len(image_ids), *self.shape), self.dtype)
         for i, image_id in enumerate(image_ids):
-            place = self._places.get(image_id)
-            if place is None:
-                self.require(image_ids)
-            shard, row = place  # type: ignore[misc]
+            shard, row = self._places[image_id]
             rows = self._maps[shard]
             if rows is None:
                 rows = self._maps[shard] = self._map(shard)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import get_args
 from urllib.error import URLError
 
 import pytest
@@ -24,7 +23,7 @@ from captioning.encoders import (
     for_inference,
     without_weights,
 )
-from captioning.encoders.torchvision_cnn import Name
+from captioning.encoders.torchvision_cnn import NAMES
 from captioning.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -119,7 +118,7 @@ def test_a_grid_is_the_mean_of_its_cells():
 
 def test_every_name_is_torchvisions():
     known = set(models.list_models(module=models))
-    assert set(get_args(Name)) <= known
+    assert set(NAMES) <= known
     for family in (
         "resnet101",
         "vgg19",
@@ -128,7 +127,7 @@ def test_every_name_is_torchvisions():
         "convnext_tiny",
         "regnet_y_400mf",
     ):
-        assert family in get_args(Name)
+        assert family in NAMES
 
 
 def test_an_image_alone_and_in_a_batch_are_the_same():
@@ -418,6 +417,8 @@ def test_configs_are_told_apart_by_kind():
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
+    with pytest.raises(ValidationError, match="no network of this name; near it are mobilenet_v2"):
+        adapter.validate_python({"kind": "torchvision", "name": "mobilenetv2"})
 
 
 # --- the small one ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import subprocess
@@ -20,13 +21,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import models
 
 from captioning import features
 from captioning.encoders import Encoder, SmallCNNConfig, TorchvisionConfig, build
 from captioning.errors import UserError
+from captioning.experiment import Experiment, read_config
 from captioning.features import FeatureStore, Origin, build_store
 from captioning.images import Preprocessing, load_image, prepare
 from captioning.records import ImageId, ImageRecord
+from captioning.vocabulary import Vocabulary
 
 IMAGES, N, D = 23, 5 * 5, 24
 PREPROCESSING = Preprocessing(size=20)
@@ -91,9 +95,6 @@ def test_rows_are_what_the_encoder_gives(
     expected = encoded(encoder, asked)
     np.testing.assert_allclose(rows, expected, atol=2e-3 if dtype == "float16" else 1e-5, rtol=1e-3)
     assert np.abs(expected[0] - expected[1]).max() > 0.1  # images differ by more than the tolerance
-    into = np.empty((6, N, D), dtype)
-    assert store.rows_into(ids(asked), into) is into
-    np.testing.assert_array_equal(into, rows)
     regions = store.features(ids(asked)).regions
     assert regions.dtype == torch.float32
     np.testing.assert_array_equal(regions.numpy(), rows.astype(np.float32))
@@ -431,3 +432,111 @@ def test_the_files_are_plain(tmp_path: Path, encoder: Encoder, pictures: list[Im
     rows = np.load(tmp_path / shard["file"], allow_pickle=False)
     assert rows.shape == (8, 2, N, D)
     np.testing.assert_array_equal(rows[shard["ids"].index(wanted), 1], store.rows([wanted], views=[1])[0])
+
+
+# --- the tool ---------------------------------------------------------------------------------
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "features.py"
+
+
+@pytest.fixture
+def tool(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the tool in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return call
+
+
+def test_the_tool_on_a_folder(
+    tmp_path: Path, pictures: list[ImageRecord], tool: Callable[..., tuple[int, str, str]]
+):
+    images, out = Path(pictures[0].path).parent, tmp_path / "out"
+    settings = (
+        "--encoder",
+        "mobilenet_v3_small",
+        "--weights",
+        tmp_path / "w.pth",
+        "--size",
+        "32",
+        "--workers",
+        "0",
+    )
+    torch.manual_seed(0)
+    network = models.get_model("mobilenet_v3_small", weights=None)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    code, printed, errors = tool("--images", images, "--out", out, *settings, "--flip")
+    assert (code, errors) == (0, "")
+    assert "23 images, as they are and mirrored, 1 regions of 576 channels in float16" in printed
+    assert str(out) in printed
+    store = FeatureStore.open(out)
+    pixels = prepare(load_image(images / "17.png"), Preprocessing(size=32)).flip(-1)
+    expected = network.eval().features(pixels[None]).detach().numpy()[0, :, 0, 0]
+    np.testing.assert_allclose(store.rows(["17.png"], views=[1])[0, 0], expected, atol=1e-3, rtol=1e-3)
+    assert tool("--verify", out)[1].startswith("sound: 23 images")
+    with open(out / "shard-00000.npy", "rb+") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x55\x55")
+    code, _, errors = tool("--verify", out)
+    assert code == 2 and "1 of 1 shards are damaged" in errors and errors.count("\n") == 1
+    for arguments, message in (
+        (("--images", tmp_path / "nowhere", "--out", out, *settings), "no such folder of images"),
+        (
+            ("--images", images, "--out", out, "--encoder", "resnet", "--weights", "none"),
+            "near it are resnet",
+        ),
+        (("--images", images, "--out", out), "--images needs --encoder, --weights and --out"),
+        ((), "give one of"),
+        (("--verify", tmp_path), "not a feature store"),
+    ):
+        code, _, errors = tool(*arguments)
+        assert code == 2 and message in errors
+
+
+def test_the_tool_fills_the_store_that_training_opens(
+    tmp_path: Path, pictures: list[ImageRecord], tool: Callable[..., tuple[int, str, str]]
+):
+    data = tmp_path / "data"
+    shutil.copytree(Path(pictures[0].path).parent, data)
+    lines = ["file_name,caption,split"]
+    lines += [f"{n}.png,a picture of noise,{'val' if n % 5 == 0 else 'train'}" for n in range(IMAGES)]
+    (data / "captions.csv").write_text("\n".join(lines) + "\n")
+    config = tmp_path / "x.yaml"
+    config.write_text(f"""
+name: x
+runs: {tmp_path / "runs"}
+dataset: {{kind: folder, root: {data}}}
+encoder: {{kind: torchvision, name: mobilenet_v3_small}}
+preprocessing: {{size: 32}}
+vocabulary: {{min_count: 1}}
+features: {{root: {tmp_path / "features"}}}
+""")
+    code, printed, errors = tool(config, "features.flip=true")
+    assert (code, errors) == (0, "") and "23 images, as they are and mirrored" in printed
+    (folder,) = (tmp_path / "features").iterdir()
+    written = (folder / "index.json").stat().st_mtime_ns
+    experiment = Experiment(read_config(config, ["features.flip=true"]), say=lambda _: None)
+    records = experiment.collect().records
+    captioner = experiment.build(Vocabulary.build(["a picture of noise"], min_count=1))
+    source = experiment.source(captioner, records)
+    assert len(source.of(records)) == IMAGES and str(folder) in source.where
+    assert (folder / "index.json").stat().st_mtime_ns == written
+    code, _, errors = tool(config, "encoder.trainable_from=3")
+    assert code == 2 and "its encoder is trained" in errors
+
+
+def test_the_tools_help_does_not_wait_for_torch():
+    check = (
+        "import runpy, sys\n"
+        "sys.argv = ['features.py', '--help']\n"
+        f"try:\n    runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "except SystemExit:\n    assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0 and "examples:" in done.stdout

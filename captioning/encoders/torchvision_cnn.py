@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.error import URLError
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torchvision import models
 
@@ -16,7 +18,7 @@ from captioning.encoders.weights import check_state, fit_weights, read_weights
 from captioning.errors import UserError
 from captioning.tensors import Features
 
-Name = Literal[
+NAMES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
     "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn",
@@ -29,7 +31,21 @@ Name = Literal[
     "regnet_x_32gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf",
     "regnet_y_16gf", "regnet_y_32gf",
     "squeezenet1_0", "squeezenet1_1",
-]  # fmt: skip
+)  # fmt: skip
+"""What torchvision calls them; those whose maps come from layers that run one after the other."""
+
+
+def known_network(name: str) -> str:
+    """`name`, if it is one of `NAMES`; else an error that names the nearest, not all of them."""
+    if name in NAMES:
+        return name
+    near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.3)
+    raise PydanticCustomError(
+        "network", "no network of this name; near it are {near}", {"near": ", ".join(near or NAMES[:3])}
+    )
+
+
+Name = Annotated[str, AfterValidator(known_network)]
 
 PROBE = 64
 """Side of the image that a network is tried on once to find where its stages begin."""
