@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captioning.errors import UserError
 from captioning.features import FeatureStore
 from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, prepare
 from captioning.records import ImageId, ImageRecord
@@ -34,7 +33,9 @@ class EncodedCaptions(NamedTuple):
     cut: int  # captions longer than the limit
 
     @classmethod
-    def of(cls, records: Sequence[ImageRecord], vocabulary: Vocabulary, *, max_length: int) -> EncodedCaptions:
+    def of(
+        cls, records: Sequence[ImageRecord], vocabulary: Vocabulary, *, max_length: int
+    ) -> EncodedCaptions:
         """`<start> words <end>` of every caption, at most `max_length` words each."""
         words: list[int] = []
         start, first, cut = [0], [0], 0
@@ -46,7 +47,10 @@ class EncodedCaptions(NamedTuple):
                 start.append(len(words))
             first.append(len(start) - 1)
         return cls(
-            words=np.array(words, np.int32), start=np.array(start, np.int64), first=np.array(first, np.int64), cut=cut
+            words=np.array(words, np.int32),
+            start=np.array(start, np.int64),
+            first=np.array(first, np.int64),
+            cut=cut,
         )
 
     def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -78,7 +82,9 @@ def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> lis
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def pack(chosen: Sequence[Sequence[np.ndarray]], *, width: int, pad: int) -> tuple[Tensor, tuple[int, ...], int]:
+def pack(
+    chosen: Sequence[Sequence[np.ndarray]], *, width: int, pad: int
+) -> tuple[Tensor, tuple[int, ...], int]:
     """Captions of each image, longest first -> words (B, width, T + 1), running, tokens, as `Batch` has them."""
     length = max(len(ids) for captions in chosen for ids in captions)
     words = np.full((len(chosen), width, length), pad, np.int64)
@@ -106,7 +112,9 @@ class StoredImages:
         ids = [self.ids[number] for number in numbers]
         views = None
         if self.mirrored:
-            views = [int(np.random.default_rng((self.seed, epoch, 2, number)).integers(2)) for number in numbers]
+            views = [
+                int(np.random.default_rng((self.seed, epoch, 2, number)).integers(2)) for number in numbers
+            ]
         return Features(torch.from_numpy(self.store.rows(ids, views=views)))
 
 
@@ -121,7 +129,12 @@ class PixelImages:
         augmentation: AugmentationConfig | None,
         seed: int,
     ):
-        self.paths, self.preprocessing, self.augmentation, self.seed = paths, preprocessing, augmentation, seed
+        self.paths, self.preprocessing, self.augmentation, self.seed = (
+            paths,
+            preprocessing,
+            augmentation,
+            seed,
+        )
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
         return torch.stack([self._one(int(number), epoch) for number in numbers])
@@ -153,7 +166,9 @@ class TrainingBatches(Dataset):
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
         chosen = [
-            self.captions.of_image(number, self.width, np.random.default_rng((self.seed, self.epoch, 1, number)))
+            self.captions.of_image(
+                number, self.width, np.random.default_rng((self.seed, self.epoch, 1, number))
+            )
             for number in numbers
         ]
         words, running, tokens = pack(chosen, width=self.width, pad=self.pad)

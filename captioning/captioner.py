@@ -19,7 +19,14 @@ from captioning import decoders, encoders
 from captioning.decoders import DecoderConfig
 from captioning.encoders import EncoderConfig
 from captioning.errors import UserError
-from captioning.files import check_manifest, read_text, recovered, replacing_folder, write_manifest, write_text
+from captioning.files import (
+    check_manifest,
+    read_text,
+    recovered,
+    replacing_folder,
+    write_manifest,
+    write_text,
+)
 from captioning.images import Preprocessing
 from captioning.search import BeamConfig, SearchConfig
 from captioning.tensors import Features
@@ -44,7 +51,13 @@ class ModelConfig:
 class Captioner(nn.Module):
     """Encoder and decoder with the vocabulary and preprocessing they were trained with."""
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, encoder: encoders.Encoder, decoder: decoders.Decoder):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        encoder: encoders.Encoder,
+        decoder: decoders.Decoder,
+    ):
         super().__init__()
         self.config, self.vocabulary, self.encoder, self.decoder = config, vocabulary, encoder, decoder
 
@@ -74,7 +87,9 @@ class Captioner(nn.Module):
         """Stored features as they are; pixels (B, 3, height, width) through the encoder."""
         return images if isinstance(images, Features) else self.encoder(images)
 
-    def save(self, folder: str | os.PathLike[str], *, card: str, state: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self, folder: str | os.PathLike[str], *, card: str, state: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write the model folder, whole or not at all; a folder of that name is replaced.
 
         Args:
@@ -99,7 +114,9 @@ class Captioner(nn.Module):
         """
         folder = recovered(Path(folder))
         if not (folder / "manifest.json").is_file():
-            raise UserError(f"{folder}: not a model folder (no manifest.json); give RUN/model of a finished run")
+            raise UserError(
+                f"{folder}: not a model folder (no manifest.json); give RUN/model of a finished run"
+            )
         check_manifest(folder)
         config = _parse(folder / "config.yaml")
         vocabulary = Vocabulary.open(str(folder / "vocabulary.json"))
@@ -144,7 +161,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
     own = module.state_dict()
     for name in sorted(own.keys() ^ state.keys()):
-        raise UserError(f"{path}: weight {name} is {'missing' if name in own else 'not in this architecture'}")
+        raise UserError(
+            f"{path}: weight {name} is {'missing' if name in own else 'not in this architecture'}"
+        )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise UserError(

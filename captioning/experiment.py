@@ -25,7 +25,7 @@ from captioning.captioner import Captioner, count_parameters
 from captioning.datasets import DatasetConfig, ShapesConfig, of_split
 from captioning.datasets.checks import write_skipped
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
-from captioning.encoders import EncoderConfig
+from captioning.encoders import Encoder, EncoderConfig
 from captioning.errors import UserError
 from captioning.features import FeatureStore, Origin, build_store
 from captioning.files import fingerprint, read_text, write_json, write_text
@@ -219,14 +219,14 @@ class Experiment:
         config = self.config
         augmented = config.augmentation is not None and not config.augmentation.nothing
         if config.features.use == "auto" and captioner.encoder.frozen and not augmented:
-            store = self.store(captioner, records)
+            store = self.store(captioner.encoder, records)
             return Source(config, [record for record in records if record.image_id in store], store)
         return Source(config, self._readable(records), None)
 
-    def store(self, captioner: Captioner, records: Sequence[ImageRecord]) -> FeatureStore:
+    def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
         config = self.config.features
-        origin = Origin.of(captioner.encoder, self.config.preprocessing)
+        origin = Origin.of(encoder, self.config.preprocessing)
         root = Path(self.config.dataset.root)
         key = fingerprint([origin.fingerprint, str(root.absolute()), config.dtype, config.flip])
         return build_store(
@@ -260,11 +260,14 @@ class Experiment:
         """Train, and leave the best model in `folder/model`. Reads the splits `train` and `val`, no other."""
         config, folder = self.config, self.folder
         if not resume and (folder / "checkpoints").exists():
-            raise UserError(f"{folder}: there is a run already; go on with --resume, or choose another name=...")
+            raise UserError(
+                f"{folder}: there is a run already; go on with --resume, or choose another name=..."
+            )
         collection = self.collect()
         training, validation = of_split(collection, "train"), of_split(collection, "val")
         vocabulary = Vocabulary.build(
-            (caption for record in training for caption in record.captions), min_count=config.vocabulary.min_count
+            (caption for record in training for caption in record.captions),
+            min_count=config.vocabulary.min_count,
         )
         captioner = self.build(vocabulary)
         source = self.source(captioner, [*training, *validation])
@@ -363,11 +366,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def model_card(config: ExperimentConfig, captioner: Captioner, progress: Progress, scores: Mapping[str, float]) -> str:
+def model_card(
+    config: ExperimentConfig, captioner: Captioner, progress: Progress, scores: Mapping[str, float]
+) -> str:
     """The model folder's README."""
-    rows = "\n".join(
-        f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss"
-    )
+    rows = "\n".join(f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss")
     return f"""# {config.name}
 
 An image captioning model: {config.encoder.kind} encoder, `{config.decoder.kind}` decoder with

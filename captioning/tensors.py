@@ -33,7 +33,9 @@ class Batch(NamedTuple):
     image_ids: list[ImageId]
     images: Features | Tensor  # stored features, or pixels (B, 3, height, width)
     words: Tensor  # (B, K, T + 1) int64: <start> ... <end>, then <pad>; all <pad> where a caption is missing
-    running: tuple[int, ...]  # T numbers: the largest number of captions of one image with more than t targets
+    running: tuple[
+        int, ...
+    ]  # T numbers: the largest number of captions of one image with more than t targets
     tokens: int  # targets that count (words and <end>), over the batch
 
 

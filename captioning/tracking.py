@@ -33,7 +33,8 @@ from typing import Any, BinaryIO, Literal
 from captioning.files import replacing
 
 _PATIENCE = 2.0  # seconds that the run may wait for wandb, in all
-_BACKLOG = 10_000  # messages kept for a wandb process that doesn't read
+_BACKLOG = 1 << 24  # bytes of messages kept for a wandb process that doesn't read
+_QUEUE = 100_000  # messages that process keeps while wandb is busy
 _INIT_TIMEOUT = 30.0  # seconds that wandb may try to reach its server before it goes on offline
 _LINGER = 600.0  # seconds that wandb's process may outlive the run
 
@@ -48,7 +49,7 @@ class TrackingConfig:
     The environment variable WANDB_MODE, set to one of the modes, goes before `mode`, as wandb's users expect.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     mode: Literal["online", "offline", "disabled"] = "offline"
     project: str = "captioning"
@@ -199,6 +200,7 @@ class _Wandb:
     def __init__(self, folder: Path, start: dict[str, Any]) -> None:
         self.folder = folder
         self._backlog: deque[bytes] = deque()
+        self._waiting = 0  # bytes in the backlog
         self._dropped = 0
         self._heard = b""
         self._done = False
@@ -234,10 +236,11 @@ class _Wandb:
         except (TypeError, ValueError) as error:
             _say(f"wandb: a {message['kind']} message is left out ({error})")
             return
-        if len(self._backlog) >= _BACKLOG:
+        if self._waiting + len(line) > _BACKLOG:
             self._dropped += 1
         else:
             self._backlog.append(line)
+            self._waiting += len(line)
         self._push()
         self._listen()
 
@@ -249,8 +252,10 @@ class _Wandb:
             except BlockingIOError:
                 return
             except OSError:
-                self._give_up("its process has ended")
+                self._listen()  # its last words, if it had any
+                self._give_up(None if self._done else "its process has ended")
                 return
+            self._waiting -= written
             if written == len(self._backlog[0]):
                 self._backlog.popleft()
             else:
@@ -272,10 +277,12 @@ class _Wandb:
                 else:
                     _say(f"wandb: {line.decode(errors='replace')}")
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str | None) -> None:
+        """Go on without wandb; say why, where it has not said so itself."""
         self._process = None
         self._backlog.clear()
-        _say(f"wandb: {reason}; the run goes on, {self.folder / 'metrics.jsonl'} has every value")
+        if reason:
+            _say(f"wandb: {reason}; the run goes on, {self.folder / 'metrics.jsonl'} has every value")
 
     def finish(self, exit_code: int) -> None:
         deadline = time.monotonic() + _PATIENCE
@@ -343,15 +350,15 @@ def serve() -> None:
     _redirect(Path(start["folder"]) / "wandb" / "tracking.log")
     try:
         _follow(start, messages, say)
-        say("done")
     except BaseException as error:
         say(f"{type(error).__name__}: {error}; the run goes on, metrics.jsonl has every value")
+    say("done")
     os._exit(0)  # wandb's exit handlers could hang
 
 
 def _read(pipe: BinaryIO, messages: queue.Queue[dict[str, Any]]) -> None:
     for line in pipe:
-        if line.endswith(b"\n"):
+        if line.endswith(b"\n") and messages.qsize() < _QUEUE:
             messages.put(json.loads(line))
     messages.put({"kind": "finish", "exit_code": 1})  # the run is gone without a word, or has said it before
     time.sleep(_LINGER)
@@ -441,8 +448,12 @@ def _begin(wandb: Any, start: dict[str, Any], say: Callable[[str], None]) -> Any
 
 
 def _table(wandb: Any, message: dict[str, Any]) -> Any:
-    rows = [[_cell(wandb, cell) for cell in row] for row in message["rows"]]
-    return wandb.Table(columns=message["columns"], data=rows, allow_mixed_types=True)
+    columns = [[_cell(wandb, cell) for cell in column] for column in zip(*message["rows"], strict=True)]
+    for number, column in enumerate(columns):
+        kinds = {float if isinstance(cell, int) else type(cell) for cell in column if cell is not None}
+        if len(kinds) > 1:  # a column of wandb's has one type
+            columns[number] = [str(cell) for cell in column]
+    return wandb.Table(columns=message["columns"], data=[list(row) for row in zip(*columns, strict=True)])
 
 
 def _cell(wandb: Any, cell: Any) -> Any:

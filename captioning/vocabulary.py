@@ -63,7 +63,9 @@ class Vocabulary:
     def encode(self, tokens: Sequence[str], *, max_length: int) -> list[int]:
         """`<start>`, at most `max_length` words, `<end>`. A cut caption has no `<end>`: it did not end there."""
         # a token spelled like a special one ("<pad>") is text, and text must not act as padding
-        ids = [number if (number := self.ids.get(token, self.unk)) > self.unk else self.unk for token in tokens]
+        ids = [
+            number if (number := self.ids.get(token, self.unk)) > self.unk else self.unk for token in tokens
+        ]
         return [self.start, *ids[:max_length], *([self.end] if len(ids) <= max_length else [])]
 
     def decode(self, ids: Iterable[int]) -> list[str]:

@@ -20,8 +20,12 @@ def main() -> int:
         help="train: a training step of the soft attention LSTM; decode: beam search of width 5",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--repeats", type=int, default=None, metavar="N", help="interleaved repeats (default: 15, 5)")
-    parser.add_argument("--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--repeats", type=int, default=None, metavar="N", help="interleaved repeats (default: 15, 5)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args()
 
@@ -37,7 +41,9 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     unit = result["unit"]
-    print(f"ours      {result['ours_per_s']:8.1f} {unit}/s   {result['memory_mb']['ours']:.0f} MB above the model's")
+    print(
+        f"ours      {result['ours_per_s']:8.1f} {unit}/s   {result['memory_mb']['ours']:.0f} MB above the model's"
+    )
     print(f"textbook  {result['textbook_per_s']:8.1f} {unit}/s   {result['memory_mb']['textbook']:.0f} MB")
     print(f"{result['ratio']:.2f} times as fast, at {100 * result['peak_share']:.0f} % of this machine's")
     print(f"matrix product ({result['peak_gflops']:.0f} GFLOP/s, {result['threads']} threads)")

@@ -29,7 +29,9 @@ section.key=value; a wrong key is refused with the nearest right one.""",
 
     from captioning.experiment import Experiment, read_config
 
-    experiment = Experiment(read_config(options.config, options.overrides), say=functools.partial(print, flush=True))
+    experiment = Experiment(
+        read_config(options.config, options.overrides), say=functools.partial(print, flush=True)
+    )
     progress = experiment.train(resume=options.resume)
     metric = experiment.config.training.metric
     print(

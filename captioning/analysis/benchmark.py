@@ -88,7 +88,13 @@ def peak_memory(work: Callable[[], Any]) -> int:
 
 
 def _summary(
-    seconds: dict[str, list[float]], *, units: int, unit: str, counted: int, product_flops: int, memory: dict[str, int]
+    seconds: dict[str, list[float]],
+    *,
+    units: int,
+    unit: str,
+    counted: int,
+    product_flops: int,
+    memory: dict[str, int],
 ) -> dict[str, Any]:
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     peak = product_flops / min(seconds["product"])
@@ -117,7 +123,11 @@ def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
         sorted(
             (
                 np.concatenate(
-                    [[vocabulary.start], generator.integers(4, WORDS, generator.integers(8, 15)), [vocabulary.end]]
+                    [
+                        [vocabulary.start],
+                        generator.integers(4, WORDS, generator.integers(8, 15)),
+                        [vocabulary.end],
+                    ]
                 )
                 for _ in range(5)
             ),
@@ -155,7 +165,10 @@ def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
         optimizers[name].step()
         losses[name] = float(value)
 
-    ways: dict[str, Callable[[], Any]] = {"ours": lambda: update("ours", ours), "textbook": lambda: update("textbook", textbook)}
+    ways: dict[str, Callable[[], Any]] = {
+        "ours": lambda: update("ours", ours),
+        "textbook": lambda: update("textbook", textbook),
+    }
     counted = flops(ways["ours"])
     ways["textbook"]()
     product, product_flops = _product()
@@ -166,7 +179,9 @@ def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
     memory = {name: peak_memory(way) for name, way in ways.items()}
     return {
         "name": "train",
-        **_summary(seconds, units=50, unit="captions", counted=counted, product_flops=product_flops, memory=memory),
+        **_summary(
+            seconds, units=50, unit="captions", counted=counted, product_flops=product_flops, memory=memory
+        ),
         "loss_difference": difference,
     }
 
@@ -185,7 +200,12 @@ def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
         with torch.inference_mode():
             memory = model.remember(Features(features))
             found = search(
-                model, memory, config, start=vocabulary.start, end=vocabulary.end, unwanted=vocabulary.unwanted
+                model,
+                memory,
+                config,
+                start=vocabulary.start,
+                end=vocabulary.end,
+                unwanted=vocabulary.unwanted,
             )
             results["ours"] = found.words[:, 0]
 
@@ -204,6 +224,8 @@ def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
     memory = {name: peak_memory(way) for name, way in ways.items()}
     return {
         "name": "decode",
-        **_summary(seconds, units=IMAGES, unit="images", counted=counted, product_flops=product_flops, memory=memory),
+        **_summary(
+            seconds, units=IMAGES, unit="images", counted=counted, product_flops=product_flops, memory=memory
+        ),
         "same_captions": same,
     }

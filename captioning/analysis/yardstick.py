@@ -14,10 +14,14 @@ from torch.nn import functional as F
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTM
 
 
-def step(model: SoftAttentionLSTM, features: Tensor, words: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def step(
+    model: SoftAttentionLSTM, features: Tensor, words: Tensor, state: tuple[Tensor, Tensor]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One word for each of R rows: features (R, N, D), words (R,), state 2 x (R, H) -> logits (R, V), state."""
     hidden, cell = state
-    to_gates, to_query, to_beta = model.from_hidden.split([4 * model.config.hidden, model.config.attention, 1])
+    to_gates, to_query, to_beta = model.from_hidden.split(
+        [4 * model.config.hidden, model.config.attention, 1]
+    )
     energy = torch.tanh(model.keys(features) + F.linear(hidden, to_query)[:, None]) @ model.energy  # (R, N)
     alpha = torch.softmax(energy, 1)
     context = (alpha[:, :, None] * features).sum(1)  # (R, D)
@@ -39,7 +43,7 @@ def first(model: SoftAttentionLSTM, features: Tensor) -> tuple[Tensor, Tensor]:
 
 def loss(model: SoftAttentionLSTM, features: Tensor, words: Tensor, *, pad: int) -> Tensor:
     """Mean cross-entropy per token of `words` (B, K, T + 1) for features (B, N, D)."""
-    images, width, length = words.shape
+    _, width, length = words.shape
     rows = features.repeat_interleave(width, 0)  # (B x K, N, D)
     flat = words.flatten(0, 1)
     state = first(model, rows)
@@ -51,12 +55,16 @@ def loss(model: SoftAttentionLSTM, features: Tensor, words: Tensor, *, pad: int)
 
 
 @torch.inference_mode()
-def beam(model: SoftAttentionLSTM, features: Tensor, *, width: int, length: int, start: int, banned: Tensor) -> Tensor:
+def beam(
+    model: SoftAttentionLSTM, features: Tensor, *, width: int, length: int, start: int, banned: Tensor
+) -> Tensor:
     """The likeliest `length` words found for each image: (B, length). No caption may end before."""
     return torch.stack([_beam_one(model, each, width, length, start, banned) for each in features])
 
 
-def _beam_one(model: SoftAttentionLSTM, features: Tensor, width: int, length: int, start: int, banned: Tensor) -> Tensor:
+def _beam_one(
+    model: SoftAttentionLSTM, features: Tensor, width: int, length: int, start: int, banned: Tensor
+) -> Tensor:
     rows = features[None].expand(width, -1, -1).contiguous()  # (K, N, D)
     state = first(model, rows)
     sequences = torch.full((width, 1), start)

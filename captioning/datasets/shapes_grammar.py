@@ -283,16 +283,13 @@ def _statements(scene: Scene) -> tuple[list[str], list[str], list[str]]:
     seen = {(thing.colour, thing.shape) for thing in things}
     for turn, colour in enumerate(COLOURS):
         for shape in SHAPES:
-            if (
-                colour,
-                shape,
-            ) not in seen:  # two lengths by turns, so that some short ones are left for the end
-                thing = f"{'an' if colour == 'orange' else 'a'} {colour} {shape}"
-                absent.append(
-                    f"nobody can find {thing} in this picture"
-                    if turn % 2
-                    else f"there is no {colour} {shape}"
-                )
+            if (colour, shape) in seen:
+                continue
+            if turn % 2:  # two lengths by turns, so that some short ones are left for the end
+                article = "an" if colour == "orange" else "a"
+                absent.append(f"nobody can find {article} {colour} {shape} in this picture")
+            else:
+                absent.append(f"there is no {colour} {shape}")
     return captions(scene), [_sentence(text) for text in details], [_sentence(text) for text in absent]
 
 

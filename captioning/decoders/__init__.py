@@ -18,4 +18,12 @@ def build(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Deco
     return config.build(channels=channels, vocabulary_size=vocabulary_size)
 
 
-__all__ = ["Decoder", "DecoderConfig", "SoftAttentionLSTMConfig", "TransformerConfig", "build", "select", "unroll"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "SoftAttentionLSTMConfig",
+    "TransformerConfig",
+    "build",
+    "select",
+    "unroll",
+]

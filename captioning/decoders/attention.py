@@ -76,7 +76,13 @@ def attend(energy: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor
 
 
 def multi_head(
-    query: Tensor, key: Tensor, value: Tensor, *, heads: int, allowed: Tensor | None = None, causal: bool = False,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    allowed: Tensor | None = None,
+    causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention in `heads` parts (Vaswani et al. 2017, eq. 1).
@@ -89,6 +95,8 @@ def multi_head(
     Returns:
         (R, Q, H).
     """
-    split = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value)]
-    out = F.scaled_dot_product_attention(*split, attn_mask=allowed, is_causal=causal, dropout_p=dropout)
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=allowed, is_causal=causal, dropout_p=dropout
+    )
     return out.transpose(1, 2).flatten(-2)

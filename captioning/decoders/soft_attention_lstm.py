@@ -71,7 +71,9 @@ class SoftAttentionLSTM(Decoder):
         size = config.hidden
         context = config.features or channels
         self.project = (
-            nn.Sequential(nn.Linear(channels, context), nn.LayerNorm(context), nn.ReLU(), nn.Dropout(config.dropout))
+            nn.Sequential(
+                nn.Linear(channels, context), nn.LayerNorm(context), nn.ReLU(), nn.Dropout(config.dropout)
+            )
             if config.features
             else nn.Identity()
         )
@@ -99,7 +101,9 @@ class SoftAttentionLSTM(Decoder):
         nn.init.xavier_uniform_(self.from_hidden.data[4 * size :])
         nn.init.xavier_uniform_(self.from_context)
         nn.init.zeros_(self.word_gates.bias)
-        nn.init.ones_(self.word_gates.bias.data[size : 2 * size])  # remember at first (Jozefowicz et al. 2015)
+        nn.init.ones_(
+            self.word_gates.bias.data[size : 2 * size]
+        )  # remember at first (Jozefowicz et al. 2015)
 
     def remember(self, features: Features) -> Memory:
         regions = self.project(features.regions)
@@ -118,7 +122,8 @@ class SoftAttentionLSTM(Decoder):
 
     def start(self, memory: Memory, width: int) -> Carry:
         return Carry(
-            hidden=memory.hidden[:, None].expand(-1, width, -1), cell=memory.cell[:, None].expand(-1, width, -1)
+            hidden=memory.hidden[:, None].expand(-1, width, -1),
+            cell=memory.cell[:, None].expand(-1, width, -1),
         )
 
     def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
@@ -149,7 +154,9 @@ class SoftAttentionLSTM(Decoder):
             hidden.append(carry.hidden)
             contexts.append(context)
             attentions.append(attention)
-        words_read = [part.view(images, count, -1) for part, count in zip(embedded.split(sizes), counts, strict=True)]
+        words_read = [
+            part.view(images, count, -1) for part, count in zip(embedded.split(sizes), counts, strict=True)
+        ]
         return Steps(
             hidden=torch.cat([_stack(part, width) for part in (hidden, contexts, words_read)], -1),
             attention=_stack(attentions, width),
@@ -161,7 +168,9 @@ class SoftAttentionLSTM(Decoder):
         """One step for `gates` (B, K, 4H) of the words: the next carry, z_t (B, K, D), alpha_t (B, K, N)."""
         size = self.config.hidden
         said, query, beta = from_hidden(carry.hidden).split([4 * size, self.config.attention, 1], -1)
-        context, attention = attend(additive_energy(memory.keys, query, self.energy), memory.regions, memory.valid)
+        context, attention = attend(
+            additive_energy(memory.keys, query, self.energy), memory.regions, memory.valid
+        )
         context = torch.sigmoid(beta + self.beta_bias) * context
         entered, forget, candidate, out = (gates + said + from_context(context)).split(size, -1)
         cell = torch.sigmoid(forget) * carry.cell + torch.sigmoid(entered) * torch.tanh(candidate)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -82,19 +82,24 @@ class Transformer(Decoder):
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
         nn.init.normal_(self.positions.weight, std=config.hidden**-0.5)
-        for layer in self.layers:  # residual branches begin small, as many as there are (Radford et al. 2019)
+        for layer in self._layers:  # residual branches begin small, as many as there are (Radford et al. 2019)
             for out in (layer.self_out, layer.region_out, layer.narrow):
                 nn.init.normal_(out.weight, std=(out.in_features * 3 * config.layers) ** -0.5)
         if config.tied:
             self.words.weight = self.embedding.weight  # Press and Wolf 2017
 
+    @property
+    def _layers(self) -> Iterable[DecoderLayer]:
+        return cast(Iterable[DecoderLayer], self.layers)
+
     def remember(self, features: Features) -> Memory:
         regions = self.project(features.regions)  # (B, N, H)
-        for layer in self.encoder:
+        for layer in cast(Iterable[EncoderLayer], self.encoder):
             regions = layer(regions, features.valid)
         regions = self.encoder_norm(regions)
         return Memory(
-            layers=tuple(Layer(*layer.region_in(regions).chunk(2, -1)) for layer in self.layers), valid=features.valid
+            layers=tuple(Layer(*layer.region_in(regions).chunk(2, -1)) for layer in self._layers),
+            valid=features.valid,
         )
 
     def start(self, memory: Memory, width: int) -> Carry:
@@ -102,14 +107,15 @@ class Transformer(Decoder):
         return Carry(layers=tuple(Layer(keys=empty, values=empty) for _ in self.layers))
 
     def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        images, width = words.shape
         x = self._embed(words[..., None], carry.layers[0].keys.shape[2])[:, :, 0]  # (B, K, H)
         grown, shown = [], []
-        for layer, past, regions in zip(self.layers, carry.layers, memory.layers, strict=True):
+        for layer, past, regions in zip(self._layers, carry.layers, memory.layers, strict=True):
             query, key, value = layer.self_in(layer.self_norm(x))[:, :, None].chunk(3, -1)  # (B, K, 1, H)
             past = Layer(keys=torch.cat([past.keys, key], 2), values=torch.cat([past.values, value], 2))
             seen = multi_head(
-                *(part.flatten(0, 1) for part in (query, *past)), heads=self.config.heads, dropout=layer.drop_rate()
+                *(part.flatten(0, 1) for part in (query, *past)),
+                heads=self.config.heads,
+                dropout=layer.drop_rate(),
             )
             x = x + layer.drop(layer.self_out(seen.view_as(x)))
             query = layer.region_query(layer.region_norm(x))
@@ -121,12 +127,16 @@ class Transformer(Decoder):
         return Step(hidden=self.norm(x), attention=attention), Carry(layers=tuple(grown))
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        images, width, length = words.shape
-        x = self.dropout(self._embed(words, 0)).flatten(1, 2)  # (B, K x T, H)
+        _, width, length = words.shape
+        x = self._embed(words, 0).flatten(1, 2)  # (B, K x T, H)
         shown = []
-        for layer, regions in zip(self.layers, memory.layers, strict=True):
-            each = layer.self_in(layer.self_norm(x)).unflatten(1, (width, length)).flatten(0, 1)  # (B x K, T, 3H)
-            seen = multi_head(*each.chunk(3, -1), heads=self.config.heads, causal=True, dropout=layer.drop_rate())
+        for layer, regions in zip(self._layers, memory.layers, strict=True):
+            each = (
+                layer.self_in(layer.self_norm(x)).unflatten(1, (width, length)).flatten(0, 1)
+            )  # (B x K, T, 3H)
+            seen = multi_head(
+                *each.chunk(3, -1), heads=self.config.heads, causal=True, dropout=layer.drop_rate()
+            )
             x = x + layer.drop(layer.self_out(seen.reshape(x.shape)))
             query = layer.region_query(layer.region_norm(x))
             if self.training:
@@ -152,7 +162,8 @@ class Transformer(Decoder):
         last = first + words.shape[2]
         if last > self.config.max_length:
             raise ValueError(f"a caption of {last} words, but decoder.max_length is {self.config.max_length}")
-        return self.embedding(words) * math.sqrt(self.config.hidden) + self.positions.weight[first:last]
+        x = self.embedding(words) * math.sqrt(self.config.hidden) + self.positions.weight[first:last]
+        return self.dropout(x)
 
 
 class EncoderLayer(nn.Module):
@@ -162,7 +173,11 @@ class EncoderLayer(nn.Module):
         super().__init__()
         size = config.hidden
         self.heads = config.heads
-        self.norm, self.inside, self.out = nn.LayerNorm(size), nn.Linear(size, 3 * size), nn.Linear(size, size)
+        self.norm, self.inside, self.out = (
+            nn.LayerNorm(size),
+            nn.Linear(size, 3 * size),
+            nn.Linear(size, size),
+        )
         self.feed_norm = nn.LayerNorm(size)
         self.wide, self.narrow = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.drop = nn.Dropout(config.dropout)
@@ -172,7 +187,9 @@ class EncoderLayer(nn.Module):
         allowed = None if valid is None else valid[:, None, None]
         inside = self.inside(self.norm(regions)).chunk(3, -1)
         regions = regions + self.drop(self.out(multi_head(*inside, heads=self.heads, allowed=allowed)))
-        return regions + self.drop(self.narrow(self.drop(nn.functional.gelu(self.wide(self.feed_norm(regions))))))
+        return regions + self.drop(
+            self.narrow(self.drop(nn.functional.gelu(self.wide(self.feed_norm(regions)))))
+        )
 
 
 class DecoderLayer(nn.Module):

@@ -24,7 +24,9 @@ class Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self._average.values()), [each.detach() for each in self._own.values()], weight)
+        torch._foreach_lerp_(
+            list(self._average.values()), [each.detach() for each in self._own.values()], weight
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._average

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from captioning.captioner import load_weights, save_weights
 from captioning.errors import UserError
-from captioning.files import check_manifest, read_json, recovered, replacing_folder, write_json, write_manifest
+from captioning.files import (
+    check_manifest,
+    read_json,
+    recovered,
+    replacing_folder,
+    write_json,
+    write_manifest,
+)
 from captioning.training.average import Average
 
 
@@ -31,18 +38,30 @@ class Progress:
 
 
 def save(
-    folder: Path, *, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, progress: Progress, experiment: str
+    folder: Path,
+    *,
+    module: nn.Module,
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    experiment: str,
 ) -> None:
     """Write the checkpoint folder, whole or not at all. `experiment` is the fingerprint of the settings."""
     state = optimizer.state_dict()
-    moments = {f"{number}.{key}": value for number, entry in state["state"].items() for key, value in entry.items()}
+    moments = {
+        f"{number}.{key}": value for number, entry in state["state"].items() for key, value in entry.items()
+    }
     with replacing_folder(folder) as part:
         save_weights(module.state_dict(), part / "model.safetensors")
         save_weights(average.state_dict(), part / "average.safetensors")
         save_weights({**moments, **_random()}, part / "optimizer.safetensors")
         write_json(
             part / "progress.json",
-            {**asdict(progress), "experiment": experiment, "optimizer": [_plain(group) for group in state["param_groups"]]},
+            {
+                **asdict(progress),
+                "experiment": experiment,
+                "optimizer": [_plain(group) for group in state["param_groups"]],
+            },
         )
         write_manifest(part)
 
@@ -60,7 +79,9 @@ def load(
     check_manifest(folder)
     kept = read_json(folder / "progress.json")
     if kept.pop("experiment") != experiment:
-        raise UserError(f"{folder}: made with other settings than these; resume with the run's own config.yaml")
+        raise UserError(
+            f"{folder}: made with other settings than these; resume with the run's own config.yaml"
+        )
     load_weights(module, folder / "model.safetensors")
     average.load_state_dict(load_file(folder / "average.safetensors"))
     tensors = load_file(folder / "optimizer.safetensors")
@@ -91,4 +112,8 @@ def _random() -> dict[str, Tensor]:
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if isinstance(value, (int, float, str, bool, list, tuple, type(None)))}
+    return {
+        key: value
+        for key, value in group.items()
+        if isinstance(value, (int, float, str, bool, list, tuple, type(None)))
+    }

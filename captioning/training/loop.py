@@ -57,15 +57,22 @@ def train(
         say: takes the lines that tell a person how it goes.
     """
     device = next(captioner.decoder.parameters()).device
-    groups = [{"params": list(captioner.decoder.parameters())}, *captioner.encoder.parameter_groups(config.learning_rate)]
+    groups = [
+        {"params": list(captioner.decoder.parameters())},
+        *captioner.encoder.parameter_groups(config.learning_rate),
+    ]
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    optimizer = kind(
+        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     average = Average(captioner, config.average)
     progress, last = Progress(), folder / "checkpoints" / "last"
     if resume:
-        progress = checkpoint.load(last, module=captioner, average=average, optimizer=optimizer, experiment=experiment)
+        progress = checkpoint.load(
+            last, module=captioner, average=average, optimizer=optimizer, experiment=experiment
+        )
         say(f"resuming after epoch {progress.epoch}, step {progress.step}")
     while progress.epoch < config.epochs and not progress.done:
         began, waited, tokens, captions, sums = time.perf_counter(), 0.0, 0, 0, {"loss": 0.0, "tokens": 0.0}
@@ -80,7 +87,9 @@ def train(
             epoch=progress.epoch,
         )
         captioner.train()
-        bar = tqdm(total=len(batches), desc=f"epoch {progress.epoch + 1}/{config.epochs}", leave=False, disable=None)
+        bar = tqdm(
+            total=len(batches), desc=f"epoch {progress.epoch + 1}/{config.epochs}", leave=False, disable=None
+        )
         stream = iter(loader(dataset, batches, workers=config.workers, pin_memory=device.type == "cuda"))
         for _ in range(len(batches)):
             asked = time.perf_counter()
@@ -105,14 +114,22 @@ def train(
             sums["loss"], sums["tokens"] = sums["loss"] + float(entropy), sums["tokens"] + batch.tokens
             bar.update()
             if progress.step % config.log_every == 0:
-                values = {"train/loss": sums["loss"] / sums["tokens"], "train/gradient": float(norm), "train/rate": rates[0] * factor}
+                values = {
+                    "train/loss": sums["loss"] / sums["tokens"],
+                    "train/gradient": float(norm),
+                    "train/rate": rates[0] * factor,
+                }
                 tracker.log(values, step=progress.step)
                 bar.set_postfix_str(f"loss {values['train/loss']:.3f}")
                 sums = {"loss": 0.0, "tokens": 0.0}
         bar.close()
         progress.epoch += 1
         elapsed = time.perf_counter() - began
-        speed = {"captions_per_s": captions / elapsed, "tokens_per_s": tokens / elapsed, "waiting_share": waited / elapsed}
+        speed = {
+            "captions_per_s": captions / elapsed,
+            "tokens_per_s": tokens / elapsed,
+            "waiting_share": waited / elapsed,
+        }
         tracker.log({f"speed/{name}": value for name, value in speed.items()}, step=progress.step)
         if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
             captioner.eval()
@@ -130,12 +147,19 @@ def train(
         progress.seconds += time.perf_counter() - began
         progress.done = progress.done or progress.epoch >= config.epochs
         checkpoint.save(
-            last, module=captioner, average=average, optimizer=optimizer, progress=progress, experiment=experiment
+            last,
+            module=captioner,
+            average=average,
+            optimizer=optimizer,
+            progress=progress,
+            experiment=experiment,
         )
     return progress
 
 
-def losses(captioner: Captioner, batch: Batch, config: TrainingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def losses(
+    captioner: Captioner, batch: Batch, config: TrainingConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """What is minimised, a mean over the batch's tokens, and the summed cross-entropy without the penalty."""
     decoder, words = captioner.decoder, batch.words.to(device, non_blocking=True)
     memory = decoder.remember(captioner.features(to_device(batch.images, device)))
@@ -147,7 +171,9 @@ def losses(captioner: Captioner, batch: Batch, config: TrainingConfig, device: t
     loss = entropy / batch.tokens
     if config.doubly_stochastic:
         if steps.attention is None:
-            raise UserError("training.doubly_stochastic needs a decoder that shows its attention while training")
+            raise UserError(
+                "training.doubly_stochastic needs a decoder that shows its attention while training"
+            )
         valid = words[..., 1:] != captioner.vocabulary.pad
         loss = loss + config.doubly_stochastic * doubly_stochastic(steps.attention, valid)
     return loss, entropy.detach()
@@ -169,7 +195,9 @@ def _report(
     tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
     rows = [
         [record.path, record.captions[0], prediction.caption]
-        for record, prediction in zip(data.validator.records, shown.predictions[: config.samples], strict=False)
+        for record, prediction in zip(
+            data.validator.records, shown.predictions[: config.samples], strict=False
+        )
     ]
     tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
     say(

@@ -38,7 +38,9 @@ class CosineConfig:
 
     def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
         done = min(1.0, max(0, step - self.warmup) / max(1, steps_per_epoch * epochs - self.warmup))
-        return _warmed(step, self.warmup) * (self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2)
+        return _warmed(step, self.warmup) * (
+            self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,9 +33,21 @@ class Validator:
     """Captions and scores one split; its references are tokenized once."""
 
     def __init__(
-        self, records: Sequence[ImageRecord], images: Images, captions: EncodedCaptions, *, search: SearchConfig, size: int
+        self,
+        records: Sequence[ImageRecord],
+        images: Images,
+        captions: EncodedCaptions,
+        *,
+        search: SearchConfig,
+        size: int,
     ):
-        self.records, self.images, self.captions, self.search, self.size = records, images, captions, search, size
+        self.records, self.images, self.captions, self.search, self.size = (
+            records,
+            images,
+            captions,
+            search,
+            size,
+        )
         self.references = [[tokenize(caption) for caption in record.captions] for record in records]
 
     def __call__(self, captioner: Captioner, device: torch.device) -> Validation:
@@ -58,7 +70,7 @@ class Validator:
         starts = range(0, len(self.records), self.size)
         for start in tqdm(starts, desc="validating", leave=False, disable=None, delay=2):
             numbers = np.arange(start, min(start + self.size, len(self.records)))
-            ids = [self.records[number].image_id for number in numbers]
+            ids = [record.image_id for record in self.records[start : start + self.size]]
             yield numbers, ids, captioner.features(to_device(self.images(numbers, 0), device))
 
     @torch.inference_mode()

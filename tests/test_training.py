@@ -1,0 +1,361 @@
+"""Training, from order and loss to the tools end to end on a few drawn scenes: resume, tracking, captions, scores."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from captioning.batches import EncodedCaptions, TrainingBatches, order, pack
+from captioning.captioner import Captioner
+from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
+from captioning.errors import UserError
+from captioning.experiment import Experiment, parse, read_config
+from captioning.losses import cross_entropy, doubly_stochastic
+from captioning.records import ImageRecord
+from captioning.training import TrainingConfig
+from captioning.training.average import Average
+from captioning.training.schedule import ConstantConfig, CosineConfig, StepConfig
+from captioning.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CAPTIONS = [
+    "a red dog runs .",
+    "a dog",
+    "the cat sits on a mat and looks",
+    "one two three",
+    "dog dog dog dog dog",
+]
+
+
+def records(count):
+    rng = np.random.default_rng(0)
+    return [
+        ImageRecord(number, f"{number}.png", tuple(rng.choice(CAPTIONS, rng.integers(1, 5))), "train")
+        for number in range(count)
+    ]
+
+
+def encoded(count):
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
+    return EncodedCaptions.of(records(count), vocabulary, max_length=6), vocabulary
+
+
+def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
+    captions, _ = encoded(301)
+    first = order(captions, size=7, seed=1, epoch=2)
+    assert sorted(np.concatenate(first)) == list(range(301))
+    assert {len(batch) for batch in first[:-1]} <= {7, 301 % 7}
+    again, other = order(captions, size=7, seed=1, epoch=2), order(captions, size=7, seed=1, epoch=3)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_order_puts_captions_of_like_length_together():
+    captions, _ = encoded(301)
+
+    def steps(batches):
+        return sum(
+            pack([captions.of_image(i, 5, np.random.default_rng(0)) for i in b], width=5, pad=0)[0].shape[2]
+            for b in batches
+        )
+
+    shuffled = np.array_split(np.random.default_rng(0).permutation(301), 43)
+    assert steps(order(captions, size=7, seed=0, epoch=0)) < 0.9 * steps(shuffled)
+
+
+def test_a_batch_says_how_many_captions_still_run():
+    captions, _ = encoded(11)
+    dataset = TrainingBatches(
+        list(range(11)),
+        captions,
+        lambda numbers, epoch: torch.zeros(len(numbers), 2, 3),
+        width=3,
+        pad=0,
+        seed=0,
+        epoch=0,
+    )
+    batch = dataset[np.array([4, 0, 7])]
+    targets = batch.words[..., 1:] != 0
+    assert batch.tokens == targets.sum()
+    assert batch.running == tuple(targets.sum(1).amax(0).tolist())
+    for image in targets:  # longest first, so that those still running are the first ones
+        lengths = image.sum(1).tolist()
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_cut_caption_has_no_end():
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
+    captions = EncodedCaptions.of([ImageRecord(1, "", (CAPTIONS[2],), "train")], vocabulary, max_length=3)
+    assert captions.cut == 1
+    assert captions.words.tolist()[0] == vocabulary.start and len(captions.words) == 4
+    assert vocabulary.end not in captions.words
+
+
+def test_a_token_spelled_like_a_special_one_is_not_one():
+    vocabulary = Vocabulary.build(["a dog <pad> <end>"], min_count=1)
+    ids = vocabulary.encode(["<pad>", "a", "<end>"], max_length=9)
+    assert ids[1] == vocabulary.unk and ids[3] == vocabulary.unk
+
+
+def test_cross_entropy_against_the_formula():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 11, dtype=torch.double), torch.tensor([1, 0, 10, 4, 4])
+    logp = torch.log(torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True))
+    wanted = -sum(0.9 * logp[i, t] + 0.1 * logp[i].mean() for i, t in enumerate(targets))
+    torch.testing.assert_close(cross_entropy(logits, targets, smoothing=0.1), wanted)
+
+
+def test_doubly_stochastic_against_a_plain_loop():
+    torch.manual_seed(0)
+    attention = torch.softmax(torch.randn(2, 3, 5, 7, dtype=torch.double), -1)
+    lengths = [[5, 2, 0], [4, 4, 1]]
+    counts = torch.tensor([[[t < n for t in range(5)] for n in row] for row in lengths])
+    parts = []
+    for b, row in enumerate(lengths):
+        for k, length in enumerate(row):
+            if length:
+                total = attention[b, k, :length].sum(0)
+                parts.append(((1 - total) ** 2).mean())
+    torch.testing.assert_close(doubly_stochastic(attention, counts), sum(parts) / len(parts))
+
+
+def test_schedules():
+    cosine = CosineConfig(warmup=10, final=0.1)
+    values = [cosine.factor(step, steps_per_epoch=11, epochs=10) for step in range(110)]
+    assert values[0] == pytest.approx(0.1) and max(values) == pytest.approx(1.0)
+    assert values[60] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2)
+    assert cosine.factor(110, steps_per_epoch=11, epochs=10) == pytest.approx(0.1)
+    step = StepConfig(every=3, decay=0.8)
+    assert [step.factor(s, steps_per_epoch=5, epochs=9) for s in (0, 14, 15, 30)] == pytest.approx(
+        [1, 1, 0.8, 0.64]
+    )
+    assert ConstantConfig(warmup=4).factor(1, steps_per_epoch=5, epochs=9) == pytest.approx(0.5)
+
+
+def test_average_is_in_place_only_inside_the_block():
+    module = torch.nn.Linear(3, 2)
+    average = Average(module, 0.9)
+    before = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    average.update(10**6)
+    with average.in_place():
+        torch.testing.assert_close(module.weight, before + 0.1)
+    torch.testing.assert_close(module.weight, before + 1.0)
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    average.update(10**6)
+    with average.in_place():
+        torch.testing.assert_close(module.weight, 0.9 * (before + 0.1) + 0.1 * (before + 2.0))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_builds(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# python tools/"), "the first line gives the command"
+    config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
+    captioner = Experiment(config).build(Vocabulary.build(CAPTIONS, min_count=1))
+    size = config.preprocessing.size
+    with torch.inference_mode():
+        features = captioner.eval().features(torch.zeros(1, 3, size, size))
+    assert features.regions.shape[2] == captioner.encoder.channels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoder.dropuot=0.1"], r"decoder\.dropuot: unknown key; did you mean decoder\.dropout\?"),
+        (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
+        (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
+        (["training.epochs=0"], r"training\.epochs: .*got 0"),
+        (["search.width=0"], r"search\.width: .*got 0"),
+        (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
+        (["training"], "an override is written section.key=value"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_sentence(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(ROOT / "configs" / "shapes.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    with pytest.raises(UserError, match="broken YAML"):
+        read_config(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
+    decoder = {
+        "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention": 8, "dropout": 0.2},
+        "transformer": {"hidden": 16, "feed_forward": 32, "heads": 2, "layers": 1, "max_length": 32},
+    }[kind]
+    return {
+        "name": name,
+        "runs": str(folder / "runs"),
+        "device": "cpu",
+        "dataset": {
+            "kind": "shapes", "root": str(folder / "shapes"), "train": 24, "val": 8, "test": 6, "unseen": 5,
+            "size": 32,
+        },
+        "encoder": {"kind": "small"},
+        "preprocessing": {"size": 32},
+        "vocabulary": {"min_count": 1, "max_length": 30},
+        "decoder": {"kind": kind, **decoder},
+        "search": {"kind": "beam", "width": 2, "max_length": 12},
+        "training": {
+            "epochs": epochs, "images": 5, "log_every": 2, "average": 0.9,
+            "schedule": {"kind": "constant"}, "patience": 9,
+        },
+        "tracking": {"mode": "disabled"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["soft_attention_lstm", "transformer"])
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
+    whole = Experiment(parse(tiny(tmp_path, "whole", kind, epochs=3), where="test"), say=lambda _: None)
+    whole.train()
+    values = tiny(tmp_path, "cut", kind, epochs=3)
+    cut = Experiment(parse(values, where="test"), say=lambda _: None)
+    from captioning.training import checkpoint
+
+    real, saves = checkpoint.save, []
+
+    def killed_at_the_second_save(*args, **kwargs):
+        saves.append(1)
+        if len(saves) == 2:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", killed_at_the_second_save)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    monkeypatch.setattr(checkpoint, "save", real)
+    torch.manual_seed(12345)  # a new process would not have the generator where the old one left it
+    Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
+    for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        one, other = (run.folder / "checkpoints" / "last" / file for run in (whole, cut))
+        assert one.read_bytes() == other.read_bytes(), f"{file} differs"
+    lines = [
+        [
+            {key: value for key, value in json.loads(line).items() if not key.startswith("speed/")}
+            for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in (whole, cut)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    with pytest.raises(UserError, match="there is a run already"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train()
+    values["training"]["learning_rate"] = 0.1
+    with pytest.raises(UserError, match="made with other settings"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
+
+
+def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    experiment = Experiment(parse(values, where="test"), say=lambda _: None)
+    collection = experiment.collect()
+    for record in collection.records:
+        if record.split.startswith("test"):
+            Path(record.path).unlink()  # training must do without them
+    before = experiment.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
+    experiment.train()
+    after = Captioner.open(experiment.folder / "model").encoder.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_diverging_training_stops_with_the_images(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    values["training"]["learning_rate"] = 1e30
+    values["training"]["clip"] = 0
+    with pytest.raises(UserError, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train()
+
+
+def tool(name, *arguments, env=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / name), *arguments], capture_output=True, text=True, env=env
+    )
+
+
+def test_end_to_end_as_a_user(tmp_path):
+    import yaml
+
+    config = tmp_path / "tiny.yaml"
+    values = tiny(tmp_path, "tiny")
+    values["tracking"] = {"mode": "offline"}
+    config.write_text(yaml.safe_dump(values))
+    trained = tool("train.py", str(config), "training.learning_rate=0.003")
+    assert trained.returncode == 0, trained.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert str(run / "model") in trained.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/CIDEr-D" in line] == [5, 10]
+    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "wandb wrote no offline run"
+    again = tool("train.py", str(run / "config.yaml"), "--resume")
+    assert again.returncode == 0, again.stderr
+    image = next((tmp_path / "shapes").rglob("*.png"))
+    captioned = tool("caption.py", str(image), "--model", str(run / "model"))
+    assert captioned.returncode == 0 and captioned.stdout.strip(), captioned.stderr
+    evaluated = tool("evaluate.py", str(run), "--split", "test", "test_unseen", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    predictions = json.loads((run / "predictions_test.json").read_text())
+    assert len(predictions) == 6 and {"image_id", "caption"} <= predictions[0].keys()
+    scores = json.loads((run / "scores_test_unseen.json").read_text())
+    assert scores["signature"]["coverage"]["scored"] == 5
+
+
+def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path):
+    done = tool("train.py", str(ROOT / "configs" / "shapes.yaml"), "training.epochz=3")
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("training.epochz: unknown key; did you mean training.epochs?")
+    assert "Traceback" not in done.stderr
+
+
+def test_loss_of_a_batch_counts_only_its_tokens():
+    """Against the plain way: all positions scored, padding ignored."""
+    from captioning.training.loop import losses
+
+    captions, vocabulary = encoded(5)
+    for config in (
+        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention=5, dropout=0.0),
+        TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0),
+    ):
+        torch.manual_seed(0)
+        decoder = config.build(channels=3, vocabulary_size=len(vocabulary)).eval()
+        features = torch.randn(5, 7, 3)
+        from captioning.tensors import Features
+
+        dataset = TrainingBatches(
+            list(range(5)),
+            captions,
+            lambda numbers, epoch, f=features: Features(f[numbers]),
+            width=5,
+            pad=0,
+            seed=0,
+            epoch=0,
+        )
+        batch = dataset[np.arange(5)]
+        holder = type(
+            "Holder",
+            (),
+            {"decoder": decoder, "vocabulary": vocabulary, "features": staticmethod(lambda x: x)},
+        )()
+        loss, _ = losses(holder, batch, TrainingConfig(label_smoothing=0.0), torch.device("cpu"))
+        logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
+        plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
+        torch.testing.assert_close(loss, plain)
