@@ -29,6 +29,7 @@ from captioning.datasets import shapes
 from captioning.datasets.shapes import ShapesConfig, draw, read
 from captioning.datasets.shapes_grammar import HELD_OUT, NAMES, Dice, dependency, invent, long_captions
 from captioning.errors import UserError
+from captioning.files import fingerprint
 from captioning.tokenizer import tokenize
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
@@ -244,7 +245,7 @@ def test_pixels_show_what_the_scene_says(everything):
         assert not inked[[0, -1]].any() and not inked[:, [0, -1]].any(), "a shape is cut by the edge"
         marks = line["scene"]["marks"]
         for number, (mark, (size, colour, _)) in enumerate(zip(marks, drawn(line["scene"]), strict=True)):
-            assert 5.5 < mark["radius"] < 9 if size == "small" else 10.5 < mark["radius"] < 14
+            assert 7.6 < mark["radius"] < 8.7 if size == "small" else 12.1 < mark["radius"] < 13.2
             y, x = np.mgrid[:64, :64] + 0.5
             centre = np.hypot(x - mark["x"], y - mark["y"]) < 2
             for other in marks[number + 1 :]:  # drawn later, may cover it
@@ -314,9 +315,17 @@ def test_an_image_depends_on_seed_split_and_number_only():
 
 
 def test_drawing_is_pinned():
-    """Drawn scenes may change only together with `DRAWING`: old folders would be taken for new ones."""
-    _, line = draw(ShapesConfig(), "train", 0)
-    assert (shapes.DRAWING, line["captions"][0]) == (1, "There are two small green squares.")
+    """Pictures and sentences may change only together with `DRAWING`, or old folders are taken for new ones."""
+    lines = [
+        draw(ShapesConfig(words=words), split, number)
+        for words in (None, 8, 61)
+        for split in ("train", "test_unseen")
+        for number in range(7)
+    ]
+    texts = fingerprint([line["captions"] for _, line in lines])
+    mean = np.mean([np.asarray(image) for image, _ in lines])  # not the bytes: Pillow's versions may differ
+    assert (shapes.DRAWING, texts) == (2, "9556b0f33a6ef0c0")
+    assert mean == pytest.approx(170.235, abs=0.05)
 
 
 # --- captions of a given length
