@@ -446,10 +446,14 @@ def test_changed_files_are_refused(tmp_path):
         read(config)
     victim.write_bytes(whole)
     assert read(config).records == records
-    (folder / "captions.jsonl").write_text('{"image_id": 1}\n')
+    index = folder / "captions.jsonl"
+    index.write_text("".join(index.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="16 scenes for 17 pictures; delete the folder"):
+        read(config)
+    index.write_text('{"image_id": 1}\n')
     with pytest.raises(UserError, match="line 1 is not a scene"):
         read(config)
-    (folder / "captions.jsonl").unlink()
+    index.unlink()
     with pytest.raises(UserError, match="no such file"):
         read(config)
 

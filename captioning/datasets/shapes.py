@@ -13,6 +13,7 @@ gets its name when all of it is there, so one that is there is whole.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import secrets
@@ -93,13 +94,12 @@ def read(config: ShapesConfig) -> Collection:
         UserError: the folder cannot be written, or something in it is missing or was changed.
     """
     folder = folder_of(config)
-    if not folder.is_dir():
-        try:
+    try:
+        if not folder.is_dir():
             _draw_all(config, folder)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); give another data root"
-            ) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written ({reason}); give another data root") from error
     return _read_folder(folder)
 
 
@@ -129,6 +129,8 @@ def _read_folder(folder: Path) -> Collection:
         if sizes.get(name) != expected:
             raise UserError(f"{record.path}: missing or not the file that was drawn; {again}")
         records.append(record)
+    if len(records) != len(sizes):
+        raise UserError(f"{index}: {len(records)} scenes for {len(sizes)} pictures; {again}")
     return Collection(records, [])
 
 
@@ -136,9 +138,10 @@ def _draw_all(config: ShapesConfig, folder: Path) -> None:
     """Draw everything beside `folder`, then give it its name. Of two at once the first to finish is kept."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*.part"):
-        newest = max((path.stat().st_mtime for path in (left, *left.iterdir())), default=0.0)
-        if time.time() - newest > FORGOTTEN:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner may be clearing it away just now
+            newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - newest > FORGOTTEN:
+                shutil.rmtree(left, ignore_errors=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir()
