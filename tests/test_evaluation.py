@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_tokens_in_the_splits_order() -> None:
 
 def test_unknown_word_matches_nothing() -> None:
     references: dict[int | str, list[str]] = {1: ["<unk>"], 2: ["a dog"]}
-    evaluation = evaluate(references, {1: "<unk>", 2: "a dog"}, split_name="val", search=None)
+    evaluation = evaluate(references, [(1, "<unk>"), (2, "a dog")], split_name="val", search=None)
     assert evaluation.per_image.per_image["Bleu_1"].round(6).tolist() == [0, 1]
 
 
@@ -88,7 +88,7 @@ def test_ids_must_be_those_of_the_split(predictions: Any, message: str) -> None:
 def test_many_missing_ids_are_counted_and_five_named() -> None:
     references: dict[int | str, list[str]] = {number: ["a dog"] for number in range(100, 117)}
     with pytest.raises(UserError, match=r"16 images have no prediction \(101, 102, 103, 104, 105, \.\.\.\)"):
-        evaluate(references, {100: "a dog"}, split_name="val", search=None)
+        evaluate(references, [(100, "a dog")], split_name="val", search=None)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_many_missing_ids_are_counted_and_five_named() -> None:
 )
 def test_references_there_must_be(references: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(references, {1: "a", 2: "a"}, split_name="val", search=None)
+        evaluate(references, [(1, "a"), (2, "a")], split_name="val", search=None)
 
 
 def test_a_part_is_scored_on_demand_and_says_so_beside_each_number() -> None:

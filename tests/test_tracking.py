@@ -121,7 +121,7 @@ def records(path: Path) -> Iterator[Any]:
         parts += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
             parts = b""
             yield record
@@ -149,7 +149,7 @@ def test_offline_run_of_the_real_wandb_is_written_whole(
         tracker.log({"loss": 1 / step, "val/CIDEr-D": 0.25 * (step % 11)}, step)
         tracker.summary("val/CIDEr-D", 0.25 * (step % 11), best="max")
     tracker.summary("parameters", 1234)
-    rows = [[picture, "a dog\ntwo dogs", "a <unk>", 0.5], [tmp_path / "none.jpg", "x", 7, 1]]
+    rows: list[list[Any]] = [[picture, "a dog\ntwo dogs", "a <unk>", 0.5], [tmp_path / "none.jpg", "x", 7, 1]]
     tracker.table("samples", ["image", "references", "prediction", "score"], rows, 47)
     tracker.finish()
     (file,) = offline_files(folder)
