@@ -6,7 +6,7 @@ import torch
 
 from captioning.captioner import Captioner
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig
-from captioning.encoders import SmallCNNConfig
+from captioning.encoders import EncoderConfig, SmallCNNConfig, TorchvisionConfig
 from captioning.images import Preprocessing
 from captioning.search import BeamConfig, SearchConfig
 from captioning.vocabulary import SPECIALS, Vocabulary
@@ -14,6 +14,10 @@ from captioning.vocabulary import SPECIALS, Vocabulary
 WORDS = ("a", "dog", "cat", "café", "runs", "on", "grass", "red", "the")
 PREPROCESSING = Preprocessing(size=20, resize="short_side", crop=0.8)
 GRID = 5  # two blocks of the encoder halve 20 pixels twice
+ENCODERS: dict[str, EncoderConfig] = {
+    "small": SmallCNNConfig(channels=(4, 6), groups=2, frequencies=2),
+    "frozen": TorchvisionConfig(name="squeezenet1_1", grid=3),
+}
 DECODERS: dict[str, DecoderConfig] = {
     "lstm": SoftAttentionLSTMConfig(embedding=7, attention=5, hidden=11),
     "transformer": TransformerConfig(hidden=6, feed_forward=13, heads=3, layers=2, max_length=17),
@@ -21,19 +25,24 @@ DECODERS: dict[str, DecoderConfig] = {
 
 
 def tiny_captioner(
-    kind: str = "lstm", *, search: SearchConfig | None = None, preprocessing: Preprocessing = PREPROCESSING
+    kind: str = "lstm",
+    *,
+    encoder: str = "small",
+    search: SearchConfig | None = None,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> Captioner:
     """A captioner of random weights, in eval mode. Its captions differ from image to image, and some end."""
     with torch.random.fork_rng():
         torch.manual_seed({"lstm": 0, "transformer": 1}[kind])
         captioner = Captioner.build(
-            encoder=SmallCNNConfig(channels=(4, 6), groups=2, frequencies=2),
+            encoder=ENCODERS[encoder],
             preprocessing=preprocessing,
             decoder=DECODERS[kind],
             search=search or BeamConfig(width=3, max_length=9),
             vocabulary=Vocabulary(words=(*SPECIALS, *WORDS)),
         )
-        for parameter in captioner.parameters():  # far from the start of training, where all words are alike
+        trained = captioner if encoder == "small" else captioner.decoder
+        for parameter in trained.parameters():  # far from the start of training, where all words are alike
             parameter.data *= 3
         captioner.decoder.words.bias.data[Vocabulary.end] += 2  # type: ignore[index, operator, union-attr]
     return captioner.eval()

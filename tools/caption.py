@@ -33,19 +33,19 @@ DRAWN = 448
 
 EXAMPLES = """\
 examples:
-  tools/caption.py photo.jpg --model runs/shapes           one photo, the best model of a run
-  tools/caption.py photos/ 'more/*.png' --model MODEL      folders with all below them; quoted patterns
-  curl -s URL | tools/caption.py - --model MODEL           an image from standard input
-  tools/caption.py photos/ --model MODEL | cut -f2         the captions alone
-  tools/caption.py photo.jpg --model MODEL --top 3         the three best, with their scores
-  tools/caption.py photos/ --model MODEL --json            one JSON object a line, with log-probabilities
-  tools/caption.py val2017/ --model MODEL --out p.json     also as COCO results; tools/evaluate.py scores them
-  tools/caption.py photo.jpg --model MODEL --attention see/     where the model looked at each word
+  python tools/caption.py photo.jpg --model runs/shapes        the best model of a run
+  python tools/caption.py photos/ 'more/*.png' --model MODEL   folders with all below; quoted patterns
+  curl -s URL | python tools/caption.py - --model MODEL        an image from standard input
+  python tools/caption.py photos/ --model MODEL | cut -f2      the captions alone
+  python tools/caption.py photo.jpg --model MODEL --top 3      the three best, with their scores
+  python tools/caption.py photos/ --model MODEL --json         one JSON object a line
+  python tools/caption.py val2017/ --model MODEL --out p.json  also COCO results, for tools/evaluate.py
+  python tools/caption.py photo.jpg --model MODEL --attention see/   where it looked at each word
 
 output: PATH<TAB>CAPTION, and with --top <TAB>SCORE (log-probability under the length rule), one line a
 caption, in the order of the files as given (a folder's in natural order). What cannot be printed of a path is
 escaped; --json has the path itself. A file that cannot be captioned is named on stderr; the others are done.
-exit code: 0 all captioned; 1 some were not; 2 nothing done: the model or a setting is wrong"""
+exit code: 0 all captioned; 1 some were not; 2 stopped: the model or a setting is wrong"""
 
 
 class Loaded(NamedTuple):

@@ -33,14 +33,14 @@ THREADS = min(8, os.cpu_count() or 1)
 
 EXAMPLES = """\
 examples, captioning and scoring (needs a run of tools/train.py and its data set):
-  tools/evaluate.py runs/shapes                              its validation split, the run's own search
-  tools/evaluate.py runs/shapes --split test test_unseen     other splits
-  tools/evaluate.py runs/flickr8k_lstm --beam 3 --length-rule gnmt     tune the search, on val
+  python tools/evaluate.py runs/shapes                            its validation split
+  python tools/evaluate.py runs/shapes --split test test_unseen   other splits
+  python tools/evaluate.py runs/shapes --beam 3 --length-rule gnmt   another search than the run's own
 
 examples, scoring alone (no model, no images, no torch; any system's captions):
-  tools/evaluate.py --predictions p.json --references captions_val2017.json
-  tools/evaluate.py --predictions p.json --references dataset_coco.json --split test --json
-  tools/evaluate.py --predictions p.json --references Flickr8k.token.txt --split val
+  python tools/evaluate.py --predictions p.json --references captions_val2017.json
+  python tools/evaluate.py --predictions p.json --references dataset_coco.json --split test --json
+  python tools/evaluate.py --predictions p.json --references Flickr8k.token.txt --split val
 
 PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; REFERENCES one of COCO's captions_*.json,
 Karpathy's JSON, Flickr8k.token.txt or captions.txt (with their lists beside them), Flickr30k's results.csv, a
