@@ -109,7 +109,7 @@ def draw(
     cells[0].imshow(image)
     cells[0].set_title("photo", fontsize=9)
     photo = np.asarray(image, np.float32) / 255
-    light = [_spread(each, image.size, preprocessing) for each in maps]
+    light = [spread(each, image.size, preprocessing) for each in maps]
     for cell, word, each, lit in zip(cells[1:], words, maps, light, strict=False):
         # the photo in its own colours where the model looks, dark grey where it does not
         grey = photo.mean(-1, keepdims=True) * 0.35
@@ -121,7 +121,7 @@ def draw(
         figure.savefig(part, format="png")
 
 
-def _spread(weights: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
+def spread(weights: np.ndarray, size: tuple[int, int], preprocessing: Preprocessing) -> np.ndarray:
     """A map (grid, grid) laid over a photo of `size` (width, height): (height, width) in 0 .. 1."""
     width, height = size
     left, top, right, bottom = seen_box(width, height, preprocessing)
