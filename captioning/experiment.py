@@ -231,7 +231,7 @@ class Experiment:
         key = fingerprint([origin.fingerprint, str(root.absolute()), config.dtype, config.flip])
         return build_store(
             records,
-            captioner.encoder,
+            encoder,
             self.config.preprocessing,
             Path(config.root) / f"{root.name or 'data'}-{key}",
             dtype=config.dtype,

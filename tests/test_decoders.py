@@ -115,7 +115,9 @@ def test_a_word_does_not_see_later_words_nor_other_sequences(name):
     memory = decoder.remember(features)
     changed = words.clone()
     changed[:, 1, 4] = (changed[:, 1, 4] + 1) % VOCABULARY
-    difference = (decoder(words, memory).hidden - decoder(changed, memory).hidden).abs().amax((0, 3))  # (K, T)
+    difference = (
+        (decoder(words, memory).hidden - decoder(changed, memory).hidden).abs().amax((0, 3))
+    )  # (K, T)
     assert difference[1, 4:].min() > 0
     difference[1, 4:] = 0
     assert difference.max() == 0

@@ -112,6 +112,21 @@ def test_cross_entropy_against_the_formula():
     torch.testing.assert_close(cross_entropy(logits, targets, smoothing=0.1), wanted)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_gradients_equal_torch(smoothing):
+    torch.manual_seed(0)
+    targets = torch.tensor([1, 0, 10, 4, 4])
+    gradients = []
+    for way in (
+        lambda x: cross_entropy(x, targets, smoothing=smoothing),
+        lambda x: F.cross_entropy(x, targets, label_smoothing=smoothing, reduction="sum"),
+    ):
+        logits = torch.randn(5, 11, dtype=torch.double, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        (0.7 * way(logits)).backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
 def test_doubly_stochastic_against_a_plain_loop():
     torch.manual_seed(0)
     attention = torch.softmax(torch.randn(2, 3, 5, 7, dtype=torch.double), -1)

@@ -84,7 +84,6 @@ def main() -> int:
 
 def _of_config(args: argparse.Namespace) -> FeatureStore:
     """The store that training with the config opens."""
-    from types import SimpleNamespace
 
     import torch
 
@@ -96,7 +95,7 @@ def _of_config(args: argparse.Namespace) -> FeatureStore:
     encoder = encoders.build(experiment.config.encoder).to(experiment.device)
     if not encoder.frozen:
         raise UserError(f"{args.config}: its encoder is trained, so its features cannot be kept")
-    return experiment.store(SimpleNamespace(encoder=encoder), experiment.collect().records)  # type: ignore[arg-type]
+    return experiment.store(encoder, experiment.collect().records)
 
 
 def _of_folder(args: argparse.Namespace) -> FeatureStore:
