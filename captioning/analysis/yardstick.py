@@ -47,11 +47,10 @@ def loss(model: SoftAttentionLSTM, features: Tensor, words: Tensor, *, pad: int)
     rows = features.repeat_interleave(width, 0)  # (B x K, N, D)
     flat = words.flatten(0, 1)
     state = first(model, rows)
-    scores = []
+    scores = torch.zeros(len(flat), length - 1, model.vocabulary_size)
     for t in range(length - 1):
-        logits, state = step(model, rows, flat[:, t], state)
-        scores.append(logits)
-    return F.cross_entropy(torch.stack(scores, 1).flatten(0, 1), flat[:, 1:].flatten(), ignore_index=pad)
+        scores[:, t], state = step(model, rows, flat[:, t], state)
+    return F.cross_entropy(scores.flatten(0, 1), flat[:, 1:].flatten(), ignore_index=pad)
 
 
 @torch.inference_mode()
