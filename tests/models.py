@@ -15,7 +15,7 @@ WORDS = ("a", "dog", "cat", "café", "runs", "on", "grass", "red", "the")
 PREPROCESSING = Preprocessing(size=20, resize="short_side", crop=0.8)
 GRID = 5  # two blocks of the encoder halve 20 pixels twice
 ENCODERS: dict[str, EncoderConfig] = {
-    "small": SmallCNNConfig(channels=(4, 6), groups=2, frequencies=2),
+    "small": SmallCNNConfig(channels=(4, 6), frequencies=2),
     "frozen": TorchvisionConfig(name="squeezenet1_1", grid=3),
 }
 DECODERS: dict[str, DecoderConfig] = {

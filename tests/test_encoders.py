@@ -410,7 +410,6 @@ def test_configs_are_told_apart_by_kind():
         {"kind": "torchvision", "gird": 7},
         {"kind": "torchvision", "grid": 0},
         {"kind": "torchvision", "lr": 0},
-        {"kind": "small", "channels": [12], "groups": 8},
         {"kind": "small", "channels": []},
         {"kind": "big"},
         {},
@@ -439,7 +438,6 @@ def test_the_small_encoder():
     (group,) = encoder.parameter_groups(7e-4)
     assert group["lr"] == 7e-4 and len(group["params"]) == len(list(encoder.parameters()))
     assert build(SmallCNNConfig(lr=2e-3)).parameter_groups(7e-4)[0]["lr"] == 2e-3
-    assert not list(encoder.buffers())  # no statistics
     encoder(torch.randn(2, 3, 32, 32)).regions.sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
@@ -449,7 +447,7 @@ def test_regions_of_the_small_encoder_know_their_place():
     torch.manual_seed(0)
     pixels = torch.ones(1, 3, 72, 72)
     for frequencies in (0, 4):
-        encoder = build(SmallCNNConfig(channels=(16, 24), groups=4, frequencies=frequencies))
+        encoder = build(SmallCNNConfig(channels=(16, 24), frequencies=frequencies))
         inner = encoder(pixels).regions.reshape(18, 18, 24)[4:-4, 4:-4].flatten(0, 1)
         apart = torch.cdist(inner, inner)
         if frequencies == 0:

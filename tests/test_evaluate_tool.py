@@ -390,6 +390,10 @@ def test_a_run_s_splits(tmp_path, encoder):
 
 def test_another_search_and_a_run_that_moved(tmp_path):
     config = make_run(tmp_path)
+    lenient = replace(config, dataset=replace(config.dataset, max_bad=0.5))
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(lenient.as_json()))
+    with open(tmp_path / "data" / "captions.jsonl", "a") as file:
+        file.write('{"file_name": "b.png", "caption": "...", "split": "val"}\n')
     moved = tmp_path / "2024"
     config.folder.rename(moved)
     done = tool(
@@ -406,6 +410,7 @@ def test_another_search_and_a_run_that_moved(tmp_path):
     signature = told["signature"]["search"]
     assert (signature["width"], signature["max_length"], signature["length_rule"]) == (5, 4, "sum")
     assert not (tmp_path / "runs" / "tiny").exists()
+    assert "only punctuation" in (moved / "skipped.csv").read_text()  # what the data set passed over
 
 
 def test_an_image_that_cannot_be_read_lowers_the_coverage(tmp_path):

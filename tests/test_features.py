@@ -39,7 +39,7 @@ PREPROCESSING = Preprocessing(size=20)
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    return build(SmallCNNConfig(channels=(16, D), groups=4)).eval()
+    return build(SmallCNNConfig(channels=(16, D))).eval()
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ from captioning.images import Preprocessing
 from captioning.records import ImageRecord
 
 torch.manual_seed(0)
-encoder = build(SmallCNNConfig(channels=(16, 24), groups=4))
+encoder = build(SmallCNNConfig(channels=(16, 24)))
 records = [ImageRecord(n, sys.argv[2 + n % (len(sys.argv) - 2)], (), "") for n in range(3000)]
 build_store(records, encoder, Preprocessing(size=20), sys.argv[1], workers=1, batch_size=4, rows_per_shard=8)
 """
@@ -292,8 +292,8 @@ def test_features_of_another_encoder_are_refused_by_name(
     assert FeatureStore.open(tmp_path, expect=origin).fingerprint == origin.fingerprint
     FeatureStore.open(tmp_path, expect=origin.fingerprint)
     torch.manual_seed(1)
-    weights = build(SmallCNNConfig(channels=(16, D), groups=4))
-    config = build(SmallCNNConfig(channels=(16, D), groups=4, grid=3))
+    weights = build(SmallCNNConfig(channels=(16, D)))
+    config = build(SmallCNNConfig(channels=(16, D), grid=3))
     for other, preprocessing, named in (
         (weights, PREPROCESSING, f"encoder weights {encoder.fingerprint()} / {weights.fingerprint()}"),
         (config, PREPROCESSING, "encoder.grid None / 3"),
@@ -402,7 +402,7 @@ def test_only_bad_images(tmp_path: Path, encoder: Encoder):
 @pytest.mark.parametrize("factor", [1e6, float("nan")])
 def test_features_that_do_not_fit_are_refused(tmp_path: Path, pictures: list[ImageRecord], factor: float):
     torch.manual_seed(0)
-    encoder = build(SmallCNNConfig(channels=(16,), groups=4))
+    encoder = build(SmallCNNConfig(channels=(16,)))
     with torch.no_grad():
         encoder.place.weight.mul_(factor)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="are not finite in float16"):

@@ -19,7 +19,6 @@ Size = Annotated[int, Field(ge=1)]
 @dataclass(frozen=True, kw_only=True)
 class SmallCNNConfig:
     """channels: of the blocks, each of which halves the side (64 px and three blocks: 8 x 8 regions).
-    groups: of GroupNorm; divides every number of channels.
     frequencies: of the sines that tell a region its place; 0: regions don't know where they are.
     grid: regions are averaged to grid x grid; None keeps the network's own.
     lr: learning rate; None: the decoder's.
@@ -28,24 +27,16 @@ class SmallCNNConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
     kind: Literal["small"] = "small"
     channels: Annotated[tuple[Size, ...], Field(min_length=1)] = (32, 64, 128)
-    groups: Size = 8
     frequencies: Annotated[int, Field(ge=0, le=16)] = 4
     grid: Size | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
-
-    def __post_init__(self) -> None:
-        for channels in self.channels:
-            if channels % self.groups:
-                raise ValueError(
-                    f"encoder.channels: {channels} is no multiple of encoder.groups = {self.groups}"
-                )
 
     def build(self) -> SmallCNN:
         return SmallCNN(self)
 
 
 class SmallCNN(Encoder):
-    """Blocks of two convolutions with GroupNorm (Wu and He 2018), which keeps no statistics to drift.
+    """Blocks of two convolutions with BatchNorm (Ioffe and Szegedy 2015).
 
     The regions get their place added: a learned product of sines and cosines of row and column.
     """
@@ -55,7 +46,7 @@ class SmallCNN(Encoder):
         self.config, self.channels, self.frozen = config, config.channels[-1], False
         before = (3, *config.channels[:-1])
         self.blocks = nn.Sequential(
-            *(_block(a, b, groups=config.groups) for a, b in zip(before, config.channels, strict=True))
+            *(_block(a, b) for a, b in zip(before, config.channels, strict=True))
         )
         self.place = (
             nn.Linear(4 * config.frequencies, self.channels, bias=False) if config.frequencies else None
@@ -77,7 +68,6 @@ class SmallCNN(Encoder):
         return {
             "kind": config.kind,
             "channels": list(config.channels),
-            "groups": config.groups,
             "frequencies": config.frequencies,
             "grid": config.grid,
         }
@@ -86,13 +76,13 @@ class SmallCNN(Encoder):
         return [{"params": list(self.parameters()), "lr": self.config.lr or lr}]
 
 
-def _block(before: int, after: int, *, groups: int) -> nn.Module:
+def _block(before: int, after: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-        nn.GroupNorm(groups, after),
+        nn.BatchNorm2d(after),
         nn.ReLU(),
         nn.Conv2d(after, after, 3, padding=1, bias=False),
-        nn.GroupNorm(groups, after),
+        nn.BatchNorm2d(after),
         nn.ReLU(),
     )
 
