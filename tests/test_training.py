@@ -58,7 +58,10 @@ def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
 
 
 def test_order_puts_captions_of_like_length_together():
-    captions, _ = encoded(301)
+    lengths = np.random.default_rng(0).integers(1, 20, 301)
+    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
+    vocabulary = Vocabulary.build(["dog"], min_count=1)
+    captions = EncodedCaptions.of(sentences, vocabulary, max_length=20)
 
     def steps(batches):
         return sum(
@@ -67,7 +70,7 @@ def test_order_puts_captions_of_like_length_together():
         )
 
     shuffled = np.array_split(np.random.default_rng(0).permutation(301), 43)
-    assert steps(order(captions, size=7, seed=0, epoch=0)) < 0.9 * steps(shuffled)
+    assert steps(order(captions, size=7, seed=0, epoch=0)) < 0.75 * steps(shuffled)
 
 
 def test_a_batch_says_how_many_captions_still_run():
@@ -286,7 +289,8 @@ def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
     collection = experiment.collect()
     for record in collection.records:
         if record.split.startswith("test"):
-            Path(record.path).unlink()  # training must do without them
+            size = Path(record.path).stat().st_size
+            Path(record.path).write_bytes(b"x" * size)  # training must do without them
     before = experiment.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
     experiment.train()
     after = Captioner.open(experiment.folder / "model").encoder.state_dict()
