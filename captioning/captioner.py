@@ -87,22 +87,18 @@ class Captioner(nn.Module):
         """Stored features as they are; pixels (B, 3, height, width) through the encoder."""
         return images if isinstance(images, Features) else self.encoder(images)
 
-    def save(
-        self, folder: str | os.PathLike[str], *, card: str, state: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def save(self, folder: str | os.PathLike[str], *, card: str) -> None:
         """Write the model folder, whole or not at all; a folder of that name is replaced.
 
         Args:
             card: the model card, Markdown.
-            state: weights to store in place of the module's own (an average, say).
         """
         config = TypeAdapter(ModelConfig).dump_python(self.config, mode="json")
-        weights = {**self.state_dict(), **(state or {})}
         with replacing_folder(folder) as part:
             write_text(part / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             self.vocabulary.save(str(part / "vocabulary.json"))
             write_text(part / "README.md", card)
-            save_weights(weights, part / "model.safetensors")
+            save_weights(self.state_dict(), part / "model.safetensors")
             write_manifest(part)
 
     @classmethod

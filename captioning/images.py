@@ -9,7 +9,7 @@ import stat
 import struct
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal, NamedTuple
+from typing import Annotated, BinaryIO, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -452,11 +452,3 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
     return 0, 0, height, width
-
-
-def describe(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The settings as plain values, for an index or a card."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(preprocessing).items()
-    }

@@ -54,8 +54,3 @@ def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
     total = (attention * counts[..., None]).sum(2)  # (B, K, N)
     there = counts.any(2)
     return ((1 - total).square().mean(-1) * there).sum() / there.sum()
-
-
-def perplexity(loss_per_token: float) -> float:
-    """exp of a mean cross-entropy in nats."""
-    return float(torch.tensor(loss_per_token, dtype=torch.float64).exp())
