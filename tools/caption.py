@@ -107,7 +107,9 @@ def main() -> int:
     loading = load_all(
         files, captioner.config.preprocessing, photos=bool(args.attention), ahead=2 * args.batch
     )
-    with tqdm(total=len(files), unit="image", disable=None, delay=2) as progress:  # prints past the bar
+    with tqdm(
+        total=len(files), unit="image", leave=False, disable=None, delay=2
+    ) as progress:  # prints past the bar
         while batch := list(islice(loading, args.batch)):
             for loaded in batch:
                 if loaded.note:

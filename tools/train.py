@@ -27,8 +27,10 @@ section.key=value; a wrong key is refused with the nearest right one.""",
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_intermixed_args()
 
+    from captioning.allocator import keep_freed_memory
     from captioning.experiment import Experiment, read_config
 
+    keep_freed_memory()
     experiment = Experiment(
         read_config(options.config, options.overrides), say=functools.partial(print, flush=True)
     )

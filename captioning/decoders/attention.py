@@ -28,17 +28,26 @@ def additive_energy(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
         return _AdditiveEnergy.apply(keys, query, weight)
     if keys.device.type != "cpu":
         return (keys[:, None] + query[:, :, None]).tanh_() @ weight
-    # a few images at a time, through one buffer that stays in a core's cache between the passes
     (images, regions, size), width = keys.shape, query.shape[1]
-    block = max(1, BLOCK // (width * regions * size))
-    bent = keys.new_empty(min(block, images), width, regions, size)
     energy = keys.new_empty(images, width, regions)
-    for first in range(0, images, block):
-        part = slice(first, first + block)
-        inside = bent[: len(keys[part])]
-        torch.add(keys[part, None], query[part, :, None], out=inside)
-        torch.mv(inside.tanh_().flatten(0, 2), weight, out=energy[part].view(-1))
+    blocks = _blocks(keys, query)
+    bent = keys.new_empty(blocks[0].stop, width, regions, size)
+    for part in blocks:
+        _bend(keys[part], query[part], weight, bent=bent[: part.stop - part.start], energy=energy[part])
     return energy
+
+
+def _blocks(keys: Tensor, query: Tensor) -> list[slice]:
+    """A few images at a time on a CPU, so that what is bent stays in a core's cache between the passes over it."""
+    images = len(keys)
+    count = max(1, BLOCK // (keys[0].numel() * query.shape[1])) if keys.device.type == "cpu" else images
+    return [slice(first, min(first + count, images)) for first in range(0, images, count)]
+
+
+def _bend(keys: Tensor, query: Tensor, weight: Tensor, *, bent: Tensor, energy: Tensor) -> None:
+    """tanh(key + query) into `bent` (B, K, N, A), its product with the weight into `energy` (B, K, N)."""
+    torch.add(keys[:, None], query[:, :, None], out=bent)
+    torch.mv(bent.tanh_().flatten(0, 2), weight, out=energy.view(-1))
 
 
 class _AdditiveEnergy(torch.autograd.Function):
@@ -46,20 +55,31 @@ class _AdditiveEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
-        bent = (keys[:, None] + query[:, :, None]).tanh_()  # (B, K, N, A)
-        ctx.save_for_backward(bent, weight)
-        return bent @ weight
+        bent = keys.new_empty(len(keys), query.shape[1], *keys.shape[1:])  # (B, K, N, A)
+        energy = keys.new_empty(bent.shape[:3])
+        for part in _blocks(keys, query):
+            _bend(keys[part], query[part], weight, bent=bent[part], energy=energy[part])
+        ctx.save_for_backward(bent, weight, keys, query)
+        return energy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bent, weight = ctx.saved_tensors
-        # d tanh = 1 - bent^2, summed over regions for the query and over sequences for the keys
-        product = bent * slope[..., None]
-        to_weight = product.flatten(0, 2).sum(0)
-        product.mul_(bent)
-        to_query = weight * (slope.sum(2)[..., None] - product.sum(2))
-        to_keys = weight * (slope.sum(1)[..., None] - product.sum(1))
+        bent, weight, keys, query = ctx.saved_tensors
+        to_keys, to_query = torch.empty_like(keys), torch.empty_like(query, memory_format=torch.contiguous_format)
+        to_weight = torch.zeros_like(weight)
+        slope = slope.contiguous()
+        blocks = _blocks(keys, query)
+        buffer = torch.empty_like(bent[blocks[0]])
+        for part in blocks:
+            # d tanh = 1 - bent^2, summed over regions for the query and over sequences for the keys
+            product = torch.mul(bent[part], slope[part, ..., None], out=buffer[: part.stop - part.start])
+            to_weight.addmv_(bent[part].flatten(0, 2).t(), slope[part].flatten())
+            product.mul_(bent[part])
+            torch.sum(product, 2, out=to_query[part])
+            torch.sum(product, 1, out=to_keys[part])
+        to_query = weight * (slope.sum(2)[..., None] - to_query)
+        to_keys = weight * (slope.sum(1)[..., None] - to_keys)
         return to_keys, to_query, to_weight
 
 

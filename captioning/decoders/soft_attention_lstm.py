@@ -127,12 +127,21 @@ class SoftAttentionLSTM(Decoder):
         )
 
     def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        embedded = self.dropout(self.embedding(words))  # (B, K, E)
-        gates = self.word_gates(embedded)
+        embedded, gates = self._read(words)
         carry, context, attention = self._cell(
             gates, carry, memory, LoopLinear(self.from_hidden), LoopLinear(self.from_context)
         )
         return Step(hidden=torch.cat([carry.hidden, context, embedded], -1), attention=attention), carry
+
+    def _read(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """What (B, K) words are, (B, K, E), and say to the gates, (B, K, 4H)."""
+        if self.training or words.device.type != "cpu":
+            embedded = self.dropout(self.embedding(words))
+            return embedded, self.word_gates(embedded)
+        # hypotheses of many images read the same few words; each is multiplied once
+        read, place = words.unique(return_inverse=True)
+        embedded = self.embedding(read)
+        return embedded[place], self.word_gates(embedded)[place]
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
         images, width, length = words.shape
