@@ -107,9 +107,8 @@ def main() -> int:
     loading = load_all(
         files, captioner.config.preprocessing, photos=bool(args.attention), ahead=2 * args.batch
     )
-    with tqdm(
-        total=len(files), unit="image", leave=False, disable=None, delay=2
-    ) as progress:  # prints past the bar
+    # `progress.write` prints past the bar
+    with tqdm(total=len(files), unit="image", leave=False, disable=None, delay=2) as progress:
         while batch := list(islice(loading, args.batch)):
             for loaded in batch:
                 if loaded.note:

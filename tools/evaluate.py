@@ -248,9 +248,8 @@ def caption_all(
 
     device = next(captioner.parameters()).device
     found: list[Prediction] = []
-    with tqdm(
-        total=len(records), desc=f"captioning {title}", unit="image", disable=None, delay=2
-    ) as progress:
+    title = f"captioning {title}"
+    with tqdm(total=len(records), desc=title, unit="image", leave=False, disable=None, delay=2) as progress:
         for numbers, batch in load_all(images, len(records), size=size):
             ids = [records[number].image_id for number in numbers]
             found += describe(captioner, to_device(batch, device), ids, config=search)
