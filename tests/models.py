@@ -44,6 +44,8 @@ def tiny_captioner(
         trained = captioner if encoder == "small" else captioner.decoder
         for parameter in trained.parameters():  # far from the start of training, where all words are alike
             parameter.data *= 3
+        with torch.no_grad():  # BatchNorm's statistics as after training, or all images look alike
+            captioner.encoder.train()(torch.randn(31, 3, preprocessing.size, preprocessing.size))
         captioner.decoder.words.bias.data[Vocabulary.end] += 2  # type: ignore[index, operator, union-attr]
     return captioner.eval()
 
