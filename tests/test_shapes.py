@@ -267,6 +267,27 @@ def test_overlaps_leave_enough_of_what_is_behind(everything):
         assert shown > 0.4, line["file_name"]  # the least whole area of any outline is 1.3 (triangle 1.6)
 
 
+def test_what_is_in_front_covers_what_is_behind(everything):
+    """Where two circles or squares share pixels, those have the colour of the one said to be in front."""
+    config, lines = everything
+    checked = 0
+    for line in lines:
+        scene = line["scene"]
+        if scene["kind"] != "overlap" or {thing["shape"] for thing in scene["things"]} - {"circle", "square"}:
+            continue
+        pixels = np.asarray(Image.open(shapes.folder_of(config) / line["file_name"])).astype(float)
+        y, x = np.mgrid[:64, :64] + 0.5
+        insides = [np.hypot(x - m["x"], y - m["y"]) < 0.76 * m["radius"] - 1 for m in scene["marks"]]
+        shared = insides[0] & insides[1]
+        if shared.sum() >= 3:
+            mean = pixels[shared].mean(0)
+            named = re.fullmatch(rf"{A} is in front of {A}", sentences(line["captions"][0])[0])
+            assert named is not None
+            assert min(shapes.RGB, key=lambda name: np.abs(mean - shapes.RGB[name]).sum()) == named[2]
+            checked += 1
+    assert checked > 20
+
+
 def test_relations_are_clear(everything):
     """Left/right scenes are at most 20 degrees off the horizontal; above/below, off the vertical."""
     _, lines = everything
