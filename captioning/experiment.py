@@ -296,7 +296,7 @@ class Experiment:
             resume_step=steps_done(folder) if resume else None,
         )
         try:
-            return train(
+            progress = train(
                 captioner,
                 Data(
                     records=training,
@@ -319,8 +319,11 @@ class Experiment:
                 resume=resume,
                 say=self.say,
             )
-        finally:
-            tracker.finish()
+        except BaseException:
+            tracker.finish(exit_code=1)
+            raise
+        tracker.finish()
+        return progress
 
 
 class Source:

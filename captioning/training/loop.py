@@ -193,8 +193,8 @@ def _report(
     progress.history.append({"epoch": progress.epoch, "step": progress.step, **scores})
     tracker.log({f"val/{name}": value for name, value in scores.items()}, step=progress.step)
     tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
-    rows = [
-        [record.path, record.captions[0], prediction.caption]
+    rows: list[list[Path | str]] = [
+        [Path(record.path), record.captions[0], prediction.caption]
         for record, prediction in zip(
             data.validator.records, shown.predictions[: config.samples], strict=False
         )
