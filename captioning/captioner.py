@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,11 @@ class Captioner(nn.Module):
             raise UserError(
                 f"{folder}: vocabulary {vocabulary.fingerprint}, but the model was trained with {config.vocabulary}"
             )
-        bare = replace(config, encoder=encoders.without_weights(config.encoder))
         captioner = cls.build(
-            encoder=bare.encoder,
-            preprocessing=bare.preprocessing,
-            decoder=bare.decoder,
-            search=bare.search,
+            encoder=encoders.without_weights(config.encoder),
+            preprocessing=config.preprocessing,
+            decoder=config.decoder,
+            search=config.search,
             vocabulary=vocabulary,
         )
         captioner.config = config

@@ -20,6 +20,7 @@ from captioning.search.scores import (
     LengthRule,
     best,
     check,
+    check_lengths,
     emptied,
     first_tensor,
     ids_on,
@@ -57,11 +58,7 @@ class BeamConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.n_best <= self.width:
             raise ValueError(f"n_best must be from 1 to width, got {self.n_best} and {self.width}")
-        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
-            raise ValueError(
-                f"min_length must be from 0 to max_length, and that at least 1, got {self.min_length} and "
-                f"{self.max_length}"
-            )
+        check_lengths(self.min_length, self.max_length)
 
     def search(
         self, decoder: Decoder, memory: Any, *, start: int, end: int, unwanted: Collection[int]

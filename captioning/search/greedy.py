@@ -15,6 +15,7 @@ from captioning.search.scores import (
     PAD,
     best,
     check,
+    check_lengths,
     emptied,
     first_tensor,
     ids_on,
@@ -34,11 +35,7 @@ class GreedyConfig:
     min_length: Annotated[int, Field(ge=0)] = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
-            raise ValueError(
-                f"min_length must be from 0 to max_length, and that at least 1, got {self.min_length} and "
-                f"{self.max_length}"
-            )
+        check_lengths(self.min_length, self.max_length)
 
     def search(
         self, decoder: Decoder, memory: Any, *, start: int, end: int, unwanted: Collection[int]

@@ -121,6 +121,14 @@ def check(decoder_size: int, *, start: int, end: int, unwanted: Collection[int])
         raise ValueError(f"the end of a caption, {end}, cannot be among the unwanted ids")
 
 
+def check_lengths(least: int, most: int) -> None:
+    """Raises ValueError where a search's `min_length` and `max_length` contradict one another."""
+    if not 0 <= least <= most or most < 1:
+        raise ValueError(
+            f"min_length must be from 0 to max_length, and that at least 1, got {least} and {most}"
+        )
+
+
 def emptied(found: Hypotheses, empty: Tensor) -> Hypotheses:
     """With nothing in the rows where `empty` (B, R): no words, length 0, minus infinity."""
     return Hypotheses(

@@ -74,9 +74,7 @@ def load(
     Raises:
         UserError: there is no checkpoint, it is damaged, or it is of other settings.
     """
-    if not (recovered(folder) / "manifest.json").is_file():
-        raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
-    check_manifest(folder)
+    check_manifest(_existing(folder))
     kept = read_json(folder / "progress.json")
     if kept.pop("experiment") != experiment:
         raise UserError(
@@ -98,10 +96,13 @@ def load(
 
 def steps_done(run: Path) -> int:
     """The step of a run's last checkpoint. Raises UserError where there is none."""
-    folder = recovered(run / "checkpoints" / "last")
-    if not (folder / "progress.json").is_file():
+    return int(read_json(_existing(run / "checkpoints" / "last") / "progress.json")["step"])
+
+
+def _existing(folder: Path) -> Path:
+    if not (recovered(folder) / "manifest.json").is_file():
         raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
-    return int(read_json(folder / "progress.json")["step"])
+    return folder
 
 
 def _random() -> dict[str, Tensor]:

@@ -110,7 +110,10 @@ def train(
             optimizer.step()
             average.update(progress.step)
             progress.step += 1
-            tokens, captions = tokens + batch.tokens, captions + int((batch.words[..., 1] != 0).sum())
+            tokens, captions = (
+                tokens + batch.tokens,
+                captions + int((batch.words[..., 1] != captioner.vocabulary.pad).sum()),
+            )
             sums["loss"], sums["tokens"] = sums["loss"] + float(entropy), sums["tokens"] + batch.tokens
             bar.update()
             if progress.step % config.log_every == 0:

@@ -30,7 +30,7 @@ class Validation(NamedTuple):
 
 
 class Validator:
-    """Captions and scores one split; its references are tokenized once."""
+    """Captions and scores one split; its references are tokenized and counted once."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class Validator:
             search,
             size,
         )
-        self.references = [[tokenize(caption) for caption in record.captions] for record in records]
+        self.references = metrics.ReferenceCounts(
+            [[tokenize(caption) for caption in record.captions] for record in records]
+        )
 
     def __call__(self, captioner: Captioner, device: torch.device) -> Validation:
         """`captioner` in eval mode."""
