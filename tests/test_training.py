@@ -124,7 +124,9 @@ def test_cross_entropy_gradients_equal_torch(smoothing):
         lambda x: cross_entropy(x, targets, smoothing=smoothing),
         lambda x: F.cross_entropy(x, targets, label_smoothing=smoothing, reduction="sum"),
     ):
-        logits = torch.randn(5, 11, dtype=torch.double, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        logits = torch.randn(
+            5, 11, dtype=torch.double, generator=torch.Generator().manual_seed(3)
+        ).requires_grad_()
         (0.7 * way(logits)).backward()
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients)

@@ -66,7 +66,10 @@ class _AdditiveEnergy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         bent, weight, keys, query = ctx.saved_tensors
-        to_keys, to_query = torch.empty_like(keys), torch.empty_like(query, memory_format=torch.contiguous_format)
+        to_keys, to_query = (
+            torch.empty_like(keys),
+            torch.empty_like(query, memory_format=torch.contiguous_format),
+        )
         to_weight = torch.zeros_like(weight)
         slope = slope.contiguous()
         blocks = _blocks(keys, query)

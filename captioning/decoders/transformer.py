@@ -82,7 +82,9 @@ class Transformer(Decoder):
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
         nn.init.normal_(self.positions.weight, std=config.hidden**-0.5)
-        for layer in self._layers:  # residual branches begin small, as many as there are (Radford et al. 2019)
+        for (
+            layer
+        ) in self._layers:  # residual branches begin small, as many as there are (Radford et al. 2019)
             for out in (layer.self_out, layer.region_out, layer.narrow):
                 nn.init.normal_(out.weight, std=(out.in_features * 3 * config.layers) ** -0.5)
         if config.tied:

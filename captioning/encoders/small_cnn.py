@@ -45,9 +45,7 @@ class SmallCNN(Encoder):
         super().__init__()
         self.config, self.channels, self.frozen = config, config.channels[-1], False
         before = (3, *config.channels[:-1])
-        self.blocks = nn.Sequential(
-            *(_block(a, b) for a, b in zip(before, config.channels, strict=True))
-        )
+        self.blocks = nn.Sequential(*(_block(a, b) for a, b in zip(before, config.channels, strict=True)))
         self.place = (
             nn.Linear(4 * config.frequencies, self.channels, bias=False) if config.frequencies else None
         )
