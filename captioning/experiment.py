@@ -83,6 +83,19 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
+    def __post_init__(self) -> None:
+        longest = self.decoder.longest
+        reads = {  # `<start>` is read as well; nothing is read behind a search's last word
+            "vocabulary.max_length": self.vocabulary.max_length + 1,
+            "search.max_length": self.search.max_length,
+        }
+        for key, count in reads.items():
+            if longest is not None and count > longest:
+                raise ValueError(
+                    f"the decoder reads no more than {longest} words, but with {key} up to {count}; "
+                    f"lower {key}, or raise decoder.max_length"
+                )
+
     @property
     def folder(self) -> Path:
         return Path(self.runs) / self.name
@@ -155,6 +168,8 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}"  # which names the values
     return f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, got {problem['input']!r}"
 
 

@@ -31,15 +31,13 @@ def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int) ->
     Raises:
         UserError: the model cannot do what is asked for.
     """
-    from captioning.decoders import TransformerConfig
     from captioning.search.adjust import adjusted
 
-    decoder = captioner.config.decoder
     return adjusted(
         captioner.config.search,
         width=args.beam,
         n_best=n_best,
         max_length=args.max_length,
         length_rule=args.length_rule,
-        longest=decoder.max_length if isinstance(decoder, TransformerConfig) else None,
+        longest=captioner.config.decoder.longest,
     )

@@ -192,6 +192,14 @@ def test_every_config_parses_and_builds(path):
     ("overrides", "message"),
     [
         (["decoder.dropuot=0.1"], r"decoder\.dropuot: unknown key; did you mean decoder\.dropout\?"),
+        (
+            ["decoder={kind: transformer, max_length: 7}", "search.max_length=5", "vocabulary.max_length=7"],
+            r"settings: the decoder reads no more than 7 words, but with vocabulary\.max_length up to 8; lower",
+        ),
+        (
+            ["decoder={kind: transformer}", "search.max_length=65"],
+            r"settings: the decoder reads no more than 64 words, but with search\.max_length up to 65; lower",
+        ),
         (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
         (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
         (["training.epochs=0"], r"training\.epochs: .*got 0"),

@@ -31,6 +31,11 @@ class SoftAttentionLSTMConfig:
     features: Size | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
+    @property
+    def longest(self) -> None:
+        """Captions of any length are read."""
+        return None
+
     def build(self, *, channels: int, vocabulary_size: int) -> SoftAttentionLSTM:
         return SoftAttentionLSTM(self, channels=channels, vocabulary_size=vocabulary_size)
 

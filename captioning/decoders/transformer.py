@@ -37,6 +37,11 @@ class TransformerConfig:
         if self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
 
+    @property
+    def longest(self) -> int:
+        """Most words that are read, `<start>` among them."""
+        return self.max_length
+
     def build(self, *, channels: int, vocabulary_size: int) -> Transformer:
         return Transformer(self, channels=channels, vocabulary_size=vocabulary_size)
 
