@@ -14,6 +14,7 @@ from captioning.metrics.ngrams import ORDERS, Floats, Ints
 
 _COVERED = 0.95
 _DRAWN = 1 << 21  # numbers drawn at a time: bounds memory, changes no result
+_BLEU = "Bleu_"
 _NOT_FROM_IMAGES = ("METEOR",)
 
 METHOD = (
@@ -90,7 +91,7 @@ def resampled(systems: Sequence[Scores], *, names: Sequence[str], resamples: int
         raise ValueError(f"scores of {' and of '.join(map(str, sorted(sizes)))} images: not the same images")
 
     images = sizes.pop()
-    parts = [np.column_stack([_summed(scores, name) for name in names]) for scores in systems]
+    parts = [_summed(scores, names) for scores in systems]
     columns = np.concatenate(parts, axis=1)  # (I, S C): C numbers of an image and system, side by side
     found: list[Floats] = []
     with tqdm(total=resamples, desc="resampling", leave=False, disable=None, delay=2) as progress:
@@ -126,27 +127,24 @@ def _times(drawn: Ints) -> Floats:
     return np.bincount(flat, minlength=rows * images).reshape(rows, images).astype(np.float64)
 
 
-def _summed(scores: Scores, name: str) -> Floats:
-    """What is summed over images for one metric: (I, 1), of BLEU (I, 10)."""
-    if not name.startswith("Bleu_"):
-        return scores.per_image[name][:, None]
-    if scores.bleu is None:
-        raise ValueError(f"{name}: the counts that it comes from are not there")
-    matches, totals, length, reference = scores.bleu
-    return np.column_stack([matches, totals, length, reference]).astype(np.float64)
+def _summed(scores: Scores, names: Sequence[str]) -> Floats:
+    """What is summed over images, (I, C): a number for each metric, and BLEU's ten behind them, if any is BLEU."""
+    columns = [scores.per_image[name] for name in names]
+    if any(name.startswith(_BLEU) for name in names):
+        if scores.bleu is None:
+            raise ValueError("BLEU's counts, which a resampled corpus is scored from, are not there")
+        columns += scores.bleu
+    return np.column_stack(columns).astype(np.float64)
 
 
 def _scores(sums: Floats, names: Sequence[str], images: int) -> Floats:
     """Sums (r, C) over resampled images -> corpus scores (r, names)."""
-    at, scores = 0, []
-    for name in names:
-        if name.startswith("Bleu_"):
-            part = sums[:, at : at + 2 * ORDERS + 2]
-            lengths = part[:, 2 * ORDERS :].T
-            whole = BleuStatistics(part[:, :ORDERS], part[:, ORDERS : 2 * ORDERS], *lengths)  # type: ignore[arg-type]
-            scores.append(bleu(whole)[:, int(name[-1]) - 1])
-            at += 2 * ORDERS + 2
-        else:
-            scores.append(sums[:, at] / images)
-            at += 1
-    return np.column_stack(scores)
+    scores = sums[:, : len(names)] / images
+    orders = {column: int(name[-1]) - 1 for column, name in enumerate(names) if name.startswith(_BLEU)}
+    if orders:
+        matches, totals, lengths = np.split(
+            sums[:, len(names) :].astype(np.int64), (ORDERS, 2 * ORDERS), axis=1
+        )
+        whole = bleu(BleuStatistics(matches, totals, *lengths.T))  # (r, ORDERS)
+        scores[:, list(orders)] = whole[:, list(orders.values())]
+    return scores

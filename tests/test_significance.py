@@ -151,7 +151,7 @@ def test_what_cannot_be_resampled() -> None:
         paired_bootstrap(a, b, names=["Bleu_4"], resamples=0)
     with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.bleu)
     assert comparable(with_meteor) == list(NAMES)
-    with pytest.raises(ValueError, match="counts that it comes from are not there"):
+    with pytest.raises(ValueError, match="counts, which a resampled corpus is scored from"):
         paired_bootstrap(a._replace(bleu=None), b, names=["Bleu_4"])
 
 
