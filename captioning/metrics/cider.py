@@ -77,9 +77,8 @@ def cider(
     With n-gram vectors of tf-idf weights, equations 1 to 3 of the paper; of one image it is 0, because every
     n-gram of its references occurs in all images there are.
     """
-    logs = [np.log(np.maximum(counts, 1)) for counts in frequencies.counts]
-    reference_rarity = _rarity(references.counts, logs, frequencies)
-    candidate_rarity = _rarity(candidates, logs, frequencies)
+    reference_rarity = rarity(references.counts, frequencies)
+    candidate_rarity = rarity(candidates, frequencies)
     numbers = translate(candidates.words, [order.keys for order in candidates.orders], references.table)
     S, image = len(references.image), references.image
 
@@ -114,10 +113,10 @@ def cider(
     )
 
 
-def _rarity(counts: Counts, logs: list[Floats], frequencies: DocumentFrequencies) -> list[Floats]:
+def rarity(counts: Counts, frequencies: DocumentFrequencies) -> list[Floats]:
     """Inverse document frequency of every n-gram in `counts`, an array an order; log(images) if unseen."""
-    keys = [order.keys for order in counts.orders]
-    numbers = translate(counts.words, keys, frequencies.table)
+    logs = [np.log(np.maximum(documents, 1)) for documents in frequencies.counts]
+    numbers = translate(counts.words, [order.keys for order in counts.orders], frequencies.table)
     full = np.log(frequencies.images)
     return [
         full - (np.where(number >= 0, log[np.maximum(number, 0)], 0.0) if len(log) else np.zeros(len(number)))
