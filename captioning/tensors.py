@@ -39,11 +39,29 @@ class Batch(NamedTuple):
     tokens: int  # targets that count (words and <end>), over the batch
 
 
+class Gates(NamedTuple):
+    """What one recurrent layer did with a word, all after their sigmoid or tanh; None where it has no such thing.
+
+    References to what the step computes in any case: looking at them changes no number.
+    """
+
+    hidden: Tensor  # (B, K, H), after the word, as all of them
+    input: Tensor | None = None  # (B, K, H)
+    forget: Tensor | None = None  # (B, K, H)
+    candidate: Tensor | None = None  # (B, K, H)
+    output: Tensor | None = None  # (B, K, H)
+    cell: Tensor | None = None  # (B, K, H)
+    reset: Tensor | None = None  # (B, K, H)
+    update: Tensor | None = None  # (B, K, H)
+    sentinel: Tensor | None = None  # (B, K), the attention's weight on the sentinel
+
+
 class Step(NamedTuple):
     """One word's worth of decoding."""
 
     hidden: Tensor  # (B, K, H): what `Decoder.logits` takes
     attention: Tensor | None  # (B, K, N), rows sum to 1; None where the decoder has none to show
+    gates: tuple[Gates, ...] = ()  # of each recurrent layer, the lowest first
 
 
 class Steps(NamedTuple):

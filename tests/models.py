@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from captioning.captioner import Captioner
-from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig
+from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig
 from captioning.encoders import EncoderConfig, SmallCNNConfig, TorchvisionConfig
 from captioning.images import Preprocessing
 from captioning.search import BeamConfig, SearchConfig
@@ -19,7 +19,8 @@ ENCODERS: dict[str, EncoderConfig] = {
     "frozen": TorchvisionConfig(name="squeezenet1_1", grid=3),
 }
 DECODERS: dict[str, DecoderConfig] = {
-    "lstm": SoftAttentionLSTMConfig(embedding=7, attention=5, hidden=11),
+    "lstm": SoftAttentionLSTMConfig(embedding=7, attention_size=5, hidden=11),
+    "up_down": UpDownConfig(embedding=7, attention_size=5, hidden=11),
     "transformer": TransformerConfig(hidden=6, feed_forward=13, heads=3, layers=2, max_length=17),
 }
 
@@ -33,7 +34,7 @@ def tiny_captioner(
 ) -> Captioner:
     """A captioner of random weights, in eval mode. Its captions differ from image to image, and some end."""
     with torch.random.fork_rng():
-        torch.manual_seed({"lstm": 0, "transformer": 1}[kind])
+        torch.manual_seed({"transformer": 1}.get(kind, 0))
         captioner = Captioner.build(
             encoder=ENCODERS[encoder],
             preprocessing=preprocessing,

@@ -7,16 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, build, select, unroll
+from captioning.decoders import (
+    SoftAttentionLSTMConfig,
+    TransformerConfig,
+    UpDownConfig,
+    build,
+    select,
+    unroll,
+)
 from captioning.decoders.attention import additive_energy
 from captioning.decoders.recurrence import LoopLinear
 from captioning.tensors import Features
 
 CONFIGS = {
-    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=13, attention=17, dropout=0.0),
+    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
     "soft_attention_lstm, projected": SoftAttentionLSTMConfig(
-        embedding=7, hidden=13, attention=17, features=11, dropout=0.0
+        embedding=7, hidden=13, attention_size=17, features=11, dropout=0.0
     ),
+    "up_down": UpDownConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
+    "up_down, projected": UpDownConfig(embedding=7, hidden=13, attention_size=5, features=11, dropout=0.0),
     "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=3, dropout=0.0),
     "transformer, encoder, tied": TransformerConfig(
         hidden=14, feed_forward=23, heads=7, layers=1, encoder_layers=2, tied=True, dropout=0.0
@@ -141,16 +150,16 @@ def test_lstm_without_attention_equals_torch():
     decoder = make("soft_attention_lstm")
     size = decoder.config.hidden
     with torch.no_grad():
-        decoder.from_context.zero_()
+        decoder.from_context.weight.zero_()
     lstm = torch.nn.LSTM(decoder.config.embedding, size, batch_first=True).double()
     with torch.no_grad():
         lstm.weight_ih_l0.copy_(decoder.word_gates.weight)
         lstm.bias_ih_l0.copy_(decoder.word_gates.bias)
-        lstm.weight_hh_l0.copy_(decoder.from_hidden[: 4 * size])
+        lstm.weight_hh_l0.copy_(decoder.from_hidden.weight[: 4 * size])
         lstm.bias_hh_l0.zero_()
     features, words = scene(2, 3, 5, 7)
     memory = decoder.remember(features)
-    state = tuple(part.repeat_interleave(3, 0)[None] for part in (memory.hidden, memory.cell))
+    state = tuple(part.repeat_interleave(3, 0)[None] for part in memory.state)
     expected, _ = lstm(decoder.embedding(words).flatten(0, 1), state)
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
 
@@ -158,16 +167,18 @@ def test_lstm_without_attention_equals_torch():
 def test_soft_attention_against_the_equations_written_plainly():
     decoder = make("soft_attention_lstm")
     features, words = scene(1, 1, 5, 3)
-    size, attention = decoder.config.hidden, decoder.config.attention
+    size, attention = decoder.config.hidden, decoder.config.attention_size
     w = dict(decoder.named_parameters())
+    keys, bias = w["look.keys.weight"], w["look.keys.bias"]
     a = features.regions[0]
-    h = torch.tanh(w["start_hidden.weight"] @ a.mean(0) + w["start_hidden.bias"])
-    c = torch.tanh(w["start_cell.weight"] @ a.mean(0) + w["start_cell.bias"])
+    h = torch.tanh(w["first.0.weight"] @ a.mean(0) + w["first.0.bias"])
+    c = torch.tanh(w["first.1.weight"] @ a.mean(0) + w["first.1.bias"])
     for t, word in enumerate(words[0, 0]):
-        rows = w["from_hidden"]
+        rows = w["from_hidden.weight"]
         e = torch.stack(
             [
-                w["energy"] @ torch.tanh(w["keys.weight"] @ region + w["keys.bias"] + rows[4 * size : -1] @ h)
+                w["look.energy"]
+                @ torch.tanh(w["look.keys.weight"] @ region + w["look.keys.bias"] + rows[4 * size : -1] @ h)
                 for region in a
             ]
         )
@@ -175,7 +186,12 @@ def test_soft_attention_against_the_equations_written_plainly():
         beta = 1 / (1 + torch.exp(-(rows[-1] @ h + w["beta_bias"])))
         z = beta * sum(alpha[i] * a[i] for i in range(len(a)))
         y = w["embedding.weight"][word]
-        pre = w["word_gates.weight"] @ y + w["word_gates.bias"] + rows[: 4 * size] @ h + w["from_context"] @ z
+        pre = (
+            w["word_gates.weight"] @ y
+            + w["word_gates.bias"]
+            + rows[: 4 * size] @ h
+            + w["from_context.weight"] @ z
+        )
         i, f, g, o = pre[:size], pre[size : 2 * size], pre[2 * size : 3 * size], pre[3 * size :]
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
@@ -185,6 +201,45 @@ def test_soft_attention_against_the_equations_written_plainly():
         torch.testing.assert_close(decoder.logits(out.hidden[0, 0, t]), expected)
         torch.testing.assert_close(out.attention[0, 0, t], alpha)
     assert attention == 17
+
+
+def test_up_down_against_the_equations_written_plainly():
+    decoder = make("up_down")
+    features, words = scene(1, 1, 5, 4)
+    size = decoder.config.hidden
+    w = dict(decoder.named_parameters())
+    v = features.regions[0]
+    mean = v.mean(0)
+
+    def lstm(x, h, c, weight, bias):
+        i, f, g, o = (weight @ torch.cat([x, h]) + bias).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+    # the weights as the paper has them: one matrix a LSTM, over [inputs, state]
+    recall, told, heard = (w[f"{name}.weight"] for name in ("recall", "from_attention", "to_language"))
+    to_first = torch.cat(
+        [recall[:, size:], w["mean_gates.weight"], w["word_gates.weight"], recall[:, :size]], 1
+    )
+    to_second = torch.cat([heard[:, :-size], told[: 4 * size], heard[:, -size:]], 1)
+    h1 = c1 = h2 = c2 = torch.zeros(size, dtype=torch.double)
+    for t, word in enumerate(words[0, 0]):
+        x1 = torch.cat([h2, mean, w["embedding.weight"][word]])
+        h1, c1 = lstm(x1, h1, c1, to_first, w["word_gates.bias"])
+        a = [
+            torch.exp(
+                w["look.energy"]
+                @ torch.tanh(w["look.keys.weight"] @ region + w["look.keys.bias"] + told[4 * size :] @ h1)
+            )
+            for region in v
+        ]
+        alpha = torch.stack(a) / sum(a)
+        seen = sum(weight * region for weight, region in zip(alpha, v, strict=True))
+        h2, c2 = lstm(torch.cat([seen, h1]), h2, c2, to_second, w["language_bias"])
+        out = decoder(words, decoder.remember(features))
+        torch.testing.assert_close(out.hidden[0, 0, t], h2)
+        torch.testing.assert_close(out.attention[0, 0, t], alpha)
+        torch.testing.assert_close(decoder.logits(h2), w["words.weight"] @ h2 + w["words.bias"])
 
 
 def test_additive_energy_gradients():

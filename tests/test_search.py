@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from toy import Toy
 
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, build
+from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig, build
 from captioning.errors import UserError
 from captioning.search import BeamConfig, GreedyConfig, SearchConfig, search
 from captioning.search.scores import best, length_score, next_logp
 from captioning.tensors import Features
 
-DECODERS = ("toy", "soft_attention_lstm", "transformer")
+CONFIGS = {
+    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=3),
+    "up_down": UpDownConfig(embedding=7, hidden=11, attention_size=3),
+    "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
+}
+DECODERS = ("toy", *CONFIGS)
 CHANNELS, VOCABULARY = 5, 13
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 UNWANTED = (PAD, START, UNKNOWN)
@@ -29,13 +34,8 @@ def make(name, *, vocabulary=VOCABULARY, seed=0, end=0.0):
         decoder = Toy(channels=CHANNELS, vocabulary_size=vocabulary, seed=seed)
         decoder.bias.data[END] += end
         return decoder.eval()
-    config = (
-        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention=3)
-        if name == "soft_attention_lstm"
-        else TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2)
-    )
     torch.manual_seed(seed)
-    decoder = build(config, channels=CHANNELS, vocabulary_size=vocabulary).double().eval()
+    decoder = build(CONFIGS[name], channels=CHANNELS, vocabulary_size=vocabulary).double().eval()
     for parameter in decoder.parameters():  # as they begin, all captions are about equally likely
         parameter.data.add_(torch.randn_like(parameter) * 0.4)
     decoder.words.bias.data[END] += end

@@ -361,7 +361,7 @@ def test_loss_of_a_batch_counts_only_its_tokens():
 
     captions, vocabulary = encoded(5)
     for config in (
-        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention=5, dropout=0.0),
+        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.0),
         TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0),
     ):
         torch.manual_seed(0)

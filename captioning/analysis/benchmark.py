@@ -29,7 +29,7 @@ WIDTH, LENGTH, IMAGES = 5, 20, 50
 
 def _decoder(seed: int) -> SoftAttentionLSTM:
     torch.manual_seed(seed)
-    config = SoftAttentionLSTMConfig(embedding=512, hidden=512, attention=512, dropout=0.0)
+    config = SoftAttentionLSTMConfig(embedding=512, hidden=512, attention_size=512, dropout=0.0)
     decoder = build(config, channels=CHANNELS, vocabulary_size=WORDS)
     assert isinstance(decoder, SoftAttentionLSTM)
     return decoder

@@ -19,15 +19,16 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One word for each of R rows: features (R, N, D), words (R,), state 2 x (R, H) -> logits (R, V), state."""
     hidden, cell = state
-    to_gates, to_query, to_beta = model.from_hidden.split(
-        [4 * model.config.hidden, model.config.attention, 1]
+    to_gates, to_query, to_beta = model.from_hidden.weight.split(
+        [4 * model.config.hidden, model.config.attention_size, 1]
     )
-    energy = torch.tanh(model.keys(features) + F.linear(hidden, to_query)[:, None]) @ model.energy  # (R, N)
+    energy = torch.tanh(model.look.keys(features) + F.linear(hidden, to_query)[:, None])  # (R, N, A)
+    energy = energy @ model.look.energy  # (R, N)
     alpha = torch.softmax(energy, 1)
     context = (alpha[:, :, None] * features).sum(1)  # (R, D)
     context = torch.sigmoid(F.linear(hidden, to_beta) + model.beta_bias) * context
     embedded = model.dropout(model.embedding(words))
-    gates = model.word_gates(embedded) + F.linear(hidden, to_gates) + F.linear(context, model.from_context)
+    gates = model.word_gates(embedded) + F.linear(hidden, to_gates) + model.from_context(context)
     entered, forget, candidate, out = gates.chunk(4, 1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(entered) * torch.tanh(candidate)
     hidden = torch.sigmoid(out) * torch.tanh(cell)
@@ -38,7 +39,8 @@ def step(
 def first(model: SoftAttentionLSTM, features: Tensor) -> tuple[Tensor, Tensor]:
     """The state (R, H), (R, H) before the first word, from the mean of features (R, N, D)."""
     mean = features.mean(1)
-    return torch.tanh(model.start_hidden(mean)), torch.tanh(model.start_cell(mean))
+    hidden, cell = (torch.tanh(first(mean)) for first in model.first)
+    return hidden, cell
 
 
 def loss(model: SoftAttentionLSTM, features: Tensor, words: Tensor, *, pad: int) -> Tensor:

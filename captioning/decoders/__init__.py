@@ -9,8 +9,11 @@ from pydantic import Field
 from captioning.decoders.base import Decoder, select, unroll
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTMConfig
 from captioning.decoders.transformer import TransformerConfig
+from captioning.decoders.up_down import UpDownConfig
 
-DecoderConfig = Annotated[SoftAttentionLSTMConfig | TransformerConfig, Field(discriminator="kind")]
+DecoderConfig = Annotated[
+    SoftAttentionLSTMConfig | TransformerConfig | UpDownConfig, Field(discriminator="kind")
+]
 
 
 def build(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
@@ -23,6 +26,7 @@ __all__ = [
     "DecoderConfig",
     "SoftAttentionLSTMConfig",
     "TransformerConfig",
+    "UpDownConfig",
     "build",
     "select",
     "unroll",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
-from captioning.decoders.attention import additive_energy, attend
 from captioning.decoders.base import Decoder
+from captioning.decoders.cells import LSTM, State
+from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
+from captioning.decoders.regions import Additive, Seen, mean_region, projection
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
@@ -27,7 +29,7 @@ class SoftAttentionLSTMConfig:
     kind: Literal["soft_attention_lstm"] = "soft_attention_lstm"
     embedding: Size = 512
     hidden: Size = 512
-    attention: Size = 512
+    attention_size: Size = 512
     features: Size | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
@@ -41,19 +43,13 @@ class SoftAttentionLSTMConfig:
 
 
 class Memory(NamedTuple):
-    regions: Tensor  # (B, N, D)
-    keys: Tensor  # (B, N, A)
-    valid: Tensor | None  # (B, N)
-    hidden: Tensor  # (B, H), before the first word
-    cell: Tensor  # (B, H)
+    seen: Seen
+    state: State  # (B, H) each, before the first word
 
 
-class Carry(NamedTuple):
-    hidden: Tensor  # (B, K, H)
-    cell: Tensor  # (B, K, H)
-
-
-Product = Callable[[Tensor], Tensor]
+class Products(NamedTuple):
+    from_hidden: Product
+    from_context: Product
 
 
 class SoftAttentionLSTM(Decoder):
@@ -75,125 +71,74 @@ class SoftAttentionLSTM(Decoder):
         self.config, self.vocabulary_size = config, vocabulary_size
         size = config.hidden
         context = config.features or channels
-        self.project = (
-            nn.Sequential(
-                nn.Linear(channels, context), nn.LayerNorm(context), nn.ReLU(), nn.Dropout(config.dropout)
-            )
-            if config.features
-            else nn.Identity()
-        )
-        self.start_hidden = nn.Linear(context, size)
-        self.start_cell = nn.Linear(context, size)
-        self.keys = nn.Linear(context, config.attention)
-        self.energy = nn.Parameter(torch.empty(config.attention))
+        self.cell = LSTM()
+        self.gates = self.cell.blocks * size
+        self.project = projection(channels, config.features, dropout=config.dropout)
+        self.first = nn.ModuleList(nn.Linear(context, size) for _ in range(self.cell.states))
+        self.look = Additive(context, config.attention_size)
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
-        self.word_gates = nn.Linear(config.embedding, 4 * size)
+        self.word_gates = nn.Linear(config.embedding, self.gates)
         # one product gives what the state says to the gates, to the attention and to beta
-        self.from_hidden = nn.Parameter(torch.empty(4 * size + config.attention + 1, size))
+        self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size + 1, bias=False)
         self.beta_bias = nn.Parameter(torch.zeros(()))
-        self.from_context = nn.Parameter(torch.empty(4 * size, context))
+        self.from_context = skip_init(nn.Linear, context, self.gates, bias=False)
         self.deep = nn.Linear(size + context + config.embedding, config.embedding)
         self.words = nn.Linear(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 
     def _initialise(self) -> None:
-        size = self.config.hidden
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.normal_(self.energy, std=self.config.attention**-0.5)
-        for gate in self.from_hidden[: 4 * size].data.split(size):
+        self.look.initialise()
+        for gate in self.from_hidden.weight.data[: self.gates].split(self.config.hidden):
             nn.init.orthogonal_(gate)
-        nn.init.xavier_uniform_(self.from_hidden.data[4 * size :])
-        nn.init.xavier_uniform_(self.from_context)
-        nn.init.zeros_(self.word_gates.bias)
-        nn.init.ones_(
-            self.word_gates.bias.data[size : 2 * size]
-        )  # remember at first (Jozefowicz et al. 2015)
+        nn.init.xavier_uniform_(self.from_hidden.weight.data[self.gates :])
+        nn.init.xavier_uniform_(self.from_context.weight)
+        self.cell.initialise(self.word_gates.bias)
 
     def remember(self, features: Features) -> Memory:
-        regions = self.project(features.regions)
-        if features.valid is None:
-            mean = regions.mean(1)
-        else:
-            weight = features.valid.to(regions.dtype)
-            mean = torch.einsum("bnd,bn->bd", regions, weight) / weight.sum(1, keepdim=True)
+        features = features._replace(regions=self.project(features.regions))
+        mean = mean_region(features)
         return Memory(
-            regions=regions,
-            keys=self.keys(regions),
-            valid=features.valid,
-            hidden=torch.tanh(self.start_hidden(mean)),
-            cell=torch.tanh(self.start_cell(mean)),
+            seen=self.look.remember(features),
+            state=tuple(torch.tanh(first(mean)) for first in self.first),
         )
 
-    def start(self, memory: Memory, width: int) -> Carry:
-        return Carry(
-            hidden=memory.hidden[:, None].expand(-1, width, -1),
-            cell=memory.cell[:, None].expand(-1, width, -1),
-        )
+    def start(self, memory: Memory, width: int) -> State:
+        return tuple(part[:, None].expand(-1, width, -1) for part in memory.state)
 
-    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        embedded, gates = self._read(words)
-        carry, context, attention = self._cell(
-            gates, carry, memory, LoopLinear(self.from_hidden), LoopLinear(self.from_context)
-        )
-        return Step(hidden=torch.cat([carry.hidden, context, embedded], -1), attention=attention), carry
-
-    def _read(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """What (B, K) words are, (B, K, E), and say to the gates, (B, K, 4H)."""
-        if self.training or words.device.type != "cpu":
-            embedded = self.dropout(self.embedding(words))
-            return embedded, self.word_gates(embedded)
-        # hypotheses of many images read the same few words; each is multiplied once
-        read, place = words.unique(return_inverse=True)
-        embedded = self.embedding(read)
-        return embedded[place], self.word_gates(embedded)[place]
+    def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
+        embedded, said = read(words, self.embedding, self.dropout, self.word_gates)
+        step, carry = self._cell(said, carry, memory, self._products())
+        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), carry
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        images, width, length = words.shape
-        counts = list(running) if running is not None else [width] * length
-        # the words of all steps, those still running only: one embedding, one product with the gates
-        flat = torch.cat([words[:, :count, t].reshape(-1) for t, count in enumerate(counts)])
-        embedded = self.dropout(self.embedding(flat))
-        sizes = [images * count for count in counts]
-        gates = self.word_gates(embedded).split(sizes)
-        from_hidden, from_context = LoopLinear(self.from_hidden), LoopLinear(self.from_context)
-        carry = self.start(memory, width)
-        hidden, contexts, attentions = [], [], []
-        for gate, count in zip(gates, counts, strict=True):
-            if count < carry.hidden.shape[1]:
-                carry = Carry(hidden=carry.hidden[:, :count], cell=carry.cell[:, :count])
-            carry, context, attention = self._cell(
-                gate.view(images, count, -1), carry, memory, from_hidden, from_context
-            )
-            hidden.append(carry.hidden)
-            contexts.append(context)
-            attentions.append(attention)
-        words_read = [
-            part.view(images, count, -1) for part, count in zip(embedded.split(sizes), counts, strict=True)
-        ]
-        return Steps(
-            hidden=torch.cat([_stack(part, width) for part in (hidden, contexts, words_read)], -1),
-            attention=_stack(attentions, width),
+        runs, products = running_of(words, running), self._products()
+        embedded = self.dropout(self.embedding(runs.gathered(words)))
+        steps = loop(
+            runs,
+            self.word_gates(embedded),
+            self.start(memory, runs.width),
+            lambda said, carry: self._cell(said, carry, memory, products),
+        )
+        behind = runs.stacked(runs.parted(embedded))
+        return steps._replace(hidden=torch.cat([steps.hidden, behind], -1))
+
+    def _products(self) -> Products:
+        return Products(
+            from_hidden=LoopLinear(self.from_hidden.weight), from_context=LoopLinear(self.from_context.weight)
         )
 
-    def _cell(
-        self, gates: Tensor, carry: Carry, memory: Memory, from_hidden: Product, from_context: Product
-    ) -> tuple[Carry, Tensor, Tensor]:
-        """One step for `gates` (B, K, 4H) of the words: the next carry, z_t (B, K, D), alpha_t (B, K, N)."""
-        size = self.config.hidden
-        said, query, beta = from_hidden(carry.hidden).split([4 * size, self.config.attention, 1], -1)
-        context, attention = attend(
-            additive_energy(memory.keys, query, self.energy), memory.regions, memory.valid
+    def _cell(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
+        """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]."""
+        recalled, query, beta = products.from_hidden(state[0]).split(
+            [self.gates, self.config.attention_size, 1], -1
         )
+        context, attention = self.look(query, memory.seen)
         context = torch.sigmoid(beta + self.beta_bias) * context
-        entered, forget, candidate, out = (gates + said + from_context(context)).split(size, -1)
-        cell = torch.sigmoid(forget) * carry.cell + torch.sigmoid(entered) * torch.tanh(candidate)
-        return Carry(hidden=torch.sigmoid(out) * torch.tanh(cell), cell=cell), context, attention
+        state, gates = self.cell(said + products.from_context(context), recalled, state)
+        hidden = torch.cat([state[0], context], -1)
+        return Step(hidden=hidden, attention=attention, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.words(self.dropout(torch.tanh(self.deep(hidden))))
-
-
-def _stack(parts: list[Tensor], width: int) -> Tensor:
-    """T tensors (B, at most K, X) -> (B, K, T, X), zeros where a sequence had ended."""
-    return torch.stack([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts], 2)

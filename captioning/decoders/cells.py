@@ -1,0 +1,95 @@
+"""The recurrent cells, from what inputs and state say to the next state. They know no words and no regions."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from captioning.tensors import Gates
+
+State = tuple[Tensor, ...]
+"""The hidden state (B, K, H) first; then, in an LSTM, the cell (B, K, H)."""
+
+
+class Cell(Protocol):
+    """Its products are the decoder's: outside the time loop where they can be, and many in one."""
+
+    blocks: ClassVar[int]
+    """Parts of H numbers that inputs and state have to say."""
+    states: ClassVar[int]
+    """Tensors of a State."""
+
+    def __call__(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+        """One word's step.
+
+        Args:
+            entered: (B, K, blocks x H), the products of the inputs, with their biases.
+            recalled: (B, K, blocks x H), the product of the hidden state, without.
+            state: before the word.
+        """
+
+    def initialise(self, bias: Tensor) -> None:
+        """Set the biases (blocks x H,) of the inputs' products as they are best at the start."""
+
+
+class LSTM(nn.Module):
+    """Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); blocks as in `torch.nn.LSTM`.
+
+    i, f, g, o = entered + recalled;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
+    """
+
+    blocks, states = 4, 2
+
+    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+        enter, forget, candidate, out = (entered + recalled).chunk(4, -1)
+        enter, forget, out = torch.sigmoid(enter), torch.sigmoid(forget), torch.sigmoid(out)
+        candidate = torch.tanh(candidate)
+        cell = forget * state[1] + enter * candidate
+        hidden = out * torch.tanh(cell)
+        gates = Gates(input=enter, forget=forget, candidate=candidate, output=out, cell=cell, hidden=hidden)
+        return (hidden, cell), gates
+
+    def initialise(self, bias: Tensor) -> None:
+        nn.init.zeros_(bias)
+        nn.init.ones_(bias.chunk(4)[1])  # remember at first (Jozefowicz et al. 2015)
+
+
+class GRU(nn.Module):
+    """Cho et al. 2014 as `torch.nn.GRU` has it: the state's bias of the candidate stands inside the reset.
+
+    r, z, n = blocks;  n = tanh(n_entered + sigmoid(r) (n_recalled + b));  h' = (1 - sigmoid(z)) n + sigmoid(z) h
+    """
+
+    blocks, states = 3, 1
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+        size = len(self.bias)
+        reset, update = torch.sigmoid(entered[..., : 2 * size] + recalled[..., : 2 * size]).chunk(2, -1)
+        candidate = torch.tanh(
+            torch.addcmul(entered[..., 2 * size :], reset, recalled[..., 2 * size :] + self.bias)
+        )
+        hidden = torch.lerp(candidate, state[0], update)
+        return (hidden,), Gates(reset=reset, update=update, candidate=candidate, hidden=hidden)
+
+    def initialise(self, bias: Tensor) -> None:
+        nn.init.zeros_(bias)
+        nn.init.ones_(bias.chunk(3)[1])  # remember at first, as the LSTM
+
+
+class RNN(nn.Module):
+    """Elman 1990: h' = tanh(entered + recalled)."""
+
+    blocks, states = 1, 1
+
+    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+        hidden = torch.tanh(entered + recalled)
+        return (hidden,), Gates(hidden=hidden)
+
+    def initialise(self, bias: Tensor) -> None:
+        nn.init.zeros_(bias)

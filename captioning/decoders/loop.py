@@ -1,0 +1,92 @@
+"""The loop over a caption's words that recurrent decoders share. Knows which sequences still run, no cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioning.tensors import Step, Steps
+
+Carry = TypeVar("Carry")
+Product = Callable[[Tensor], Tensor]
+"""(..., in) -> (..., out): a `LoopLinear`."""
+
+
+class Running(NamedTuple):
+    """Which words of (B, K, T) are read: at word t those of the first `counts[t]` sequences of each image."""
+
+    images: int
+    width: int  # K
+    counts: tuple[int, ...]  # T numbers
+
+    def gathered(self, words: Tensor) -> Tensor:
+        """(B, K, T, ...) -> (M, ...): the words that are read, those at t = 0 first."""
+        return torch.cat([words[:, :count, t].flatten(0, 1) for t, count in enumerate(self.counts)])
+
+    def parted(self, each: Tensor) -> list[Tensor]:
+        """(M, X) -> T tensors (B, counts[t], X)."""
+        parts = each.split([self.images * count for count in self.counts])
+        return [part.view(self.images, count, -1) for part, count in zip(parts, self.counts, strict=True)]
+
+    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
+        """T tensors (B, counts[t], X) -> (B, K, T, X), zeros where a sequence had ended."""
+        return torch.stack([F.pad(part, (0, 0, 0, self.width - part.shape[1])) for part in parts], 2)
+
+
+def running_of(words: Tensor, running: Sequence[int] | None) -> Running:
+    """What `Decoder.forward` is told about `words` (B, K, T)."""
+    images, width, length = words.shape
+    return Running(images, width, (width,) * length if running is None else tuple(running))
+
+
+def loop(
+    running: Running,
+    said: Tensor,
+    carry: Carry,
+    cell: Callable[[Tensor, Carry], tuple[Step, Carry]],
+) -> Steps:
+    """Step through the words that run.
+
+    Args:
+        said: (M, X), what all the words say, gathered: computed in one large product.
+        carry: before the first word, for K sequences.
+        cell: a step, from what one word says (B, k, X) and the carry of k sequences.
+    """
+    steps = []
+    count = running.width
+    for each in running.parted(said):
+        if each.shape[1] < count:
+            count = each.shape[1]
+            carry = _first(carry, count)
+        step, carry = cell(each, carry)
+        steps.append((step.hidden, step.attention))  # the gates are not kept: nothing learns from them
+    attention = [each for _, each in steps if each is not None]
+    return Steps(
+        hidden=running.stacked([hidden for hidden, _ in steps]),
+        attention=running.stacked(attention) if attention else None,
+    )
+
+
+def _first(carry: Any, count: int) -> Any:
+    """The first `count` sequences of each image."""
+    if isinstance(carry, Tensor):
+        return carry[:, :count]
+    parts = [_first(part, count) for part in carry]
+    return type(carry)(*parts) if hasattr(carry, "_fields") else tuple(parts)
+
+
+def read(
+    words: Tensor, embedding: nn.Embedding, dropout: nn.Dropout, gates: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What (B, K) words are, (B, K, E), and what they say, `gates` of it, (B, K, X)."""
+    if dropout.training or words.device.type != "cpu":
+        embedded = dropout(embedding(words))
+        return embedded, gates(embedded)
+    # hypotheses of many images read the same few words; each is multiplied once
+    distinct, place = words.unique(return_inverse=True)
+    embedded = embedding(distinct)
+    return embedded[place], gates(embedded)[place]
