@@ -24,6 +24,12 @@ CONFIGS = {
     "soft_attention_lstm, projected": SoftAttentionLSTMConfig(
         embedding=7, hidden=13, attention_size=17, features=11, dropout=0.0
     ),
+    "soft_attention_lstm, gru, dot": SoftAttentionLSTMConfig(
+        embedding=7, hidden=13, cell="gru", attention="dot", attention_size=17, dropout=0.0
+    ),
+    "soft_attention_lstm, rnn, multi_head": SoftAttentionLSTMConfig(
+        embedding=7, hidden=13, cell="rnn", attention="multi_head", attention_size=15, heads=3, dropout=0.0
+    ),
     "up_down": UpDownConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
     "up_down, projected": UpDownConfig(embedding=7, hidden=13, attention_size=5, features=11, dropout=0.0),
     "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=3, dropout=0.0),
@@ -34,9 +40,9 @@ CONFIGS = {
 CHANNELS, VOCABULARY = 19, 29
 
 
-def make(name, *, dropout=0.0, seed=0):
+def make(name, *, seed=0, **changes):
     torch.manual_seed(seed)
-    config = dataclasses.replace(CONFIGS[name], dropout=dropout)
+    config = dataclasses.replace(CONFIGS[name], **changes)
     decoder = build(config, channels=CHANNELS, vocabulary_size=VOCABULARY).double().eval()
     for parameter in decoder.parameters():  # away from initialisations at zero, which hide mistakes
         parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -146,21 +152,26 @@ def test_selecting_a_carry_goes_on_from_the_parents(name):
     torch.testing.assert_close(out.hidden, decoder(chosen, memory).hidden[:, :, 4])
 
 
-def test_lstm_without_attention_equals_torch():
-    decoder = make("soft_attention_lstm")
+@pytest.mark.parametrize(
+    ("cell", "reference"), [("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU), ("rnn", torch.nn.RNN)]
+)
+def test_cells_without_attention_equal_those_of_torch(cell, reference):
+    decoder = make("soft_attention_lstm", cell=cell)
     size = decoder.config.hidden
     with torch.no_grad():
         decoder.from_context.weight.zero_()
-    lstm = torch.nn.LSTM(decoder.config.embedding, size, batch_first=True).double()
+    other = reference(decoder.config.embedding, size, batch_first=True).double()
     with torch.no_grad():
-        lstm.weight_ih_l0.copy_(decoder.word_gates.weight)
-        lstm.bias_ih_l0.copy_(decoder.word_gates.bias)
-        lstm.weight_hh_l0.copy_(decoder.from_hidden.weight[: 4 * size])
-        lstm.bias_hh_l0.zero_()
+        other.weight_ih_l0.copy_(decoder.word_gates.weight)
+        other.bias_ih_l0.copy_(decoder.word_gates.bias)
+        other.weight_hh_l0.copy_(decoder.from_hidden.weight[: len(other.weight_hh_l0)])
+        other.bias_hh_l0.zero_()
+        if cell == "gru":
+            other.bias_hh_l0[2 * size :] = decoder.cell.bias
     features, words = scene(2, 3, 5, 7)
     memory = decoder.remember(features)
     state = tuple(part.repeat_interleave(3, 0)[None] for part in memory.state)
-    expected, _ = lstm(decoder.embedding(words).flatten(0, 1), state)
+    expected, _ = other(decoder.embedding(words).flatten(0, 1), state if cell == "lstm" else state[0])
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
 
 
@@ -176,11 +187,7 @@ def test_soft_attention_against_the_equations_written_plainly():
     for t, word in enumerate(words[0, 0]):
         rows = w["from_hidden.weight"]
         e = torch.stack(
-            [
-                w["look.energy"]
-                @ torch.tanh(w["look.keys.weight"] @ region + w["look.keys.bias"] + rows[4 * size : -1] @ h)
-                for region in a
-            ]
+            [w["look.energy"] @ torch.tanh(keys @ region + bias + rows[4 * size : -1] @ h) for region in a]
         )
         alpha = torch.exp(e) / torch.exp(e).sum()
         beta = 1 / (1 + torch.exp(-(rows[-1] @ h + w["beta_bias"])))

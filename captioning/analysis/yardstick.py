@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioning.decoders.regions import Additive
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTM
 
 
@@ -19,11 +20,13 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One word for each of R rows: features (R, N, D), words (R,), state 2 x (R, H) -> logits (R, V), state."""
     hidden, cell = state
+    look = model.look
+    assert isinstance(look, Additive)
     to_gates, to_query, to_beta = model.from_hidden.weight.split(
         [4 * model.config.hidden, model.config.attention_size, 1]
     )
-    energy = torch.tanh(model.look.keys(features) + F.linear(hidden, to_query)[:, None])  # (R, N, A)
-    energy = energy @ model.look.energy  # (R, N)
+    energy = torch.tanh(look.keys(features) + F.linear(hidden, to_query)[:, None])  # (R, N, A)
+    energy = energy @ look.energy  # (R, N)
     alpha = torch.softmax(energy, 1)
     context = (alpha[:, :, None] * features).sum(1)  # (R, D)
     context = torch.sigmoid(F.linear(hidden, to_beta) + model.beta_bias) * context

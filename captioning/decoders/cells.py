@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import abc
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,15 @@ State = tuple[Tensor, ...]
 """The hidden state (B, K, H) first; then, in an LSTM, the cell (B, K, H)."""
 
 
-class Cell(Protocol):
-    """Its products are the decoder's: outside the time loop where they can be, and many in one."""
+class Cell(nn.Module, abc.ABC):
+    """One word's step. The products are the decoder's: outside the time loop where they can be, many in one."""
 
-    blocks: ClassVar[int]
-    """Parts of H numbers that inputs and state have to say."""
-    states: ClassVar[int]
-    """Tensors of a State."""
+    blocks: ClassVar[int]  # parts of H numbers that inputs and state have to say
+    states: ClassVar[int]  # tensors of a State
 
-    def __call__(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
-        """One word's step.
+    @abc.abstractmethod
+    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+        """The next state, and how it came about.
 
         Args:
             entered: (B, K, blocks x H), the products of the inputs, with their biases.
@@ -30,17 +30,21 @@ class Cell(Protocol):
             state: before the word.
         """
 
+    @abc.abstractmethod
     def initialise(self, bias: Tensor) -> None:
         """Set the biases (blocks x H,) of the inputs' products as they are best at the start."""
 
 
-class LSTM(nn.Module):
+class LSTM(Cell):
     """Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); blocks as in `torch.nn.LSTM`.
 
     i, f, g, o = entered + recalled;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
     """
 
     blocks, states = 4, 2
+
+    def __init__(self, size: int):
+        super().__init__()
 
     def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
         enter, forget, candidate, out = (entered + recalled).chunk(4, -1)
@@ -56,7 +60,7 @@ class LSTM(nn.Module):
         nn.init.ones_(bias.chunk(4)[1])  # remember at first (Jozefowicz et al. 2015)
 
 
-class GRU(nn.Module):
+class GRU(Cell):
     """Cho et al. 2014 as `torch.nn.GRU` has it: the state's bias of the candidate stands inside the reset.
 
     r, z, n = blocks;  n = tanh(n_entered + sigmoid(r) (n_recalled + b));  h' = (1 - sigmoid(z)) n + sigmoid(z) h
@@ -82,10 +86,13 @@ class GRU(nn.Module):
         nn.init.ones_(bias.chunk(3)[1])  # remember at first, as the LSTM
 
 
-class RNN(nn.Module):
+class RNN(Cell):
     """Elman 1990: h' = tanh(entered + recalled)."""
 
     blocks, states = 1, 1
+
+    def __init__(self, size: int):
+        super().__init__()
 
     def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
         hidden = torch.tanh(entered + recalled)
@@ -93,3 +100,7 @@ class RNN(nn.Module):
 
     def initialise(self, bias: Tensor) -> None:
         nn.init.zeros_(bias)
+
+
+CELLS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+"""By the name that configs have for them; each is made with H."""

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.decoders.base import Decoder
-from captioning.decoders.cells import LSTM, State
+from captioning.decoders.cells import CELLS, State
 from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
-from captioning.decoders.regions import Additive, Seen, mean_region, projection
+from captioning.decoders.regions import Additive, Dot, Look, MultiHead, Seen, mean_region, projection
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
@@ -23,15 +23,32 @@ Size = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAttentionLSTMConfig:
-    """Sizes of the decoder; `features` projects the regions to that many channels first (None: as they come)."""
+    """The decoder's parts and sizes.
+
+    Attributes:
+        cell: the recurrent network; `lstm` is the paper's.
+        attention: how state and regions are compared; `additive` is the paper's.
+        attention_size: of a key and a query.
+        heads: parts of these; `multi_head` alone reads it.
+        features: project the regions to that many channels first (None: as they come).
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["soft_attention_lstm"] = "soft_attention_lstm"
     embedding: Size = 512
     hidden: Size = 512
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    attention: Literal["additive", "dot", "multi_head"] = "additive"
     attention_size: Size = 512
+    heads: Size = 8
     features: Size | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def __post_init__(self) -> None:
+        if self.attention == "multi_head" and self.attention_size % self.heads:
+            raise ValueError(
+                f"attention_size must be a multiple of heads, got {self.attention_size} and {self.heads}"
+            )
 
     @property
     def longest(self) -> None:
@@ -61,6 +78,7 @@ class SoftAttentionLSTM(Decoder):
         z_t      = beta_t sum_i alpha_ti a_i;  beta_t = sigmoid(f_beta(h_t-1)) (eq. 13, section 4.2.1)
         h_t, c_t = LSTM([E y_t-1, z_t], h_t-1, c_t-1)                         (eqs. 1-3)
         p(y_t)   = softmax(L_o tanh(L_E E y_t-1 + L_h h_t + L_z z_t))         (eq. 7)
+    With other cells the state is h alone; `attention` replaces eqs. 4 and 5 (`regions.Dot`, `MultiHead`).
     Differs: eq. 7 has no tanh (the authors' code offers it) and no L_E (sizes needn't agree here);
     the regions may be projected and normalised first (`features`).
     The gates stand in the order of `torch.nn.LSTM`: input, forget, candidate, output.
@@ -70,19 +88,19 @@ class SoftAttentionLSTM(Decoder):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         size = config.hidden
-        context = config.features or channels
-        self.cell = LSTM()
+        channels, regions = config.features or channels, channels
+        self.cell = CELLS[config.cell](size)
         self.gates = self.cell.blocks * size
-        self.project = projection(channels, config.features, dropout=config.dropout)
-        self.first = nn.ModuleList(nn.Linear(context, size) for _ in range(self.cell.states))
-        self.look = Additive(context, config.attention_size)
+        self.project = projection(regions, config.features, dropout=config.dropout)
+        self.first = nn.ModuleList(nn.Linear(channels, size) for _ in range(self.cell.states))
+        self.look = _look(config, channels)
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
         self.word_gates = nn.Linear(config.embedding, self.gates)
         # one product gives what the state says to the gates, to the attention and to beta
         self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size + 1, bias=False)
         self.beta_bias = nn.Parameter(torch.zeros(()))
-        self.from_context = skip_init(nn.Linear, context, self.gates, bias=False)
-        self.deep = nn.Linear(size + context + config.embedding, config.embedding)
+        self.from_context = skip_init(nn.Linear, self.look.context, self.gates, bias=False)
+        self.deep = nn.Linear(size + self.look.context + config.embedding, config.embedding)
         self.words = nn.Linear(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
@@ -142,3 +160,10 @@ class SoftAttentionLSTM(Decoder):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.words(self.dropout(torch.tanh(self.deep(hidden))))
+
+
+def _look(config: SoftAttentionLSTMConfig, channels: int) -> Look:
+    if config.attention == "multi_head":
+        return MultiHead(channels, config.attention_size, config.heads)
+    kind = Dot if config.attention == "dot" else Additive
+    return kind(channels, config.attention_size)

@@ -33,6 +33,11 @@ class UpDownConfig:
     features: Size | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
+    @property
+    def longest(self) -> None:
+        """Captions of any length are read."""
+        return None
+
     def build(self, *, channels: int, vocabulary_size: int) -> UpDown:
         return UpDown(self, channels=channels, vocabulary_size=vocabulary_size)
 
@@ -71,7 +76,7 @@ class UpDown(Decoder):
         self.config, self.vocabulary_size = config, vocabulary_size
         size = config.hidden
         context = config.features or channels
-        self.cell = LSTM()
+        self.cell = LSTM(size)
         self.gates = self.cell.blocks * size
         self.project = projection(channels, config.features, dropout=config.dropout)
         self.look = Additive(context, config.attention_size)
