@@ -16,7 +16,7 @@ from captioning.decoders import Decoder, DecoderConfig, build, select
 from captioning.errors import UserError
 from captioning.tensors import Features
 
-WIDTHS = ("embedding", "hidden", "attention", "features", "feed_forward")
+WIDTHS = ("embedding", "hidden", "attention_size", "features", "feed_forward")
 """Fields of decoder configs that are sizes of vectors: what `solve_width` scales."""
 
 Measure = Callable[[Any], int]
@@ -90,7 +90,10 @@ def solve_width(config: Any, target: int, measure: Measure) -> Any:
     """
     sizes = {each.name: getattr(config, each.name) for each in fields(config)}
     widths = {name: sizes[name] for name in WIDTHS if sizes.get(name)}
-    unit = 2 * sizes["heads"] if sizes.get("heads", 1) > 1 else 1
+    try:
+        unit, _ = 1, replace(config, **{name: size + 1 for name, size in widths.items()})
+    except ValueError:  # heads have to divide them
+        unit = 2 * sizes["heads"]
     measure = cache(measure)
 
     def scaled(units: int) -> Any:
@@ -129,8 +132,9 @@ def _nearest(make: Callable[[int], Any], target: int, measure: Measure) -> Any:
 
 def _unfilled(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
     """The decoder on torch's meta device: shapes without numbers."""
-    with torch.device("meta"):
-        return build(config, channels=channels, vocabulary_size=vocabulary_size)
+    with torch.random.fork_rng(devices=()), torch.device("meta"):
+        decoder = build(config, channels=channels, vocabulary_size=vocabulary_size)
+    return decoder.to("meta")  # `skip_init` makes its tensors on the CPU, whatever the device
 
 
 @torch.no_grad()
