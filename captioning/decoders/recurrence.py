@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 
 class LoopLinear:
-    """`F.linear(x, weight)` for use T times in a loop, with the weight's gradient computed once, behind it.
+    """A `nn.Linear` without bias for use T times in a loop, with the weight's gradient computed once, behind it.
 
     Autograd would compute T products of a (out, rows) by a (rows, in) matrix, each reading and writing the
     whole gradient; with few rows that moves more memory than it computes. Here each call's backward only
     keeps its two factors, and when the last has been reached one product over all T x rows gives the same sum.
-    Where no gradient is wanted a call is a plain `F.linear`.
+    Where no gradient is wanted a call is one of the module itself.
     """
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, linear: nn.Module):
+        weight = cast(Tensor, linear.weight)
+        self._linear = linear
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
-        self._weight = _Gathered.apply(weight, self._factors) if self._deferred else weight
+        self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
         # with few rows a product with the transposed copy is a third faster on a CPU, and it is made once for T
         self._across = weight.detach().t().contiguous() if self._deferred else None
 
@@ -30,7 +31,7 @@ class LoopLinear:
         """(..., in) -> (..., out)"""
         if self._deferred:
             return _Recorded.apply(x, self._weight, self._across, self._factors)
-        return F.linear(x, self._weight)
+        return self._linear(x)
 
 
 class _Gathered(torch.autograd.Function):

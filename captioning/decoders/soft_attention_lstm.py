@@ -143,9 +143,7 @@ class SoftAttentionLSTM(Decoder):
         return steps._replace(hidden=torch.cat([steps.hidden, behind], -1))
 
     def _products(self) -> Products:
-        return Products(
-            from_hidden=LoopLinear(self.from_hidden.weight), from_context=LoopLinear(self.from_context.weight)
-        )
+        return Products(from_hidden=LoopLinear(self.from_hidden), from_context=LoopLinear(self.from_context))
 
     def _cell(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
         """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]."""

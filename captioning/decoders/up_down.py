@@ -128,8 +128,7 @@ class UpDown(Decoder):
         )
 
     def _products(self) -> Products:
-        weights = (self.recall.weight, self.from_attention.weight, self.to_language.weight)
-        return Products(*(LoopLinear(weight) for weight in weights))
+        return Products(*(LoopLinear(each) for each in (self.recall, self.from_attention, self.to_language)))
 
     def _cell(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
         """One step for what words (B, K) say to the gates of the attention LSTM."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioning.decoders.base import Decoder, select
+from captioning.decoders.packed import for_rows
 from captioning.search.scores import (
     IMPOSSIBLE,
     PAD,
@@ -89,6 +90,7 @@ def beam(
     carry = decoder.start(memory, 1)  # one live hypothesis at the start: `width` equal copies would tie
     any_tensor = first_tensor(carry)
     device, images = any_tensor.device, len(any_tensor)
+    decoder = for_rows(decoder, images * config.width)
     never, early = (ids_on(ids, device) for ids in (unwanted, (*unwanted, end)))
     enough = math.inf
     if config.patience is not None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from captioning.decoders.base import Decoder
+from captioning.decoders.packed import for_rows
 from captioning.search.scores import (
     IMPOSSIBLE,
     PAD,
@@ -53,6 +54,7 @@ def greedy(
     check(decoder.vocabulary_size, start=start, end=end, unwanted=unwanted)
     carry = decoder.start(memory, 1)
     any_tensor = first_tensor(carry)
+    decoder = for_rows(decoder, len(any_tensor))
     never, early = (ids_on(ids, any_tensor.device) for ids in (unwanted, (*unwanted, end)))
     reading = torch.full((len(any_tensor), 1), start, device=any_tensor.device)  # (B, 1)
     running = torch.ones_like(reading, dtype=torch.bool)

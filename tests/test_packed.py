@@ -1,0 +1,38 @@
+"""Packed weights: the same numbers as `F.linear`, the module itself untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from captioning.decoders.packed import for_rows, product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1, 6, 35])
+def test_a_product_is_that_of_linear_for_any_number_of_rows(dtype, rows):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(13, 11, dtype=dtype), torch.randn(13, dtype=dtype)
+    multiply = product(weight, 6, bias)
+    x = torch.randn(rows, 11, dtype=dtype)
+    torch.testing.assert_close(multiply(x), F.linear(x, weight, bias))
+
+
+def test_a_transposed_view_is_read_as_what_it_shows():
+    weight, x = torch.randn(11, 13).t(), torch.randn(2, 3, 11)
+    torch.testing.assert_close(product(weight, 6)(x), F.linear(x, weight))
+
+
+def test_only_inference_packs_and_the_module_stays_as_it_was():
+    module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Sequential(nn.Linear(7, 3)))
+    assert for_rows(module, 2) is module
+    x = torch.randn(2, 5)
+    before = module(x)
+    with torch.inference_mode():
+        twin = for_rows(module, 2)
+        torch.testing.assert_close(twin(x), before.detach())
+        assert not any(type(part) is nn.Linear for part in twin.modules())
+        assert twin[0].weight is module[0].weight  # shared, not copied
+    assert type(module[0]) is nn.Linear and module(x).requires_grad
