@@ -35,7 +35,7 @@ def _decoder(seed: int) -> SoftAttentionLSTM:
     return decoder
 
 
-def _rounds(ways: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
+def rounds(ways: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, list[float]]:
     """Seconds of each way, in interleaved repeats: what else the machine does strikes all of them alike."""
     for way in ways.values():
         way()
@@ -48,7 +48,7 @@ def _rounds(ways: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, li
     return seconds
 
 
-def _product(size: int = 2048) -> tuple[Callable[[], Any], int]:
+def large_product(size: int = 2048) -> tuple[Callable[[], Any], int]:
     """A large float32 matrix product, and its FLOPs: its rate is taken for the machine's peak."""
     left, right = torch.randn(size, size), torch.randn(size, size)
     return lambda: left @ right, 2 * size**3
@@ -87,7 +87,7 @@ def peak_memory(work: Callable[[], Any]) -> int:
     return max(0, highest - before)
 
 
-def _summary(
+def summary(
     seconds: dict[str, list[float]],
     *,
     units: int,
@@ -95,15 +95,17 @@ def _summary(
     counted: int,
     product_flops: int,
     memory: dict[str, int],
+    beside: str = "textbook",
 ) -> dict[str, Any]:
+    """What the benchmarks print of `rounds` with the ways "ours", `beside` and "product"."""
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     peak = product_flops / min(seconds["product"])
     return {
         "ratio": statistics.median(
-            theirs / ours for theirs, ours in zip(seconds["textbook"], seconds["ours"], strict=True)
+            theirs / ours for theirs, ours in zip(seconds[beside], seconds["ours"], strict=True)
         ),
         "ours_per_s": units / middle["ours"],
-        "textbook_per_s": units / middle["textbook"],
+        f"{beside}_per_s": units / middle[beside],
         "unit": unit,
         "peak_share": counted / middle["ours"] / peak,
         "peak_gflops": peak / 1e9,
@@ -171,15 +173,15 @@ def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
     }
     counted = flops(ways["ours"])
     ways["textbook"]()
-    product, product_flops = _product()
-    seconds = _rounds({**ways, "product": product}, repeats=repeats)
+    product, product_flops = large_product()
+    seconds = rounds({**ways, "product": product}, repeats=repeats)
     difference = abs(losses["ours"] - losses["textbook"]) / losses["textbook"]
     if difference > 1e-4:  # a benchmark of two different things would be worth nothing
         raise RuntimeError(f"the two ways disagree: losses {losses}")
     memory = {name: peak_memory(way) for name, way in ways.items()}
     return {
         "name": "train",
-        **_summary(
+        **summary(
             seconds, units=50, unit="captions", counted=counted, product_flops=product_flops, memory=memory
         ),
         "loss_difference": difference,
@@ -216,15 +218,15 @@ def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
 
     ways: dict[str, Callable[[], Any]] = {"ours": ours, "textbook": textbook}
     counted = flops(ours)
-    product, product_flops = _product()
-    seconds = _rounds({**ways, "product": product}, repeats=repeats)
+    product, product_flops = large_product()
+    seconds = rounds({**ways, "product": product}, repeats=repeats)
     same = float((results["ours"] == results["textbook"]).all(1).float().mean())
     if same < 0.9:  # rounding may tip a near tie, no more
         raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
     memory = {name: peak_memory(way) for name, way in ways.items()}
     return {
         "name": "decode",
-        **_summary(
+        **summary(
             seconds, units=IMAGES, unit="images", counted=counted, product_flops=product_flops, memory=memory
         ),
         "same_captions": same,
