@@ -68,11 +68,27 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     return {**entry, **({"alternatives": alternatives} if alternatives else {})}
 
 
-def read_predictions(path: str) -> list[tuple[ImageId, str]]:
-    """Image ids and captions of a COCO result file, in the file's order, from any system.
+class Result(NamedTuple):
+    """What a result file says of one image: the caption, and all that were given to it, at least one."""
+
+    image_id: ImageId
+    caption: str
+    captions: tuple[str, ...]
+
+
+def read_results(path: str, *, several: bool = False) -> list[Result]:
+    """The images of a COCO result file, in the file's order, from any system.
+
+    An image's captions are its key `captions`, a list of strings; or else its `caption` with those of its
+    `alternatives`, a list of objects with `caption`, as `as_json` gives it. Where there is no `caption`, the
+    first of `captions` is.
+
+    Args:
+        several: an image may have several entries, each with a caption of its own; the first one's counts.
 
     Raises:
-        UserError: not a list of objects with `image_id` and `caption`, or an image id occurs twice.
+        UserError: not a list of objects with `image_id` and `caption`, an image id occurs twice (not `several`),
+            or some images have more `captions` (or entries) than others.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -80,21 +96,48 @@ def read_predictions(path: str) -> list[tuple[ImageId, str]]:
         raise UserError(
             f"{path}: expected a list of results at the root, found {type(entries).__name__}{likely}"
         )
-    pairs: list[tuple[ImageId, str]] = []
+    found: dict[ImageId, Result] = {}
+    repeated: dict[ImageId, None] = {}
+    even = several
     for number, entry in enumerate(entries):
-        if not (
-            isinstance(entry, dict)
-            and isinstance(entry.get("image_id"), (int, str))
-            and isinstance(entry.get("caption"), str)
-        ):
+        result = _result(entry)
+        if result is None:
             raise UserError(f'{path}: entry {number} is not {{"image_id": ..., "caption": "..."}}')
-        pairs.append((entry["image_id"], entry["caption"]))
-    if not pairs:
+        even = even or "captions" in entry
+        earlier = found.get(result.image_id)
+        if earlier is None:
+            found[result.image_id] = result
+        else:
+            repeated[result.image_id] = None
+            found[result.image_id] = earlier._replace(captions=earlier.captions + result.captions)
+    if not found:
         raise UserError(f"{path}: holds no results")
-    seen: set[ImageId] = set()
-    repeated = [image_id for image_id, _ in pairs if image_id in seen or seen.add(image_id)]  # type: ignore[func-returns-value]
-    if repeated:
+    if repeated and not several:
         raise UserError(
-            f"{path}: {len(repeated)} image ids occur twice (first {repeated[:5]}); give one caption an image"
+            f"{path}: {len(repeated)} image ids occur twice (first {list(repeated)[:5]}); give one caption an image"
         )
-    return pairs
+    sizes = {len(result.captions): result.image_id for result in found.values()}
+    if even and len(sizes) > 1:
+        told = " and ".join(
+            f"{size} captions of image {image_id!r}" for size, image_id in sorted(sizes.items())[:2]
+        )
+        raise UserError(f"{path}: {told}; give as many to each image")
+    return list(found.values())
+
+
+def _result(entry: Any) -> Result | None:
+    """One entry of a result file; None where it is not one."""
+    if not isinstance(entry, dict):
+        return None
+    image_id, captions = entry.get("image_id"), entry.get("captions")
+    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
+        return None
+    if captions is None:
+        alternatives = entry.get("alternatives", [])
+        if not (isinstance(alternatives, list) and all(isinstance(each, dict) for each in alternatives)):
+            return None
+        captions = [entry.get("caption"), *(each.get("caption") for each in alternatives)]
+    if not (isinstance(captions, list) and captions and all(isinstance(each, str) for each in captions)):
+        return None
+    caption = entry.get("caption", captions[0])
+    return Result(image_id, caption, tuple(captions)) if isinstance(caption, str) else None

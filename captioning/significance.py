@@ -14,8 +14,8 @@ from captioning.metrics.ngrams import ORDERS, Floats, Ints
 
 _COVERED = 0.95
 _DRAWN = 1 << 21  # numbers drawn at a time: bounds memory, changes no result
+RESAMPLES = 10_000
 _BLEU = "Bleu_"
-_NOT_FROM_IMAGES = ("METEOR",)
 
 METHOD = (
     "paired bootstrap over images: BLEU recomputed from summed counts, other metrics from their means; CIDEr's "
@@ -36,15 +36,22 @@ class Comparison(NamedTuple):
 
 
 def comparable(scores: Scores) -> list[str]:
-    """The metrics in `scores` that a resampled corpus has a score by.
+    """The metrics in `scores` that a resampled corpus has a score by: BLEU, and those that are means over images.
 
-    METEOR is left out: its corpus score comes from sums inside the Java program, which are not kept.
+    METEOR's corpus score is no mean and comes from sums inside the Java program: it is left out.
     """
-    return [name for name in scores.corpus if name not in _NOT_FROM_IMAGES]
+    return [
+        name
+        for name, value in scores.corpus.items()
+        if name in scores.per_image
+        and (
+            name.startswith(_BLEU) or abs(scores.per_image[name].mean() - value) <= 1e-9 * max(1, abs(value))
+        )
+    ]
 
 
 def paired_bootstrap(
-    a: Scores, b: Scores, *, names: Sequence[str], resamples: int = 10_000, seed: int = 0
+    a: Scores, b: Scores, *, names: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Comparison]:
     """Compare two systems' scores of the same images in the same order (Koehn 2004).
 

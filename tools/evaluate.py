@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioning import errors
 from captioning.errors import UserError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from captioning.batches import Images
     from captioning.captioner import Captioner
-    from captioning.metrics.evaluation import Evaluation
-    from captioning.records import ImageRecord, Prediction
+    from captioning.metrics.evaluation import Evaluation, ReferenceSet, Seen
+    from captioning.records import ImageRecord, Prediction, Result
     from captioning.search import SearchConfig
     from captioning.tensors import Features
 
@@ -41,12 +41,19 @@ examples, scoring alone (no model, no images, no torch; any system's captions):
   python tools/evaluate.py --predictions p.json --references captions_val2017.json
   python tools/evaluate.py --predictions p.json --references dataset_coco.json --split test --json
   python tools/evaluate.py --predictions p.json --references Flickr8k.token.txt --split val
+  python tools/evaluate.py --predictions a.json --against b.json --references c.json    is a better than b?
+  python tools/evaluate.py --predictions p.json --references c.json --metrics METEOR SPICE NLTK_Bleu_4
 
-PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; REFERENCES one of COCO's captions_*.json,
-Karpathy's JSON, Flickr8k.token.txt or captions.txt (with their lists beside them), Flickr30k's results.csv, a
-CSV or JSONL with file_name and caption. Every image of the split needs one caption: leaving out hard ones
-raises the scores. Numbers are printed times 100; files and --json have pycocoevalcap's scale (BLEU 0..1), and
-a signature of all that a score depends on. What pycocoevalcap and papers call CIDEr is CIDEr-D here.
+PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; where all images have n captions, as
+"captions": ["...", ...] or as the "alternatives" that tools/caption.py --top N --out writes, their diversity is
+told too. REFERENCES are one of COCO's captions_*.json, Karpathy's JSON, Flickr8k.token.txt or captions.txt (with
+their lists beside them), Flickr30k's results.csv, a CSV or JSONL with file_name and caption.
+
+Every image of the split needs one caption: leaving out hard ones raises the scores. Numbers are printed times
+100; files and --json have pycocoevalcap's scale (BLEU 0..1), and a signature of all that a score depends on.
+What pycocoevalcap and papers call CIDEr is CIDEr-D here. --against resamples the images (paired bootstrap): its
+interval is of the difference, p is two-sided, Holm's p corrected for the number of metrics in the table.
+
 exit code: 0 scored; 2 not, with the reason on stderr"""
 
 
@@ -67,6 +74,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--predictions", metavar="FILE", help="COCO results to be scored")
     add("--references", metavar="FILE", help="the captions to score them by")
+    add("--against", metavar="FILE", help="another system's COCO results, to be told from PREDICTIONS")
+    add("--resamples", type=positive, metavar="N", help="of the images, for --against (default: 10,000)")
+    add("--seed", type=positive, default=0, metavar="N", help="of the resamples (default: 0)")
+    add(
+        "--metrics", nargs="+", metavar="NAME", help="further ones: METEOR, SPICE (by Java), NLTK_Bleu_1 .. 4"
+    )
+    add("--training", metavar="FILE", help="training captions: tells the share of captions not among them")
+    add("--several", action="store_true", help="an image may have several entries: its n captions")
     add("--split", nargs="+", action="extend", metavar="NAME", help="val (default of a run), test ...")
     add("--json", action="store_true", help="print one JSON object (of a run: one a line for each split)")
     add("--allow-partial", action="store_true", help="score a part of the split; says how much of it")
@@ -83,8 +98,12 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"give a RUN or --{files[0]}, not both")
     if args.run is None and args.split and len(args.split) > 1:
         parser.error("predictions are of one split: give one --split")
+    if not args.against and (args.resamples or args.seed):
+        parser.error("--resamples and --seed are for --against")
     only = (
-        ("allow_partial", "out") if args.run is not None else ("beam", "max_length", "length_rule", "device")
+        ("allow_partial", "out", "against", "metrics", "training", "several")
+        if args.run is not None
+        else ("beam", "max_length", "length_rule", "device")
     )
     if wrong := [name for name in only if getattr(args, name)]:
         what = "is for --predictions" if args.run is not None else "is for a RUN"
@@ -102,37 +121,130 @@ def main() -> int:
 
 
 def score_files(args: argparse.Namespace) -> None:
-    """Score a file of predictions."""
+    """Score a file of predictions; with --against two, and how they differ."""
     # after the arguments are parsed; torch is not among what these import
     from captioning.datasets.checks import count_reasons
-    from captioning.datasets.references import match_ids, read_references
-    from captioning.metrics.evaluation import evaluate
-    from captioning.records import read_predictions
+    from captioning.datasets.references import read_references
+    from captioning.metrics.evaluation import ReferenceSet, Seen
+    from captioning.metrics.further import FURTHER
+    from captioning.records import read_results
 
-    predictions = read_predictions(args.predictions)
+    if unknown := [name for name in args.metrics or () if name not in FURTHER]:
+        raise UserError(
+            f"--metrics {unknown[0]}: beside what is always scored there are {', '.join(FURTHER)}"
+        )
+    paths = [path for path in (args.predictions, args.against) if path]
+    results = [read_results(path, several=args.several) for path in paths]
     references = read_references(args.references, split=args.split[0] if args.split else None)
     for reason, (count, first) in count_reasons(references.skipped).items():
         print(f"{args.references}: passed over {count} {reason} (first {first})", file=sys.stderr)
-    matched, how = match_ids(predictions, references.records)
-    if how != "image id":
-        print(f"{args.predictions}: images are told by {how}", file=sys.stderr)
-    evaluation = evaluate(
-        references.captions(),
-        matched,
-        split_name=references.split,
-        search=None,
-        allow_partial=args.allow_partial,
-    )
-    evaluation.signature["matched_by"] = how
+    training = None
+    if args.training:
+        records = read_references(args.training, split="train").records
+        training = Seen([text for record in records for text in record.captions])
+    split = ReferenceSet(references.captions(), split_name=references.split)
+    evaluations = [
+        score_results(each, path, references.records, split, training, args)
+        for path, each in zip(paths, results, strict=True)
+    ]
+    against = compare(evaluations, paths, args) if args.against else None
+    first = evaluations[0]
     if args.out:
-        evaluation.write(args.out)
+        first.write(args.out)
     if args.json:
-        print(json.dumps({**evaluation.scores, "signature": evaluation.signature}))
+        compared = {"against": against} if against else {}
+        print(json.dumps({**first.scores, "signature": first.signature, **compared}))
         return
     print(f"{references.split}: {len(references.records):,} images of {args.references}")
-    print("\n".join(evaluation.lines()))
+    print("\n".join(first.lines()))
+    if against:
+        print(f"\n{comparison_table(against)}")
     if args.out:
         print(f"scores: {args.out}")
+
+
+def score_results(
+    results: Sequence[Result],
+    path: str,
+    records: Sequence[ImageRecord],
+    split: ReferenceSet,
+    training: Seen | None,
+    args: argparse.Namespace,
+) -> Evaluation:
+    """Score the results of one file, and say on stderr what is to be known of that."""
+    from captioning.datasets.references import match_ids
+    from captioning.metrics.evaluation import evaluate
+
+    matched, how = match_ids([(result.image_id, result) for result in results], records)
+    if how != "image id":
+        print(f"{path}: images are told by {how}", file=sys.stderr)
+    sizes = sorted({len(result.captions) for result in results})
+    if len(sizes) > 1:
+        print(
+            f"{path}: {sizes[0]} to {sizes[-1]} captions an image, so their diversity is not told",
+            file=sys.stderr,
+        )
+    evaluation = evaluate(
+        split,
+        [(image_id, result.caption) for image_id, result in matched],
+        split_name=split.split_name,
+        search=None,
+        allow_partial=args.allow_partial,
+        others=args.metrics or (),
+        captions={image_id: result.captions for image_id, result in matched}
+        if sizes[0] == sizes[-1] > 1
+        else None,
+        training=training,
+    )
+    evaluation.signature["matched_by"] = how
+    for note in evaluation.signature["notes"]:
+        print(f"{path}: {note}", file=sys.stderr)
+    return evaluation
+
+
+def compare(
+    evaluations: Sequence[Evaluation], paths: Sequence[str], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The second system's scores, and for each metric that images can be resampled for how the two differ."""
+    from captioning.significance import METHOD, RESAMPLES, comparable, holm, paired_bootstrap
+
+    a, b = evaluations
+    if a.image_ids != b.image_ids:
+        raise UserError(
+            f"{paths[0]} and {paths[1]}: {len(a.image_ids)} and {len(b.image_ids)} images are scored, and not the "
+            "same ones; compare captions of the same images"
+        )
+    there = [comparable(each.per_image) for each in evaluations]
+    names = [name for name in there[0] if name in there[1]]
+    resamples = args.resamples or RESAMPLES
+    found = paired_bootstrap(a.per_image, b.per_image, names=names, resamples=resamples, seed=args.seed)
+    corrected = holm([each.p for each in found.values()])
+    return {
+        "predictions": list(paths),
+        "scores": b.scores,
+        "signature": b.signature,
+        "comparison": {
+            name: {**each._asdict(), "p_holm": p}
+            for (name, each), p in zip(found.items(), corrected, strict=True)
+        },
+        "not_compared": [name for name in a.per_image.corpus if name not in names],
+        "method": METHOD,
+        "resamples": resamples,
+        "seed": args.seed,
+    }
+
+
+def comparison_table(against: Mapping[str, Any]) -> str:
+    """A row a metric, times 100: both systems, the difference with its interval, p and Holm's p."""
+    rows = [["", "a", "b", "a - b", "95 % interval", "p", "Holm's p"]]
+    for name, each in against["comparison"].items():
+        a, b, difference, low, high = (100 * each[key] for key in ("a", "b", "difference", "low", "high"))
+        numbers = [f"{a:.2f}", f"{b:.2f}", f"{difference:+.2f}", f"{low:+.2f} .. {high:+.2f}"]
+        rows.append([name, *numbers, f"{each['p']:.4f}", f"{each['p_holm']:.4f}"])
+    lines = [f"a: {against['predictions'][0]}", f"b: {against['predictions'][1]}", *aligned(rows)]
+    if against["not_compared"]:
+        lines.append(f"not compared, having no score of a resample: {', '.join(against['not_compared'])}")
+    return "\n".join([*lines, f"{against['resamples']:,} resamples: {against['method']}"])
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
@@ -190,7 +302,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
 
 def table(evaluations: Mapping[str, Evaluation]) -> str:
     """A column a split, a row a number: metrics times 100, rates in %."""
-    from captioning.metrics import NAMES
+    from captioning.metrics.evaluation import shown
 
     rows = [["", *evaluations]]
     coverages = [evaluation.signature["coverage"] for evaluation in evaluations.values()]
@@ -199,14 +311,19 @@ def table(evaluations: Mapping[str, Evaluation]) -> str:
         ["images", *(f"{each['scored']}" + f" of {each['images']}" * (not whole) for each in coverages)]
     )
     for name in next(iter(evaluations.values())).scores:
-        times, unit = (100, "") if name in NAMES else (100, " %") if name.endswith("_rate") else (1, "")
-        rows.append([name + unit, *(f"{each.scores[name] * times:.2f}" for each in evaluations.values())])
+        values = [shown(name, each.scores[name]) for each in evaluations.values()]
+        rows.append([name + values[0][1], *(f"{value:.2f}" for value, _ in values)])
+    return "\n".join(aligned(rows))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns: the first to the left, the others to the right."""
     widths = [max(9, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
-    return "\n".join(
+    return [
         row[0].ljust(widths[0])
         + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
-    )
+    ]
 
 
 def check_run(run: Path) -> None:

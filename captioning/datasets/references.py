@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from captioning import datasets
 from captioning.datasets import checks, disk, flickr8k, flickr30k
@@ -17,6 +17,8 @@ from captioning.datasets.folder import FolderConfig
 from captioning.datasets.karpathy import KarpathyConfig
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
+
+_Caption = TypeVar("_Caption")
 
 START = 1 << 16
 """Bytes of a file that tell its format."""
@@ -67,8 +69,8 @@ def read_references(path: str, *, split: str | None = None) -> References:
 
 
 def match_ids(
-    predictions: Sequence[tuple[ImageId, str]], records: Sequence[ImageRecord]
-) -> tuple[list[tuple[ImageId, str]], str]:
+    predictions: Sequence[tuple[ImageId, _Caption]], records: Sequence[ImageRecord]
+) -> tuple[list[tuple[ImageId, _Caption]], str]:
     """The predictions under the records' image ids, and what they were told by: "image id", "file name" ...
 
     Other systems name an image by its file where the references have numbers, or write numbers as text. The

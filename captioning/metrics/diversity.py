@@ -26,6 +26,24 @@ class Diversity(NamedTuple):
     self_cider: Floats  # 0 where all captions are the same .. 1
 
 
+def diversity_scores(
+    references: ReferenceCounts, captions: Captions, *, names: Sequence[str], frequencies: DocumentFrequencies
+) -> Scores:
+    """Div_1, Div_2, self_CIDEr, mBleu_4 (of the corpus alone), and the `oracle` of each of `names`.
+
+    Raises:
+        ValueError: as `diversity`.
+    """
+    found = diversity(captions, frequencies)
+    per_image = dict(zip(("Div_1", "Div_2", "self_CIDEr"), (*found.distinct, found.self_cider), strict=True))
+    corpus = {name: float(values.mean()) for name, values in per_image.items()}
+    corpus["mBleu_4"] = float(found.mbleu[-1])
+    best = oracle(references, captions, names=names, frequencies=frequencies)
+    corpus |= {f"oracle_{name}": value for name, value in best.corpus.items()}
+    per_image |= {f"oracle_{name}": values for name, values in best.per_image.items()}
+    return Scores(corpus, per_image)
+
+
 def diversity(captions: Captions, frequencies: DocumentFrequencies) -> Diversity:
     """Diversity of I images' captions, with the document frequencies that weigh n-grams in self-CIDEr.
 

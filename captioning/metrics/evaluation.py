@@ -9,9 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from captioning.errors import UserError
 from captioning.files import fingerprint, write_json
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
+from captioning.metrics.diversity import diversity_scores
+from captioning.metrics.further import further
 from captioning.records import ImageId
 from captioning.tokenizer import tokenize
 
@@ -29,6 +33,27 @@ _VARIANTS = {
     "CIDEr": "no stemming, x10, mean over images",
     "CIDEr-D": "clipped counts, length penalty sigma 6 in bigrams, x10, mean over images",
 }
+_DIVERSITY_VARIANTS = {
+    "Div": "Div_1, Div_2: different n-grams among an image's captions over their tokens, mean over images",
+    "mBleu_4": "corpus BLEU-4 of each image's k-th caption against its others, mean over k",
+    "self_CIDEr": "Wang and Chan 2019: eigenvalues of the matrix of plain CIDEr, with CIDEr's document "
+    "frequencies; -log_n(sqrt(largest) / sum of square roots), mean over images",
+    "oracle": "each metric of the captions that are best by it in their image; corpus BLEU of the chosen",
+    "all": "of all captions of all images, not only of the one scored",
+}
+_COUNTS = ("length", "vocabulary_used")
+
+
+class Seen:
+    """Captions of a training split: what a caption has to differ from to be a new one."""
+
+    def __init__(self, captions: Iterable[str]) -> None:
+        """`captions`: raw text; two that have the same tokens are the same caption."""
+        self.captions = {
+            tuple(tokenize(text))
+            for text in tqdm(captions, desc="training captions", leave=False, disable=None, delay=2)
+        }
+        self.fingerprint = fingerprint(sorted(map(list, self.captions)))
 
 
 class ReferenceSet:
@@ -65,9 +90,8 @@ class ReferenceSet:
 class Evaluation(NamedTuple):
     """Scores of a split, the signature to compare them by, and what belongs to each image."""
 
-    scores: dict[
-        str, float
-    ]  # pycocoevalcap's scale: BLEU, ROUGE-L 0..1; CIDEr about 0..10; and `_describe`'s
+    # pycocoevalcap's scale: BLEU, ROUGE-L 0..1; CIDEr about 0..10; then what the captions are like
+    scores: dict[str, float]
     signature: dict[str, Any]  # JSON-able
     image_ids: list[ImageId]  # the images scored, in the order of `per_image`
     per_image: Scores
@@ -78,11 +102,9 @@ class Evaluation(NamedTuple):
         beside = (
             "" if coverage["share"] == 1 else f"   on {coverage['scored']} of {coverage['images']} images"
         )
-        return [
-            f"{name:<16}{value * 100 if name in NAMES or name.endswith('_rate') else value:8.2f}"
-            f"{' %' if name.endswith('_rate') else '':<2}{beside}".rstrip()
-            for name, value in self.scores.items()
-        ]
+        width = max(16, *(len(name) + 2 for name in self.scores))
+        rows = [(name, *shown(name, value)) for name, value in self.scores.items()]
+        return [f"{name:<{width}}{value:8.2f}{unit:<2}{beside}".rstrip() for name, value, unit in rows]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `scores_SPLIT.json`: scores, signature and each image's own scores, whole or not at all."""
@@ -109,6 +131,9 @@ def evaluate(
     allow_partial: bool = False,
     names: Sequence[str] = NAMES,
     frequencies: DocumentFrequencies | None = None,
+    others: Sequence[str] = (),
+    captions: Mapping[ImageId, Sequence[str]] | None = None,
+    training: Seen | None = None,
 ) -> Evaluation:
     """Score one caption an image against the references of a split, both raw text.
 
@@ -121,50 +146,80 @@ def evaluate(
         names: which metrics.
         frequencies: CIDEr's, for example the training split's; else those of the whole split, also where
             only a part of it is scored, so that an image scores the same in either case.
+        others: further metrics, of `captioning.metrics.further.FURTHER`; those that cannot be had are named
+            in the signature's notes.
+        captions: all captions of each image, as many of each and two at least: adds their diversity.
+        training: adds the share of captions that are not among these.
 
     Raises:
-        UserError: an id is missing, unknown or occurs twice; the split is empty or has a bare image.
+        UserError: an id is missing, unknown or occurs twice; the split is empty or has a bare image; an image has
+            no `captions` or more than another.
     """
-    captions = _by_id(predictions, split_name)
+    predicted = _by_id(predictions, split_name)
     if not isinstance(references, ReferenceSet):
         references = ReferenceSet(references, split_name=split_name)
     if references.split_name != split_name:
         raise ValueError(f"references of split {references.split_name!r}, asked to score {split_name!r}")
-    image_ids = [image_id for image_id in references.image_ids if image_id in captions]
+    image_ids = [image_id for image_id in references.image_ids if image_id in predicted]
     known = set(references.image_ids)
-    missing = [image_id for image_id in references.image_ids if image_id not in captions]
-    extra = [image_id for image_id in captions if image_id not in known]
+    missing = [image_id for image_id in references.image_ids if image_id not in predicted]
+    extra = [image_id for image_id in predicted if image_id not in known]
     _check(split_name, missing, extra, kept=image_ids, allow_partial=allow_partial)
 
-    tokens = [
-        [_UNMATCHED if token == UNKNOWN else token for token in tokenize(captions[image_id])]
-        for image_id in image_ids
-    ]
-    scores = score(
-        references.part(image_ids), tokens, names=names, frequencies=frequencies or references.frequencies
-    )
+    own, weights = references.part(image_ids), frequencies or references.frequencies
+    tokens = [_tokens(predicted[image_id]) for image_id in image_ids]
+    scores = score(own, tokens, names=names, frequencies=weights)
+    found = further(own.tokens, tokens, names=others)
+    notes = list(found.notes)
+    if weights.images == 1 and any(name.startswith("CIDEr") for name in names):
+        notes.append("CIDEr of a single image is 0: all n-grams are in all images, so none has any weight")
+    variants = {key: text for key, text in _VARIANTS.items() if any(_family(n) == key for n in names)}
+    variants |= found.variants
+    per_image = Scores(scores.corpus | found.corpus, scores.per_image | found.per_image, scores.bleu)
+    described = _describe(tokens, training)
+    if captions is not None:
+        sets = _sets(captions, image_ids, split_name)
+        differ = diversity_scores(own, sets, names=names, frequencies=weights)
+        of_all = _describe([caption for several in sets for caption in several], training)
+        described |= differ.corpus | {f"all_{name}": value for name, value in of_all.items()}
+        per_image = Scores(
+            per_image.corpus | differ.corpus, per_image.per_image | differ.per_image, scores.bleu
+        )
+        variants |= _DIVERSITY_VARIANTS
     signature = {
         "split": split_name,
         "split_fingerprint": references.fingerprint,
-        "predictions_fingerprint": fingerprint(sorted([str(key), captions[key]] for key in image_ids)),
+        "predictions_fingerprint": fingerprint(sorted([str(key), predicted[key]] for key in image_ids)),
         "coverage": {
             "images": len(references.image_ids),
             "scored": len(image_ids),
             "share": len(image_ids) / len(references.image_ids),
             "passed_over": len(extra),
         },
+        "captions_per_image": len(sets[0]) if captions is not None else 1,
         "tokenizer": _TOKENIZER,
-        "variants": {key: text for key, text in _VARIANTS.items() if any(_family(n) == key for n in names)},
+        "variants": variants,
         "document_frequencies": (
             f"table {frequencies.fingerprint()} of {frequencies.images} images"
             if frequencies
             else f"references of split {split_name} ({len(references.image_ids)} images)"
         ),
+        "training_captions": f"{training.fingerprint} of {len(training.captions)} captions"
+        if training
+        else None,
         "clean_up": "none",
         "search": dict(search) if search is not None else None,
+        "notes": notes,
         "code": code_version(),
     }
-    return Evaluation({**scores.corpus, **_describe(tokens)}, signature, image_ids, scores)
+    return Evaluation(scores.corpus | found.corpus | described, signature, image_ids, per_image)
+
+
+def shown(name: str, value: float) -> tuple[float, str]:
+    """A number of `Evaluation.scores` as it is printed: metrics times 100, shares in %; and its unit."""
+    if name.endswith("_rate"):
+        return 100 * value, " %"
+    return (value if name.removeprefix("all_") in _COUNTS else 100 * value), ""
 
 
 def _family(name: str) -> str:
@@ -224,18 +279,38 @@ def _first(image_ids: Sequence[ImageId]) -> str:
     return ", ".join(map(repr, image_ids[:5])) + (", ..." if len(image_ids) > 5 else "")
 
 
-def _describe(tokens: Sequence[Sequence[str]]) -> dict[str, float]:
-    """What the captions are like: mean length and different words in tokens, the other three as shares."""
+def _tokens(caption: str) -> list[str]:
+    return [_UNMATCHED if token == UNKNOWN else token for token in tokenize(caption)]
+
+
+def _sets(
+    captions: Mapping[ImageId, Sequence[str]], image_ids: Sequence[ImageId], split_name: str
+) -> list[list[list[str]]]:
+    """Tokens of every caption of each image, as many of each."""
+    sizes = [len(captions.get(image_id, ())) for image_id in image_ids]
+    if min(sizes) != max(sizes) or sizes[0] < 2:
+        raise UserError(
+            f"split {split_name!r}: diversity needs as many captions of each image, and two at least; "
+            f"there are {min(sizes)} to {max(sizes)}"
+        )
+    return [[_tokens(text) for text in captions[image_id]] for image_id in image_ids]
+
+
+def _describe(tokens: Sequence[Sequence[str]], training: Seen | None) -> dict[str, float]:
+    """What the captions are like: mean length and different words in tokens, the others as shares."""
     total = sum(map(len, tokens))
     unknown = sum(caption.count(_UNMATCHED) for caption in tokens)
     bad = sum(bool(caption) and caption[-1] in BAD_ENDINGS for caption in tokens)
-    return {
+    described = {
         "length": total / len(tokens),
         "vocabulary_used": len({token for caption in tokens for token in caption} - {_UNMATCHED}),
         "unk_rate": unknown / max(total, 1),
         "bad_ending_rate": bad / len(tokens),
         "empty_rate": sum(not caption for caption in tokens) / len(tokens),
     }
+    if training is not None:
+        described["novel_rate"] = sum(tuple(each) not in training.captions for each in tokens) / len(tokens)
+    return described
 
 
 def code_version() -> str:
