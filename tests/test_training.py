@@ -24,7 +24,7 @@ from captioning.training.schedule import ConstantConfig, CosineConfig, StepConfi
 from captioning.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
 CAPTIONS = [
     "a red dog runs .",
     "a dog",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -132,6 +134,8 @@ def train(
             "captions_per_s": captions / elapsed,
             "tokens_per_s": tokens / elapsed,
             "waiting_share": waited / elapsed,
+            "seconds": elapsed,  # of this epoch, validation left out
+            "memory_mb": peak_memory(device) / 2**20,
         }
         tracker.log({f"speed/{name}": value for name, value in speed.items()}, step=progress.step)
         if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
@@ -158,6 +162,13 @@ def train(
             experiment=experiment,
         )
     return progress
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held at once so far: by torch on a GPU, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def losses(
