@@ -517,17 +517,22 @@ def scored(folder: Path, split: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Only one process at a time works on a study. The lock is handed on to trainings, which may outlive us."""
+def locked(folder: Path, *, patience: float = 5.0) -> Iterator[int]:
+    """Only one process at a time works on a study. The lock is handed on to trainings, which may outlive us.
+
+    Args:
+        patience: seconds to wait; what was started by a process just killed ends with it, a moment later.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        for attempt in range(20):  # what was started by a process just killed ends with it, a moment later
+        until = time.monotonic() + patience
+        while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if attempt == 19:
+                if time.monotonic() > until:
                     raise UserError(
                         f"{folder}: another process is at work on this study; wait for it, or end it"
                     ) from None

@@ -16,14 +16,14 @@ from captioning.errors import UserError
 from captioning.study import merged
 
 ROOT = Path(__file__).resolve().parents[1]
-LSTM = {"kind": "soft_attention_lstm", "embedding": 13, "hidden": 32, "attention": 17, "dropout": 0.0}
+LSTM = {"kind": "soft_attention_lstm", "embedding": 13, "hidden": 32, "attention_size": 17, "dropout": 0.0}
 TRANSFORMER = {
     "kind": "transformer",
     "hidden": 40,
     "feed_forward": 60,
     "heads": 2,
     "layers": 2,
-    "max_length": 29,
+    "max_length": 32,
 }
 TINY = {
     "dataset": {"train": 23, "val": 5, "test": 7, "unseen": 1},
@@ -85,7 +85,7 @@ def test_parameters_are_those_of_the_decoder_that_is_built(section, config):
 def test_flops_of_the_words_that_are_read():
     """From one caption length to twice that, only products with words are added: twice the LSTM's own by hand."""
     D, N, V, T, K = 11, 5, 37, 7, 3
-    E, H, A = LSTM["embedding"], LSTM["hidden"], LSTM["attention"]
+    E, H, A = LSTM["embedding"], LSTM["hidden"], LSTM["attention_size"]
     short, long = (
         compare_size.size_of(LSTM, channels=D, regions=N, vocabulary_size=V, words=words, captions=K)[1] * K
         for words in (T, 2 * T)

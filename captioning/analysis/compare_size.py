@@ -16,7 +16,7 @@ from captioning.encoders import EncoderConfig
 from captioning.errors import UserError
 from captioning.tensors import Features
 
-SIZES = ("hidden", "embedding", "attention", "features", "feed_forward")
+SIZES = ("hidden", "embedding", "attention_size", "features", "feed_forward")
 """The settings of a decoder that are widths: those it has are scaled together."""
 
 UNIT = 4
@@ -44,8 +44,9 @@ def size_of(
     A forward pass, teacher forced, over `words` words a caption; the share of the image's regions included.
     Training takes three times as many, a backward pass being two.
     """
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=()), torch.device("meta"):
         decoder = decoders.build(_config(section), channels=channels, vocabulary_size=vocabulary_size).eval()
+        decoder.to("meta")  # `skip_init` makes its tensors on the CPU
         features = Features(torch.empty(1, regions, channels))
         read = torch.empty(1, captions, words, dtype=torch.int64)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -81,7 +82,7 @@ def solve_width(
 
 def scaled(section: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """The section with all its widths times `factor`, rounded to what its heads allow."""
-    unit = 2 * section["heads"] if section.get("heads") else UNIT
+    unit = 2 * section["heads"] if "feed_forward" in section else UNIT
     widths = {name: section[name] for name in SIZES if section.get(name)}
     return {
         **section,
