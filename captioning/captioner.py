@@ -28,7 +28,7 @@ from captioning.files import (
     write_text,
 )
 from captioning.images import Preprocessing
-from captioning.search import BeamConfig, SearchConfig
+from captioning.search import BeamConfig, SearchConfig, rule_ids
 from captioning.tensors import Features
 from captioning.vocabulary import Vocabulary
 
@@ -71,7 +71,12 @@ class Captioner(nn.Module):
         search: SearchConfig,
         vocabulary: Vocabulary,
     ) -> Captioner:
-        """A captioner with a decoder yet to be trained, and the encoder's weights as its config says."""
+        """A captioner with a decoder yet to be trained, and the encoder's weights as its config says.
+
+        Raises:
+            UserError: the search's rules name words that the vocabulary does not have.
+        """
+        rule_ids(search, vocabulary)
         config = ModelConfig(
             encoder=encoder,
             preprocessing=preprocessing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from captioning.captioner import Captioner
+from captioning.errors import UserError
 from captioning.records import ImageId, Prediction
-from captioning.search import SearchConfig, search
+from captioning.search import SearchConfig, rule_ids, search
 from captioning.tensors import Features, Hypotheses
 from captioning.vocabulary import Vocabulary
 
@@ -24,25 +26,36 @@ def describe(
     *,
     config: SearchConfig | None = None,
 ) -> list[Prediction]:
-    """Captions of a batch, in its order.
+    """Captions of a batch, in its order. What is random in them depends on the seed and the image's id alone.
 
     Args:
         captioner: in eval mode, on the device of `images`.
         images: stored features, or pixels (B, 3, height, width).
         image_ids: B ids.
         config: the search; None: the model's own default.
+
+    Raises:
+        UserError: the search's rules name words that the model does not know, or leave no caption.
     """
     vocabulary = captioner.vocabulary
-    memory = captioner.decoder.remember(captioner.features(images))
+    config = config or captioner.config.search
+    features = captioner.features(images)
     found = search(
         captioner.decoder,
-        memory,
-        config or captioner.config.search,
+        captioner.decoder.remember(features),
+        config,
         start=vocabulary.start,
         end=vocabulary.end,
         unwanted=vocabulary.unwanted,
+        ids=rule_ids(config, vocabulary),
+        keys=torch.tensor([key(image_id) for image_id in image_ids], device=features.regions.device),
     )
     return predictions(found, image_ids, vocabulary)
+
+
+def key(image_id: ImageId) -> int:
+    """A number in [0, 2^63) that tells an image from the others in a random search."""
+    return int.from_bytes(hashlib.sha256(repr(image_id).encode()).digest()[:8], "big") >> 1
 
 
 def predictions(found: Hypotheses, image_ids: Sequence[ImageId], vocabulary: Vocabulary) -> list[Prediction]:
@@ -64,5 +77,10 @@ def predictions(found: Hypotheses, image_ids: Sequence[ImageId], vocabulary: Voc
             for r in range(len(words[b]))
             if lengths[b][r]  # a search may find fewer than were asked for
         ]
+        if not ranked:
+            raise UserError(
+                f"image {image_id}: no caption that the search's rules allow was found; allow more words or a "
+                "wider beam"
+            )
         results.append(replace(ranked[0], alternatives=tuple(ranked[1:])))
     return results

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from captioning.search import SearchConfig
 
 
+SEARCHES = ("greedy", "beam", "sample")
+
+
 def positive(text: str) -> int:
     """Type of an option: a number from 1 on."""
     if not (text.isascii() and text.isdecimal() and int(text)):
@@ -20,24 +23,40 @@ def positive(text: str) -> int:
 def add_search(parser: Any, *, default: str) -> None:
     """Add the options that `search_of` reads; `default` says whose search is used without them."""
     add = parser.add_argument
+    add("--search", choices=SEARCHES, help=f"the kind of search (default: {default})")
+    add(
+        "--search-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of the search section of a config, as in no_repeat=3; may be given more than once",
+    )
     add("--beam", type=positive, metavar="N", help=f"width of the beam search (default: {default})")
     add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")
     add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
 
 
-def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int) -> SearchConfig:
-    """The model's own search with what the command line changes; it finds `n_best` captions.
+def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int | None = None) -> SearchConfig:
+    """The model's own search with what the command line changes.
+
+    Args:
+        n_best: captions an image; None: as many as its settings say.
 
     Raises:
         UserError: the model cannot do what is asked for.
     """
+    from captioning.search import rule_ids
     from captioning.search.adjust import adjusted
 
-    return adjusted(
+    config = adjusted(
         captioner.config.search,
+        kind=args.search,
+        options=args.search_option,
         width=args.beam,
         n_best=n_best,
         max_length=args.max_length,
         length_rule=args.length_rule,
         longest=captioner.config.decoder.longest,
     )
+    rule_ids(config, captioner.vocabulary)  # before the first image is read
+    return config

@@ -8,90 +8,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from searching import (
+    CHANNELS,
+    DECODERS,
+    END,
+    PAD,
+    RULES,
+    START,
+    UNWANTED,
+    VOCABULARY,
+    assert_same,
+    captions,
+    make,
+    one,
+    read,
+    run,
+    scene,
+    scored,
+)
 from toy import Toy
 
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig, build
 from captioning.errors import UserError
 from captioning.search import BeamConfig, GreedyConfig, SearchConfig, search
 from captioning.search.scores import best, length_score, next_logp
 from captioning.tensors import Features
-
-CONFIGS = {
-    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=3),
-    "up_down": UpDownConfig(embedding=7, hidden=11, attention_size=3),
-    "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
-}
-DECODERS = ("toy", *CONFIGS)
-CHANNELS, VOCABULARY = 5, 13
-PAD, START, END, UNKNOWN = 0, 1, 2, 3
-UNWANTED = (PAD, START, UNKNOWN)
-RULES = ("sum", "mean", "gnmt")
-
-
-def make(name, *, vocabulary=VOCABULARY, seed=0, end=0.0):
-    """A decoder in float64; `end` is added to the logit of <end>."""
-    if name == "toy":
-        decoder = Toy(channels=CHANNELS, vocabulary_size=vocabulary, seed=seed)
-        decoder.bias.data[END] += end
-        return decoder.eval()
-    torch.manual_seed(seed)
-    decoder = build(CONFIGS[name], channels=CHANNELS, vocabulary_size=vocabulary).double().eval()
-    for parameter in decoder.parameters():  # as they begin, all captions are about equally likely
-        parameter.data.add_(torch.randn_like(parameter) * 0.4)
-    decoder.words.bias.data[END] += end
-    return decoder
-
-
-def scene(images, *, regions=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return Features(regions=torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.float64))
-
-
-@torch.no_grad()
-def run(decoder, features, config, unwanted=UNWANTED):
-    return search(decoder, decoder.remember(features), config, start=START, end=END, unwanted=unwanted)
-
-
-@torch.no_grad()
-def read(decoder, features, words):
-    """(B, K, T, V) log-probabilities after <start> and after each of `words` (B, K, T - 1), by `forward`."""
-    started = torch.cat([torch.full((*words.shape[:2], 1), START), words], -1)
-    steps = decoder(started, decoder.remember(features))
-    return decoder.logits(steps.hidden).log_softmax(-1)
-
-
-def one(features, image):
-    return Features(*(None if part is None else part[image : image + 1] for part in features))
-
-
-def scored(logp, length, rule, alpha):
-    return {"sum": logp, "mean": logp / length, "gnmt": logp / ((5 + length) / 6) ** alpha}[rule]
-
-
-def captions(found, image):
-    """[(words, finished, score)], without the empty rows."""
-    return [
-        (tuple(words[:length]), finished, score)
-        for words, length, finished, score in zip(
-            found.words[image].tolist(),
-            found.lengths[image].tolist(),
-            found.finished[image].tolist(),
-            found.scores[image].tolist(),
-            strict=True,
-        )
-        if length
-    ]
-
-
-def assert_same(actual, expected):
-    """Equal captions with scores that agree to rounding, in the same order."""
-    assert [(words, finished) for words, finished, _ in actual] == [
-        (w, finished) for w, finished, _ in expected
-    ]
-    torch.testing.assert_close(
-        torch.tensor([score for *_, score in actual]), torch.tensor([score for *_, score in expected])
-    )
-
 
 beams = st.builds(
     lambda width, share, max_length, min_share, rule, alpha, patience: BeamConfig(

@@ -101,7 +101,7 @@ def main() -> int:
 
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     captioner = Captioner.open(folder, device=choose_device(args.device))
-    search = search_of(captioner, args, n_best=args.top or 1)
+    search = search_of(captioner, args, n_best=args.top)
     kept: list[Prediction] = []
     failed = 0
     loading = load_all(

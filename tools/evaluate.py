@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     only = (
         ("allow_partial", "out", "against", "metrics", "training", "several")
         if args.run is not None
-        else ("beam", "max_length", "length_rule", "device")
+        else ("search", "search_option", "beam", "max_length", "length_rule", "device")
     )
     if wrong := [name for name in only if getattr(args, name)]:
         what = "is for --predictions" if args.run is not None else "is for a RUN"
@@ -264,7 +264,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     config = replace(config, runs=str(run.parent), name=run.name, device=args.device or config.device)
     experiment = Experiment(config, say=lambda line: print(line, file=sys.stderr))
     captioner = Captioner.open(run / "model", device=experiment.device)
-    search = search_of(captioner, args, n_best=1)
+    search = search_of(captioner, args)
     collection = experiment.collect()
     splits = {split: of_split(collection, split) for split in args.split or ["val"]}
     source = experiment.source(captioner, [record for records in splits.values() for record in records])
@@ -343,9 +343,11 @@ def check_run(run: Path) -> None:
 
 def describe_search(search: SearchConfig) -> str:
     """The settings that matter most, in a few words."""
-    if search.kind == "greedy":
-        return "greedy search"
-    return f"beam {search.width}, length rule {search.length_rule}"
+    default = type(search)()
+    changed = [
+        f"{name}={value!r}" for name, value in asdict(search).items() if value != getattr(default, name)
+    ]
+    return ", ".join([f"search {search.kind}", *changed])
 
 
 def caption_all(

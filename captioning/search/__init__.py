@@ -1,6 +1,7 @@
 """Searches over any Decoder. They know ids, never words or pixels.
 
-Adding one is a file, and its name in the union here.
+Adding one is a file, and its name in the union here; adding a rule that combines with all of them is a
+function in `rules`.
 """
 
 from __future__ import annotations
@@ -9,17 +10,29 @@ from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import Tensor
 
 from captioning.decoders.base import Decoder
 from captioning.search.beam import BeamConfig, beam
 from captioning.search.greedy import GreedyConfig, greedy
+from captioning.search.rules import RuleIds
+from captioning.search.sample import SampleConfig, sample
+from captioning.search.words import rule_ids
 from captioning.tensors import Hypotheses
 
-SearchConfig = Annotated[GreedyConfig | BeamConfig, Field(discriminator="kind")]
+SearchConfig = Annotated[GreedyConfig | BeamConfig | SampleConfig, Field(discriminator="kind")]
 
 
 def search(
-    decoder: Decoder, memory: Any, config: SearchConfig, *, start: int, end: int, unwanted: Collection[int]
+    decoder: Decoder,
+    memory: Any,
+    config: SearchConfig,
+    *,
+    start: int,
+    end: int,
+    unwanted: Collection[int],
+    ids: RuleIds | None = None,
+    keys: Tensor | None = None,
 ) -> Hypotheses:
     """Captions for the B images of `memory`, found in the way that `config` describes.
 
@@ -33,6 +46,9 @@ def search(
         memory: `decoder.remember(features)`.
         start, end: ids of `<start>` and `<end>`.
         unwanted: ids that are never produced, `<start>`, `<pad>` and `<unk>` among them.
+        ids: `rule_ids(config, vocabulary)`: the words that the config's rules name.
+        keys: (B,) int64, what a random search tells images apart by: an image with the same key and seed has
+            the same captions wherever it stands. None: its row in the batch, 0 to B - 1.
 
     Returns:
         Hypotheses, R an image: best first, those that ended before those that the length limit cut off. Where
@@ -40,8 +56,20 @@ def search(
 
     Raises:
         UserError: the decoder's logits are NaN or infinite.
+        ValueError: ids outside the vocabulary; words among the rules, but no ids.
     """
-    return config.search(decoder, memory, start=start, end=end, unwanted=unwanted)
+    return config.search(decoder, memory, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys)
 
 
-__all__ = ["BeamConfig", "GreedyConfig", "SearchConfig", "beam", "greedy", "search"]
+__all__ = [
+    "BeamConfig",
+    "GreedyConfig",
+    "RuleIds",
+    "SampleConfig",
+    "SearchConfig",
+    "beam",
+    "greedy",
+    "rule_ids",
+    "sample",
+    "search",
+]

@@ -4,76 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
-import torch
-from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from captioning.decoders.base import Decoder
-from captioning.decoders.packed import for_rows
-from captioning.search.scores import (
-    IMPOSSIBLE,
-    PAD,
-    best,
-    check,
-    check_lengths,
-    emptied,
-    first_tensor,
-    ids_on,
-    next_logp,
-    trimmed,
-)
+from captioning.search.beam import BeamConfig
+from captioning.search.follow import follow
+from captioning.search.opening import begin
+from captioning.search.rules import RuleIds, Rules, settings
+from captioning.search.scores import best, trimmed
 from captioning.tensors import Hypotheses
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreedyConfig:
-    """At most `max_length` words, `<end>` counted; `<end>` only after `min_length` words."""
+class GreedyConfig(Rules):
+    """One caption an image: nothing but the rules to choose."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     kind: Literal["greedy"] = "greedy"
-    max_length: Annotated[int, Field(ge=1)] = 20
-    min_length: Annotated[int, Field(ge=0)] = 1
 
-    def __post_init__(self) -> None:
-        check_lengths(self.min_length, self.max_length)
+    def finding(self, count: int) -> GreedyConfig | BeamConfig:
+        """A search for `count` captions an image: a beam search where that is more than one."""
+        return self if count == 1 else BeamConfig(width=count, n_best=count, **settings(self, BeamConfig))
 
     def search(
-        self, decoder: Decoder, memory: Any, *, start: int, end: int, unwanted: Collection[int]
+        self,
+        decoder: Decoder,
+        memory: Any,
+        *,
+        start: int,
+        end: int,
+        unwanted: Collection[int],
+        ids: RuleIds | None = None,
+        keys: Tensor | None = None,
     ) -> Hypotheses:
-        return greedy(decoder, memory, self, start=start, end=end, unwanted=unwanted)
+        return greedy(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids)
 
 
 def greedy(
-    decoder: Decoder, memory: Any, config: GreedyConfig, *, start: int, end: int, unwanted: Collection[int]
+    decoder: Decoder,
+    memory: Any,
+    config: GreedyConfig,
+    *,
+    start: int,
+    end: int,
+    unwanted: Collection[int],
+    ids: RuleIds | None = None,
 ) -> Hypotheses:
     """One caption an image (R = 1), scored by the sum of its log-probabilities.
 
     See `captioning.search.search`.
     """
-    check(decoder.vocabulary_size, start=start, end=end, unwanted=unwanted)
-    carry = decoder.start(memory, 1)
-    any_tensor = first_tensor(carry)
-    decoder = for_rows(decoder, len(any_tensor))
-    never, early = (ids_on(ids, any_tensor.device) for ids in (unwanted, (*unwanted, end)))
-    reading = torch.full((len(any_tensor), 1), start, device=any_tensor.device)  # (B, 1)
-    running = torch.ones_like(reading, dtype=torch.bool)
-    words, word_logp = [], []
-    for length in range(1, config.max_length + 1):
-        step, carry = decoder.step(reading, carry, memory)
-        logp = next_logp(decoder.logits(step.hidden), early if length <= config.min_length else never)
-        top = best(logp, logp.new_zeros(reading.shape), 1)
-        words.append(top.words.masked_fill(~running, PAD))
-        word_logp.append(top.word_logp.masked_fill(~running, 0.0))
-        running = running & (top.words != end)
-        reading = top.words
-        if not running.any():
-            break
-    ids, each = torch.stack(words, -1), torch.stack(word_logp, -1)  # (B, 1, T)
-    total = each.sum(-1)
-    finished = ~running
-    lengths = torch.where(finished, (ids == end).int().argmax(-1) + 1, ids.shape[-1])
-    found = Hypotheses(
-        words=ids, lengths=lengths, logp=total, word_logp=each, scores=total, finished=finished
+    opening = begin(
+        decoder, memory, config, width=1, live=1, start=start, end=end, unwanted=unwanted, ids=ids
     )
-    return trimmed(emptied(found, total == IMPOSSIBLE))
+
+    def likeliest(scores: Tensor, length: int) -> Tensor:
+        return best(scores, scores.new_zeros(scores.shape[:2]), 1).words
+
+    return trimmed(
+        follow(memory, opening, likeliest, max_length=config.max_length, length_rule="sum", alpha=0.0)
+    )

@@ -1,4 +1,4 @@
-"""What searches share: log-probabilities of next words, the best of many, length rules. Knows no decoder."""
+"""What searches share: log-probabilities of next words, the best of many, length rules."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from captioning.decoders.base import select
 from captioning.errors import UserError
 from captioning.tensors import Hypotheses
 from captioning.vocabulary import Vocabulary
@@ -113,10 +114,12 @@ def ids_on(ids: Collection[int], device: torch.device) -> Tensor:
     return torch.tensor(sorted(set(ids)), dtype=torch.int64, device=device)
 
 
-def check(decoder_size: int, *, start: int, end: int, unwanted: Collection[int]) -> None:
-    """Raises ValueError where an id is not of the vocabulary, or `end` may not be produced."""
-    if outside := [word for word in (start, end, *unwanted) if not 0 <= word < decoder_size]:
-        raise ValueError(f"ids run from 0 to {decoder_size - 1}, got {outside[0]}")
+def check(
+    size: int, *, start: int, end: int, unwanted: Collection[int], others: Collection[int] = ()
+) -> None:
+    """Raises ValueError where an id is not of a vocabulary of `size`, or `end` may not be produced."""
+    if outside := [word for word in (start, end, *unwanted, *others) if not 0 <= word < size]:
+        raise ValueError(f"ids run from 0 to {size - 1}, got {outside[0]}")
     if end in unwanted:
         raise ValueError(f"the end of a caption, {end}, cannot be among the unwanted ids")
 
@@ -139,6 +142,14 @@ def emptied(found: Hypotheses, empty: Tensor) -> Hypotheses:
         scores=found.scores.masked_fill(empty, IMPOSSIBLE),
         finished=found.finished & ~empty,
     )
+
+
+def ranked(found: Hypotheses) -> Hypotheses:
+    """Best first: finished ones by their score, then those cut off, then empty rows. Equals keep their order."""
+    order = found.scores.argsort(stable=True, descending=True)
+    rank = torch.where(found.finished, 0, 1) + (found.scores == IMPOSSIBLE).int()  # (B, R)
+    order = order.gather(1, rank.gather(1, order).argsort(stable=True))
+    return select(found, order)
 
 
 def trimmed(found: Hypotheses) -> Hypotheses:

@@ -1,0 +1,138 @@
+"""Decoders, images and oracles that the tests of searches share."""
+
+import math
+
+import torch
+from toy import Toy
+
+from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig, build
+from captioning.search import search
+from captioning.tensors import Features
+
+CONFIGS = {
+    "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=3),
+    "up_down": UpDownConfig(embedding=7, hidden=11, attention_size=3),
+    "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
+}
+DECODERS = ("toy", *CONFIGS)
+CHANNELS, VOCABULARY = 5, 13
+PAD, START, END, UNKNOWN = 0, 1, 2, 3
+UNWANTED = (PAD, START, UNKNOWN)
+RULES = ("sum", "mean", "gnmt")
+
+
+def make(name, *, vocabulary=VOCABULARY, seed=0, end=0.0):
+    """A decoder in float64; `end` is added to the logit of <end>."""
+    if name == "toy":
+        decoder = Toy(channels=CHANNELS, vocabulary_size=vocabulary, seed=seed)
+        decoder.bias.data[END] += end
+        return decoder.eval()
+    torch.manual_seed(seed)
+    decoder = build(CONFIGS[name], channels=CHANNELS, vocabulary_size=vocabulary).double().eval()
+    for parameter in decoder.parameters():  # as they begin, all captions are about equally likely
+        parameter.data.add_(torch.randn_like(parameter) * 0.4)
+    decoder.words.bias.data[END] += end
+    return decoder
+
+
+def scene(images, *, regions=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Features(regions=torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.float64))
+
+
+@torch.no_grad()
+def run(decoder, features, config, unwanted=UNWANTED, **more):
+    memory = decoder.remember(features)
+    return search(decoder, memory, config, start=START, end=END, unwanted=unwanted, **more)
+
+
+@torch.no_grad()
+def read(decoder, features, words):
+    """(B, K, T, V) log-probabilities after <start> and after each of `words` (B, K, T - 1), by `forward`."""
+    started = torch.cat([torch.full((*words.shape[:2], 1), START), words], -1)
+    steps = decoder(started, decoder.remember(features))
+    return decoder.logits(steps.hidden).log_softmax(-1)
+
+
+def one(features, image):
+    return Features(*(None if part is None else part[image : image + 1] for part in features))
+
+
+def scored(logp, length, rule, alpha):
+    return {"sum": logp, "mean": logp / length, "gnmt": logp / ((5 + length) / 6) ** alpha}[rule]
+
+
+def captions(found, image):
+    """[(words, finished, score)], without the empty rows."""
+    return [
+        (tuple(words[:length]), finished, score)
+        for words, length, finished, score in zip(
+            found.words[image].tolist(),
+            found.lengths[image].tolist(),
+            found.finished[image].tolist(),
+            found.scores[image].tolist(),
+            strict=True,
+        )
+        if length
+    ]
+
+
+def assert_same(actual, expected):
+    """Equal captions with scores that agree to rounding, in the same order."""
+    assert [(words, finished) for words, finished, _ in actual] == [
+        (w, finished) for w, finished, _ in expected
+    ]
+    torch.testing.assert_close(
+        torch.tensor([score for *_, score in actual]), torch.tensor([score for *_, score in expected])
+    )
+
+
+def next_logp(decoder, features, words):
+    """{word: log-probability} of what may come after `words` of the one image, unwanted words left out."""
+    logp = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
+    return {word: value for word, value in enumerate(logp) if word not in UNWANTED}
+
+
+def all_captions(decoder, features, high, shares):
+    """{caption: probability} of the one image, captions of at most `high` words, word by word.
+
+    `shares(words, {word: log-probability})` gives the probabilities {word: share} of the next word.
+    """
+    found, open_ = {}, {(): 1.0}
+    while open_:
+        words, mass = open_.popitem()
+        for word, share in shares(words, next_logp(decoder, features, words)).items():
+            longer = (*words, word)
+            (found if word == END or len(longer) == high else open_)[longer] = mass * share
+    return found
+
+
+def renormalised(logp):
+    """{word: log-probability} -> {word: probability}, which sum to 1."""
+    top = max(logp.values())
+    mass = {word: math.exp(value - top) for word, value in logp.items()}
+    return {word: value / sum(mass.values()) for word, value in mass.items()}
+
+
+def chi_square(observed, expected):
+    """p of the counts {outcome: count} under the probabilities {outcome: share}; rare outcomes are pooled.
+
+    An outcome that is not expected at all gives p = 0.
+    """
+    draws = sum(observed.values())
+    if not observed.keys() <= expected.keys():
+        return 0.0
+    cells, rest = [], [0.0, 0.0]
+    for outcome, share in expected.items():
+        pair = [observed.get(outcome, 0), share * draws]
+        if pair[1] >= 5:
+            cells.append(pair)
+        else:
+            rest = [rest[0] + pair[0], rest[1] + pair[1]]
+    if rest[1] >= 5:
+        cells.append(rest)
+    if len(cells) == 1:
+        return 1.0
+    statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
+    degrees = torch.tensor((len(cells) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)))
