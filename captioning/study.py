@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import difflib
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -19,12 +20,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from captioning import datasets, encoders
-from captioning.analysis import compare_size as cost
+from captioning.analysis import cost
 from captioning.datasets import ShapesConfig, of_split
+from captioning.decoders import DecoderConfig
 from captioning.errors import UserError
 from captioning.experiment import ExperimentConfig, parse, read_config
 from captioning.files import read_json, read_text, recovered, sha256, write_json, write_text
@@ -53,15 +56,15 @@ class Entrant:
 class MatchConfig:
     """What is made equal, and to what: a number, or the name of a decoder that stays as it is.
 
-    `parameters` are the decoder's; `flops` those of its matrix products for one caption of the training split's
-    mean length, teacher forced, its share of the image's regions included. All sizes of a decoder are scaled by
-    one factor and rounded; one that comes out further than `tolerance` from the target is an error.
+    `parameters` are the decoder's; `flops` those of its products in training on one caption of the training
+    split's mean length, its share of the image's regions included (`analysis.cost`). One that comes out further
+    than `tolerance` from the target is an error.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     by: Literal["parameters", "flops"] = "parameters"
     target: int | str
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,8 @@ class Size(NamedTuple):
 
     decoder: dict[str, Any]  # the whole section, as it is trained
     parameters: int
-    flops: int  # of one caption, forward
-    factor: float  # by which its sizes were scaled
+    flops: int  # of training on one caption: forward and backward
+    factor: float  # by which its width was scaled
 
 
 class Shape(NamedTuple):
@@ -279,9 +282,10 @@ def _shape(config: ExperimentConfig) -> Shape:
     captions = [caption for record in records for caption in record.captions]
     vocabulary = Vocabulary.build(captions, min_count=config.vocabulary.min_count)
     lengths = [min(len(tokenize(caption)), config.vocabulary.max_length) + 1 for caption in captions[::7]]
-    channels, regions = cost.regions_of(
-        encoders.without_weights(config.encoder), size=config.preprocessing.size
-    )
+    eyes = encoders.build(encoders.without_weights(config.encoder)).eval()
+    with torch.inference_mode():
+        pixels = torch.zeros(1, 3, config.preprocessing.size, config.preprocessing.size)
+        _, regions, channels = eyes(pixels).regions.shape
     return Shape(
         channels,
         regions,
@@ -293,38 +297,42 @@ def _shape(config: ExperimentConfig) -> Shape:
 
 def _solve(study: StudyConfig, plain: Mapping[str, ExperimentConfig], shape: Shape) -> dict[str, Size]:
     """Each system's decoder at the size that `match` asks for."""
-    asked = {name: config.as_json()["decoder"] for name, config in plain.items()}
-    counted = {name: _count(section, shape) for name, section in asked.items()}
+    asked = {name: config.decoder for name, config in plain.items()}
     if study.match is None:
-        return {name: Size(section, *counted[name], 1.0) for name, section in asked.items()}
-    which = 0 if study.match.by == "parameters" else 1
-    target = study.match.target
-    goal = counted[target][which] if isinstance(target, str) else target
+        return {name: _size(decoder, decoder, shape) for name, decoder in asked.items()}
+    by, target = study.match.by, study.match.target
+    goal = getattr(_size(asked[target], asked[target], shape), by) if isinstance(target, str) else target
     sizes = {}
-    for name, section in asked.items():
-        if name == target:
-            sizes[name] = Size(section, *counted[name], 1.0)
-            continue
-        factor, section = cost.solve_width(section, goal, lambda each: _count(each, shape)[which])
-        sizes[name] = Size(section, *_count(section, shape), factor)
-        off = (sizes[name].parameters, sizes[name].flops)[which] / goal - 1
+    for name, decoder in asked.items():
+        if name != target:
+            decoder = cost.solve_width(decoder, goal, functools.partial(_measure, by, shape))
+        sizes[name] = _size(decoder, asked[name], shape)
+        off = getattr(sizes[name], by) / goal - 1
         if abs(off) > study.match.tolerance:
             raise UserError(
-                f"study {study.name}: {name} comes out {100 * off:+.1f} % from {goal:,} {study.match.by}, allowed "
-                f"are {100 * study.match.tolerance:g}; choose another match.target or its other sizes"
+                f"study {study.name}: {name} comes out {100 * off:+.1f} % from {goal:,} {by}, allowed are "
+                f"{100 * study.match.tolerance:g}; choose another match.target or its other sizes"
             )
     return sizes
 
 
-def _count(section: Mapping[str, Any], shape: Shape) -> tuple[int, int]:
-    """Parameters, and FLOPs of a caption."""
-    return cost.size_of(
-        section,
-        channels=shape.channels,
-        regions=shape.regions,
-        vocabulary_size=shape.vocabulary,
-        words=shape.words,
-        captions=shape.captions,
+def _measure(by: str, shape: Shape, decoder: Any) -> int:
+    return int(getattr(_size(decoder, decoder, shape), by))
+
+
+def _size(decoder: Any, asked: Any, shape: Shape) -> Size:
+    return Size(
+        TypeAdapter(DecoderConfig).dump_python(decoder, mode="json"),
+        cost.parameters(decoder, channels=shape.channels, vocabulary_size=shape.vocabulary),
+        cost.flops_per_caption(
+            decoder,
+            channels=shape.channels,
+            vocabulary_size=shape.vocabulary,
+            regions=shape.regions,
+            words=shape.words,
+            captions=shape.captions,
+        ),
+        decoder.hidden / asked.hidden,
     )
 
 
@@ -342,7 +350,7 @@ def describe(plan: Plan) -> list[str]:
         f"{'decoder':<20}{'parameters':>12}{'MFLOP a caption':>18}{'scaled by':>11}   sizes",
     ]
     for name, size in plan.sizes.items():
-        sizes = ", ".join(f"{key} {size.decoder[key]}" for key in cost.SIZES if size.decoder.get(key))
+        sizes = ", ".join(f"{key} {size.decoder[key]}" for key in cost.WIDTHS if size.decoder.get(key))
         lines.append(
             f"{name:<20}{size.parameters:>12,}{size.flops / 1e6:>18.1f}{size.factor:>11.3f}   {sizes}"
         )

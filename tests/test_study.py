@@ -5,13 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from running import tool
 
 from captioning import study as studies
-from captioning.analysis import compare_size
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.errors import UserError
 from captioning.study import merged
 
@@ -42,7 +39,7 @@ def write_study(folder, **changes):
         "runs": str(folder / "runs"),
         "decoders": {"lstm": {"decoder": LSTM}, "transformer": {"decoder": TRANSFORMER}},
         "seeds": [0, 1],
-        "match": {"target": "lstm", "tolerance": 0.15},
+        "match": {"target": "lstm", "tolerance": 0.05},
         "overrides": merged(TINY, {"dataset": {"root": str(folder / "data")}}),
         **changes,
     }
@@ -68,45 +65,6 @@ def test_merging_goes_into_sections_and_replaces_another_kind():
     assert merged(base, {"search": {"width": 3}})["search"] == {"kind": "beam", "width": 3}
 
 
-@pytest.mark.parametrize(
-    ("section", "config"),
-    [(LSTM, SoftAttentionLSTMConfig), (TRANSFORMER, TransformerConfig)],
-    ids=["lstm", "transformer"],
-)
-def test_parameters_are_those_of_the_decoder_that_is_built(section, config):
-    values = {key: value for key, value in section.items() if key != "kind"}
-    built = config(**values).build(channels=11, vocabulary_size=37)
-    counted, _ = compare_size.size_of(
-        section, channels=11, regions=5, vocabulary_size=37, words=7, captions=3
-    )
-    assert counted == sum(parameter.numel() for parameter in built.parameters())
-
-
-def test_flops_of_the_words_that_are_read():
-    """From one caption length to twice that, only products with words are added: twice the LSTM's own by hand."""
-    D, N, V, T, K = 11, 5, 37, 7, 3
-    E, H, A = LSTM["embedding"], LSTM["hidden"], LSTM["attention_size"]
-    short, long = (
-        compare_size.size_of(LSTM, channels=D, regions=N, vocabulary_size=V, words=words, captions=K)[1] * K
-        for words in (T, 2 * T)
-    )
-    # the product of the energies with a vector, A * N, is not among what torch counts
-    word = E * 4 * H + H * (4 * H + A + 1) + D * 4 * H + N * D + (H + D + E) * E + E * V
-    assert long - short == pytest.approx(2 * K * T * word, abs=2 * K)
-
-
-@pytest.mark.parametrize("goal", [20_000, 300_000, 3_000_000])
-@pytest.mark.parametrize("section", [LSTM, TRANSFORMER], ids=["lstm", "transformer"])
-def test_solved_widths_come_near_the_goal(section, goal):
-    def count(each):
-        return compare_size.size_of(each, channels=11, regions=5, vocabulary_size=137, words=3, captions=2)[0]
-
-    factor, found = compare_size.solve_width(section, goal, count)
-    assert abs(count(found) / goal - 1) < 0.05
-    assert {key for key in found if found[key] != section[key]} <= set(compare_size.SIZES)
-    assert (factor > 1) == (goal > count(section))
-
-
 def test_the_plan_has_every_run_with_the_same_data_batches_and_search(tmp_path):
     plan = studies.plan(studies.read_study(write_study(tmp_path, learning_rates=[0.001, 0.01])))
     assert [run.config.name for run in plan.runs] == [
@@ -121,7 +79,7 @@ def test_the_plan_has_every_run_with_the_same_data_batches_and_search(tmp_path):
     assert len(plan.trials) == 4
     assert {run.config.training.epochs for _, _, run in plan.trials} == {plan.study.search_epochs}
     sizes = [size.parameters for size in plan.sizes.values()]
-    assert abs(sizes[1] / sizes[0] - 1) < 0.15
+    assert abs(sizes[1] / sizes[0] - 1) < 0.05
     shown = "\n".join(studies.describe(plan))
     assert all(f"{size:,}" in shown for size in sizes)
 
@@ -141,7 +99,7 @@ def test_lengths_multiply_the_runs(tmp_path):
     [
         ({"sedes": [1]}, "did you mean seeds?"),
         ({"match": {"target": "gru"}}, "none of its decoders"),
-        ({"match": {"target": 20}}, "choose another match.target"),
+        ({"match": {"target": 20}}, "choose another size"),
         ({"seeds": [1, 1]}, "each seed once"),
         ({"decoders": {"a/b": {"decoder": LSTM}}}, "folder's name"),
         ({"match": None, "decoders": {"a": {"decoder": {**LSTM, "hiden": 3}}}}, "hiden"),
@@ -213,9 +171,9 @@ def test_a_study_is_gone_on_with_wherever_it_was_killed(tmp_path):
 
 def test_one_process_at_a_time_works_on_a_study(tmp_path):
     with (
-        studies.locked(tmp_path),
+        studies.locked(tmp_path, patience=0),
         pytest.raises(UserError, match="another process"),
-        studies.locked(tmp_path),
+        studies.locked(tmp_path, patience=0),
     ):
         pass
 
@@ -239,13 +197,3 @@ def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path):
 def test_lines_torn_by_a_crash_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "a": 1}\n{"step": 5, "a"')
     assert studies.progress_lines(tmp_path) == [{"step": 3, "a": 1}]
-
-
-def test_sizes_need_no_memory():
-    """A decoder of 10^9 parameters is counted without being made."""
-    section = {**TRANSFORMER, "hidden": 4096, "feed_forward": 16384, "layers": 7}
-    before = torch.get_default_device()
-    parameters, flops = compare_size.size_of(
-        section, channels=11, regions=5, vocabulary_size=37, words=3, captions=2
-    )
-    assert parameters > 10**9 and flops > 10**9 and torch.get_default_device() == before
