@@ -52,9 +52,6 @@ def main() -> int:
 
     import torch
 
-    from captioning.allocator import keep_freed_memory
-
-    keep_freed_memory()  # ours and the other way alike
     if options.threads:
         torch.set_num_threads(options.threads)
     result = benchmark_of(options)(**({"repeats": options.repeats} if options.repeats else {}))
