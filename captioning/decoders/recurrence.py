@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from captioning.decoders.packed import product
 
 
 class LoopLinear:
@@ -24,14 +27,16 @@ class LoopLinear:
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
-        # with few rows a product with the transposed copy is a third faster on a CPU, and it is made once for T
-        self._across = weight.detach().t().contiguous() if self._deferred else None
+        self._products: dict[int, Callable[[Tensor], Tensor]] = {}  # by the number of rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
-        if self._deferred:
-            return _Recorded.apply(x, self._weight, self._across, self._factors)
-        return self._linear(x)
+        if not self._deferred:
+            return self._linear(x)
+        rows = x.shape[:-1].numel()
+        if rows not in self._products:
+            self._products[rows] = product(self._linear.weight, rows)
+        return _Recorded.apply(x, self._weight, self._products[rows], self._factors)
 
 
 class _Gathered(torch.autograd.Function):
@@ -57,11 +62,15 @@ class _Gathered(torch.autograd.Function):
 class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, across: Tensor, factors: list[tuple[Tensor, Tensor]]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        multiply: Callable[[Tensor], Tensor],
+        factors: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.factors = factors
-        return x @ across
+        return multiply(x)
 
     @staticmethod
     @once_differentiable

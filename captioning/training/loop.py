@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
@@ -103,12 +104,14 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss, entropy = losses(captioner, batch, config, device)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, config.clip or float("inf"))
+            norm = get_total_norm([each.grad for each in trained if each.grad is not None])
             if not torch.isfinite(norm):
                 raise UserError(
                     f"step {progress.step}: the gradient is {float(norm)} (images {batch.image_ids[:5]}); "
                     "lower training.learning_rate"
                 )
+            if config.clip and norm > config.clip:
+                clip_grads_with_norm_(trained, config.clip, norm)
             optimizer.step()
             average.update(progress.step)
             progress.step += 1
