@@ -224,7 +224,7 @@ def test_yaml_that_would_run_code_is_refused(tmp_path):
 
 def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
     decoder = {
-        "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention": 8, "dropout": 0.2},
+        "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8, "dropout": 0.2},
         "transformer": {"hidden": 16, "feed_forward": 32, "heads": 2, "layers": 1, "max_length": 32},
     }[kind]
     return {

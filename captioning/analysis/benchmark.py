@@ -231,7 +231,9 @@ def _training_ways(seed: int) -> Ways:
             if plain:
                 nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             else:
-                norm = nn.utils.get_total_norm([each.grad for each in model.parameters()])
+                norm = nn.utils.get_total_norm(
+                    [each.grad for each in model.parameters() if each.grad is not None]
+                )
                 if norm > 5.0:
                     nn.utils.clip_grads_with_norm_(model.parameters(), 5.0, norm)
             optimizer.step()

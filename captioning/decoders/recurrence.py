@@ -35,7 +35,7 @@ class LoopLinear:
             return self._linear(x)
         rows = x.shape[:-1].numel()
         if rows not in self._products:
-            self._products[rows] = product(self._linear.weight, rows)
+            self._products[rows] = product(cast(Tensor, self._linear.weight), rows)
         return _Recorded.apply(x, self._weight, self._products[rows], self._factors)
 
 
