@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from captioning.tensors import Looked
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float) -> Tensor:
@@ -54,3 +57,41 @@ def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
     total = (attention * counts[..., None]).sum(2)  # (B, K, N)
     there = counts.any(2)
     return ((1 - total).square().mean(-1) * there).sum() / there.sum()
+
+
+def caption_logp(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Log-likelihood of captions (B, K), nats, without gradient; 0 where there is none.
+
+    Args:
+        logits: (M, V), of the words that count, in the order of `counts`.
+        targets: (M,) int64.
+        counts: (B, K, T) bool, True at the M words that count.
+    """
+    logp = torch.zeros(counts.shape, dtype=logits.dtype, device=logits.device)
+    logp[counts] = -F.cross_entropy(logits.detach(), targets, reduction="none")
+    return logp.sum(-1)
+
+
+def hard_attention(attention: Tensor, looked: Looked, logp: Tensor, counts: Tensor) -> Tensor:
+    """Sum over captions of what a decoder learns from where it has looked (Xu et al. 2015, section 4.1).
+
+    -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992). Then
+    the baseline moves, b <- 0.9 b + 0.1 mean log p(y | s): `looked.baseline` is changed in place. The first
+    batch's mean is the first b. Images that saw the expected region add nothing and do not move it.
+
+    Args:
+        attention: (B, K, T, N).
+        logp: (B, K), `caption_logp`.
+        counts: (B, K, T) bool, True at the words that count.
+    """
+    counts = counts & looked.sampled[..., None]
+    there = counts.any(-1)  # (B, K)
+    mean = (logp * there).sum() / there.sum().clamp(min=1)
+    baseline = torch.where(looked.baseline.isnan(), mean, looked.baseline)
+    chosen = attention.gather(-1, looked.regions[..., None])[..., 0].where(counts, 1.0)  # (B, K, T)
+    # a weight that has vanished has no part in the entropy, and no infinite slope
+    entropy = torch.special.entr(attention.clamp(min=torch.finfo(attention.dtype).tiny)).sum(-1)
+    advantage = (logp - baseline)[..., None]
+    loss = -looked.reward * (advantage * chosen.log()).sum() - looked.entropy * (entropy * counts).sum()
+    looked.baseline.copy_(torch.where(there.any(), baseline.lerp(mean, 0.1), looked.baseline))
+    return loss

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captioning.captioner import Captioner
-    from captioning.ensemble import EnsembleCaptioner
     from captioning.search import SearchConfig
 
 
@@ -37,9 +36,7 @@ def add_search(parser: Any, *, default: str) -> None:
     add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
 
 
-def search_of(
-    captioner: Captioner | EnsembleCaptioner, args: argparse.Namespace, *, n_best: int | None = None
-) -> SearchConfig:
+def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int | None = None) -> SearchConfig:
     """The model's own search with what the command line changes.
 
     Args:
@@ -52,14 +49,14 @@ def search_of(
     from captioning.search.adjust import adjusted
 
     config = adjusted(
-        captioner.search,
+        captioner.config.search,
         kind=args.search,
         options=args.search_option,
         width=args.beam,
         n_best=n_best,
         max_length=args.max_length,
         length_rule=args.length_rule,
-        longest=captioner.longest,
+        longest=captioner.config.decoder.longest,
     )
     rule_ids(config, captioner.vocabulary)  # before the first image is read
     return config

@@ -64,11 +64,22 @@ class Step(NamedTuple):
     gates: tuple[Gates, ...] = ()  # of each recurrent layer, the lowest first
 
 
+class Looked(NamedTuple):
+    """Regions that a decoder chose at random while training, and how it is to learn from that."""
+
+    regions: Tensor  # (B, K, T) int64, drawn from the attention
+    sampled: Tensor  # (B, 1) bool: images of which the drawn regions were used
+    baseline: Tensor  # (): the decoder's moving average of captions' log-likelihood; NaN before the first
+    reward: float  # weight of the REINFORCE term
+    entropy: float  # weight of the attention's entropy
+
+
 class Steps(NamedTuple):
     """A whole caption's worth of decoding, teacher forced."""
 
     hidden: Tensor  # (B, K, T, H)
     attention: Tensor | None  # (B, K, T, N)
+    looked: Looked | None = None  # None: nothing was chosen at random
 
 
 class Hypotheses(NamedTuple):

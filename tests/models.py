@@ -5,7 +5,17 @@ from pathlib import Path
 import torch
 
 from captioning.captioner import Captioner
-from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig
+from captioning.decoders import (
+    AdaptiveAttentionConfig,
+    AoAConfig,
+    Att2inConfig,
+    DecoderConfig,
+    HardAttentionLSTMConfig,
+    ShowTellConfig,
+    SoftAttentionLSTMConfig,
+    TransformerConfig,
+    UpDownConfig,
+)
 from captioning.encoders import EncoderConfig, SmallCNNConfig, TorchvisionConfig
 from captioning.images import Preprocessing
 from captioning.search import BeamConfig, SearchConfig
@@ -20,9 +30,15 @@ ENCODERS: dict[str, EncoderConfig] = {
 }
 DECODERS: dict[str, DecoderConfig] = {
     "lstm": SoftAttentionLSTMConfig(embedding=7, attention_size=5, hidden=11),
+    "show_tell": ShowTellConfig(embedding=7, hidden=11),
+    "hard_attention_lstm": HardAttentionLSTMConfig(embedding=7, attention_size=5, hidden=11),
+    "adaptive_attention": AdaptiveAttentionConfig(embedding=3, attention_size=5, hidden=17),
+    "att2in": Att2inConfig(embedding=7, attention_size=5, hidden=11),
+    "aoa": AoAConfig(embedding=7, hidden=10, heads=2, refining=1),
     "up_down": UpDownConfig(embedding=7, attention_size=5, hidden=11),
     "transformer": TransformerConfig(hidden=6, feed_forward=13, heads=3, layers=2, max_length=17),
 }
+ATTENDING = [kind for kind in DECODERS if kind != "show_tell"]  # those that show where they look
 
 
 def tiny_captioner(
@@ -34,7 +50,7 @@ def tiny_captioner(
 ) -> Captioner:
     """A captioner of random weights, in eval mode. Its captions differ from image to image, and some end."""
     with torch.random.fork_rng():
-        torch.manual_seed({"transformer": 1}.get(kind, 0))
+        torch.manual_seed({"transformer": 1, "adaptive_attention": 12, "att2in": 5}.get(kind, 0))
         captioner = Captioner.build(
             encoder=ENCODERS[encoder],
             preprocessing=preprocessing,

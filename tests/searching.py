@@ -5,12 +5,30 @@ import math
 import torch
 from toy import Toy
 
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, UpDownConfig, build
+from captioning.decoders import (
+    AdaptiveAttentionConfig,
+    AoAConfig,
+    Att2inConfig,
+    HardAttentionLSTMConfig,
+    ShowTellConfig,
+    SoftAttentionLSTMConfig,
+    TransformerConfig,
+    UpDownConfig,
+    build,
+)
 from captioning.search import search
 from captioning.tensors import Features
 
 CONFIGS = {
     "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=3),
+    "soft_attention_lstm, gru": SoftAttentionLSTMConfig(
+        embedding=7, hidden=11, cell="gru", attention="multi_head", attention_size=6, heads=3
+    ),
+    "show_tell": ShowTellConfig(embedding=3, hidden=11),
+    "hard_attention_lstm": HardAttentionLSTMConfig(embedding=7, hidden=11, attention_size=3),
+    "adaptive_attention": AdaptiveAttentionConfig(embedding=7, hidden=11, attention_size=3),
+    "att2in": Att2inConfig(embedding=7, hidden=11, attention_size=3),
+    "aoa": AoAConfig(embedding=7, hidden=10, heads=2, refining=1),
     "up_down": UpDownConfig(embedding=7, hidden=11, attention_size=3),
     "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
 }

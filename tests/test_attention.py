@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from models import DECODERS, GRID, PREPROCESSING, tiny_captioner
+from models import ATTENDING, GRID, PREPROCESSING, tiny_captioner
 from PIL import Image
 
 from captioning.analysis.attention import attention_of, draw, seen_box, spread
@@ -19,7 +19,7 @@ WAYS = [
 SIZES = [(131, 89), (61, 97), (211, 53)]
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", ATTENDING)
 def test_attention_is_that_of_reading_the_words_one_by_one(kind):
     captioner = tiny_captioner(kind)
     pixels = torch.randn(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import DECODERS, WORDS, save_tiny_model
+from models import ATTENDING, DECODERS, WORDS, save_tiny_model
 from PIL import Image
 from pycocotools.coco import COCO
 from running import ROOT, python, tool
@@ -302,7 +302,7 @@ def test_first_frame_of_an_animation(model, tmp_path):
     assert done.err == f"{tmp_path / 'x.gif'}: has several frames, the first is used\n"
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", ATTENDING)
 def test_attention_is_drawn(models, photos, tmp_path, kind):
     before = (photos / "img1.png").read_bytes()
     (photos / "img2.png").write_bytes(b"")

@@ -8,6 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.decoders import (
+    AdaptiveAttentionConfig,
+    AoAConfig,
+    Att2inConfig,
+    HardAttentionLSTMConfig,
+    ShowTellConfig,
     SoftAttentionLSTMConfig,
     TransformerConfig,
     UpDownConfig,
@@ -30,6 +35,13 @@ CONFIGS = {
     "soft_attention_lstm, rnn, multi_head": SoftAttentionLSTMConfig(
         embedding=7, hidden=13, cell="rnn", attention="multi_head", attention_size=15, heads=3, dropout=0.0
     ),
+    "show_tell": ShowTellConfig(embedding=7, hidden=13, dropout=0.0),
+    "show_tell, gru": ShowTellConfig(embedding=7, hidden=13, cell="gru", dropout=0.0),
+    "hard_attention_lstm": HardAttentionLSTMConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
+    "adaptive_attention": AdaptiveAttentionConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
+    "att2in": Att2inConfig(embedding=7, hidden=13, attention_size=17, features=11, dropout=0.0),
+    "aoa": AoAConfig(embedding=7, hidden=15, heads=3, refining=0, dropout=0.0, gate_dropout=0.0),
+    "aoa, refined": AoAConfig(embedding=7, hidden=15, heads=5, refining=2, dropout=0.0, gate_dropout=0.0),
     "up_down": UpDownConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
     "up_down, projected": UpDownConfig(embedding=7, hidden=13, attention_size=5, features=11, dropout=0.0),
     "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=3, dropout=0.0),
@@ -76,6 +88,9 @@ def test_forward_equals_unrolled_steps(name, images, sequences, regions, length,
     memory = decoder.remember(features)
     whole, stepped = decoder(words, memory), unroll(decoder, words, memory)
     torch.testing.assert_close(whole.hidden, stepped.hidden)
+    if name.startswith("show_tell"):
+        assert whole.attention is None and stepped.attention is None
+        return
     torch.testing.assert_close(whole.attention, stepped.attention)
     torch.testing.assert_close(
         whole.attention.sum(-1), torch.ones(images, sequences, length, dtype=torch.double)
@@ -89,6 +104,7 @@ def test_gradients_of_forward_equal_those_of_unrolled_steps(name):
     gradients = []
     for run in (decoder, lambda words, memory: unroll(decoder, words, memory)):
         decoder.zero_grad()
+        torch.manual_seed(1)  # the regions that hard attention draws, and images of either way
         logits = decoder.logits(run(words, decoder.remember(features)).hidden)
         torch.sin(logits).sum().backward()
         gradients.append({key: parameter.grad for key, parameter in decoder.named_parameters()})
@@ -175,78 +191,47 @@ def test_cells_without_attention_equal_those_of_torch(cell, reference):
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
 
 
-def test_soft_attention_against_the_equations_written_plainly():
-    decoder = make("soft_attention_lstm")
-    features, words = scene(1, 1, 5, 3)
-    size, attention = decoder.config.hidden, decoder.config.attention_size
-    w = dict(decoder.named_parameters())
-    keys, bias = w["look.keys.weight"], w["look.keys.bias"]
-    a = features.regions[0]
-    h = torch.tanh(w["first.0.weight"] @ a.mean(0) + w["first.0.bias"])
-    c = torch.tanh(w["first.1.weight"] @ a.mean(0) + w["first.1.bias"])
-    for t, word in enumerate(words[0, 0]):
-        rows = w["from_hidden.weight"]
-        e = torch.stack(
-            [w["look.energy"] @ torch.tanh(keys @ region + bias + rows[4 * size : -1] @ h) for region in a]
-        )
-        alpha = torch.exp(e) / torch.exp(e).sum()
-        beta = 1 / (1 + torch.exp(-(rows[-1] @ h + w["beta_bias"])))
-        z = beta * sum(alpha[i] * a[i] for i in range(len(a)))
-        y = w["embedding.weight"][word]
-        pre = (
-            w["word_gates.weight"] @ y
-            + w["word_gates.bias"]
-            + rows[: 4 * size] @ h
-            + w["from_context.weight"] @ z
-        )
-        i, f, g, o = pre[:size], pre[size : 2 * size], pre[2 * size : 3 * size], pre[3 * size :]
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        deep = torch.tanh(w["deep.weight"] @ torch.cat([h, z, y]) + w["deep.bias"])
-        expected = w["words.weight"] @ deep + w["words.bias"]
-        out = decoder(words, decoder.remember(features))
-        torch.testing.assert_close(decoder.logits(out.hidden[0, 0, t]), expected)
-        torch.testing.assert_close(out.attention[0, 0, t], alpha)
-    assert attention == 17
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("transformer")])
+def test_gates_tell_how_the_state_came_about(name):
+    decoder = make(name)
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    carry = decoder.start(memory, 3)
+    before = None
+    for word in words.unbind(2):
+        step, carry = decoder.step(word, carry, memory)
+        for layer, gates in enumerate(step.gates):
+            cell = getattr(decoder.config, "cell", "lstm")
+            if before is not None and cell == "lstm":
+                kept = gates.forget * before[layer].cell + gates.input * gates.candidate
+                torch.testing.assert_close(gates.cell, kept)
+                torch.testing.assert_close(gates.hidden, gates.output * torch.tanh(gates.cell))
+            if before is not None and cell == "gru":
+                mixed = (1 - gates.update) * gates.candidate + gates.update * before[layer].hidden
+                torch.testing.assert_close(gates.hidden, mixed)
+                assert gates.reset.min() > 0 and gates.reset.max() < 1
+            assert gates.hidden.shape == (2, 3, decoder.config.hidden)
+            assert (gates.sentinel is not None) == (name == "adaptive_attention")
+        assert len(step.gates) == (2 if name.startswith("up_down") else 1)
+        before = step.gates
 
 
-def test_up_down_against_the_equations_written_plainly():
-    decoder = make("up_down")
-    features, words = scene(1, 1, 5, 4)
-    size = decoder.config.hidden
-    w = dict(decoder.named_parameters())
-    v = features.regions[0]
-    mean = v.mean(0)
-
-    def lstm(x, h, c, weight, bias):
-        i, f, g, o = (weight @ torch.cat([x, h]) + bias).chunk(4)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
-
-    # the weights as the paper has them: one matrix a LSTM, over [inputs, state]
-    recall, told, heard = (w[f"{name}.weight"] for name in ("recall", "from_attention", "to_language"))
-    to_first = torch.cat(
-        [recall[:, size:], w["mean_gates.weight"], w["word_gates.weight"], recall[:, :size]], 1
-    )
-    to_second = torch.cat([heard[:, :-size], told[: 4 * size], heard[:, -size:]], 1)
-    h1 = c1 = h2 = c2 = torch.zeros(size, dtype=torch.double)
-    for t, word in enumerate(words[0, 0]):
-        x1 = torch.cat([h2, mean, w["embedding.weight"][word]])
-        h1, c1 = lstm(x1, h1, c1, to_first, w["word_gates.bias"])
-        a = [
-            torch.exp(
-                w["look.energy"]
-                @ torch.tanh(w["look.keys.weight"] @ region + w["look.keys.bias"] + told[4 * size :] @ h1)
-            )
-            for region in v
-        ]
-        alpha = torch.stack(a) / sum(a)
-        seen = sum(weight * region for weight, region in zip(alpha, v, strict=True))
-        h2, c2 = lstm(torch.cat([seen, h1]), h2, c2, to_second, w["language_bias"])
-        out = decoder(words, decoder.remember(features))
-        torch.testing.assert_close(out.hidden[0, 0, t], h2)
-        torch.testing.assert_close(out.attention[0, 0, t], alpha)
-        torch.testing.assert_close(decoder.logits(h2), w["words.weight"] @ h2 + w["words.bias"])
+def test_the_sentinel_is_the_share_of_what_is_remembered():
+    """With all that regions show at zero, what is left of the mixture is the sentinel's share."""
+    decoder = make("adaptive_attention")
+    features, words = scene(2, 3, 5, 7)
+    memory = decoder.remember(features)
+    memory = memory._replace(regions=torch.zeros_like(memory.regions))
+    carry = decoder.start(memory, 3)
+    with torch.no_grad():
+        decoder.from_hidden.weight[4 * 13 :] = 0
+        decoder.word_gates.weight[4 * 13 :] = 0
+        decoder.word_gates.bias[4 * 13 :] = 1e3  # the sentinel's gate stands open
+        decoder.mean_gates.weight[4 * 13 :] = 0
+    step, (hidden, cell) = decoder.step(words[..., 0], carry, memory)
+    sentinel = step.gates[0].sentinel
+    assert sentinel.shape == (2, 3) and 0 < sentinel.min() < sentinel.max() < 1
+    torch.testing.assert_close(step.hidden - hidden, sentinel[..., None] * torch.tanh(cell))
 
 
 def test_additive_energy_gradients():

@@ -138,7 +138,7 @@ def inspect_image(args: argparse.Namespace) -> None:
         image,
         paths["png"],
         preprocessing=preprocessing,
-        title=f"[{run}, {decoder.kind}]   {told['caption']}",
+        title=f"{told['caption']}   [{run}, {decoder.kind}]",
     )
     where = {
         "image": args.image,

@@ -6,13 +6,26 @@ from typing import Annotated
 
 from pydantic import Field
 
+from captioning.decoders.adaptive_attention import AdaptiveAttentionConfig
+from captioning.decoders.aoa import AoAConfig
+from captioning.decoders.att2in import Att2inConfig
 from captioning.decoders.base import Decoder, select, unroll
+from captioning.decoders.hard_attention_lstm import HardAttentionLSTMConfig
+from captioning.decoders.show_tell import ShowTellConfig
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTMConfig
 from captioning.decoders.transformer import TransformerConfig
 from captioning.decoders.up_down import UpDownConfig
 
 DecoderConfig = Annotated[
-    SoftAttentionLSTMConfig | TransformerConfig | UpDownConfig, Field(discriminator="kind")
+    ShowTellConfig
+    | SoftAttentionLSTMConfig
+    | HardAttentionLSTMConfig
+    | AdaptiveAttentionConfig
+    | Att2inConfig
+    | UpDownConfig
+    | AoAConfig
+    | TransformerConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -22,8 +35,13 @@ def build(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Deco
 
 
 __all__ = [
+    "AdaptiveAttentionConfig",
+    "AoAConfig",
+    "Att2inConfig",
     "Decoder",
     "DecoderConfig",
+    "HardAttentionLSTMConfig",
+    "ShowTellConfig",
     "SoftAttentionLSTMConfig",
     "TransformerConfig",
     "UpDownConfig",

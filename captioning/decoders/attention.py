@@ -97,10 +97,15 @@ def attend(energy: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor
     Returns:
         context (B, K, D) and attention (B, K, N).
     """
+    attention = attention_weights(energy, valid)
+    return torch.bmm(attention, values), attention
+
+
+def attention_weights(energy: Tensor, valid: Tensor | None) -> Tensor:
+    """Softmax of `energy` (B, K, N) over the regions that `valid` (B, N) has."""
     if valid is not None:
         energy = energy.masked_fill(~valid[:, None], float("-inf"))
-    attention = torch.softmax(energy, dim=-1)
-    return torch.bmm(attention, values), attention
+    return torch.softmax(energy, dim=-1)
 
 
 def multi_head(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -16,13 +15,12 @@ from captioning.decoders.cells import CELLS, State
 from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Dot, Look, MultiHead, Seen, mean_region, projection
+from captioning.decoders.settings import RecurrentConfig, Size
 from captioning.tensors import Features, Step, Steps
-
-Size = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftAttentionLSTMConfig:
+class SoftAttentionLSTMConfig(RecurrentConfig):
     """The decoder's parts and sizes.
 
     Attributes:
@@ -33,27 +31,18 @@ class SoftAttentionLSTMConfig:
         features: project the regions to that many channels first (None: as they come).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["soft_attention_lstm"] = "soft_attention_lstm"
-    embedding: Size = 512
-    hidden: Size = 512
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
     attention: Literal["additive", "dot", "multi_head"] = "additive"
     attention_size: Size = 512
     heads: Size = 8
     features: Size | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
         if self.attention == "multi_head" and self.attention_size % self.heads:
             raise ValueError(
                 f"attention_size must be a multiple of heads, got {self.attention_size} and {self.heads}"
             )
-
-    @property
-    def longest(self) -> None:
-        """Captions of any length are read."""
-        return None
 
     def build(self, *, channels: int, vocabulary_size: int) -> SoftAttentionLSTM:
         return SoftAttentionLSTM(self, channels=channels, vocabulary_size=vocabulary_size)

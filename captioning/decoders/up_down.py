@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -16,27 +15,19 @@ from captioning.decoders.cells import LSTM, State
 from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Seen, mean_region, projection
+from captioning.decoders.settings import RecurrentConfig, Size
 from captioning.tensors import Features, Step, Steps
-
-Size = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpDownConfig:
+class UpDownConfig(RecurrentConfig):
     """Sizes of the decoder; `features` projects the regions to that many channels first (None: as they come)."""
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["up_down"] = "up_down"
     embedding: Size = 1000
     hidden: Size = 1000
     attention_size: Size = 512
     features: Size | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-
-    @property
-    def longest(self) -> None:
-        """Captions of any length are read."""
-        return None
 
     def build(self, *, channels: int, vocabulary_size: int) -> UpDown:
         return UpDown(self, channels=channels, vocabulary_size=vocabulary_size)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
 from captioning.captioner import Captioner
 from captioning.errors import UserError
-from captioning.losses import cross_entropy, doubly_stochastic
+from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, hard_attention
 from captioning.records import ImageRecord
 from captioning.tensors import Batch
 from captioning.tracking import Tracker
@@ -184,8 +184,13 @@ def losses(
     targets = words[..., 1:].flatten()
     counts = (targets != captioner.vocabulary.pad).nonzero().squeeze(1)  # the positions that count
     hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
-    entropy = cross_entropy(decoder.logits(hidden), targets[counts], smoothing=config.label_smoothing)
+    logits = decoder.logits(hidden)
+    entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing)
     loss = entropy / batch.tokens
+    if steps.looked is not None and steps.attention is not None:
+        valid = words[..., 1:] != captioner.vocabulary.pad
+        logp = caption_logp(logits, targets[counts], valid)
+        loss = loss + hard_attention(steps.attention, steps.looked, logp, valid) / batch.tokens
     if config.doubly_stochastic:
         if steps.attention is None:
             raise UserError(
