@@ -125,12 +125,16 @@ def test_all_references_give_pycocoevalcap_s_scores(tmp_path, predictions, write
     if write in (write_tokens, write_pairs):
         write_lists(tmp_path)
     path = write(tmp_path)
-    done = tool("evaluate", "--predictions", predictions, "--references", path, "--split", "val", "--json")
+    arguments = ["--predictions", predictions, "--references", path, "--split", "val", "--json"]
+    done = tool("evaluate", *arguments, "--out", tmp_path / "s.json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    expected = pycocoevalcap(VAL, CAPTIONS)
+    expected, each = pycocoevalcap(VAL, CAPTIONS), pycocoevalcap_of_each(VAL, CAPTIONS)
+    written = json.loads((tmp_path / "s.json").read_text())["per_image"]
+    assert len(written) == len(each) == len(VAL)
     for name in ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D"):
         assert found[name] == pytest.approx(expected[name], abs=1e-6), name
+        assert [entry[name] for entry in written] == pytest.approx([of[name] for of in each], abs=1e-6), name
     assert 0 < found["CIDEr"] < 10
     signature = found["signature"]
     assert signature["split"] == "val" and signature["search"] is None
@@ -139,19 +143,25 @@ def test_all_references_give_pycocoevalcap_s_scores(tmp_path, predictions, write
 
 
 def pycocoevalcap(references: dict, captions: dict) -> dict[str, float]:
+    return {name: whole for name, (whole, _) in _pycocoevalcap(references, captions).items()}
+
+
+def pycocoevalcap_of_each(references: dict, captions: dict) -> list[dict[str, float]]:
+    found = _pycocoevalcap(references, captions)
+    return [{name: float(each[row]) for name, (_, each) in found.items()} for row in range(len(captions))]
+
+
+def _pycocoevalcap(references: dict, captions: dict) -> dict[str, tuple]:
+    """Each metric's corpus score and those of the images."""
     bleu = pytest.importorskip("pycocoevalcap.bleu.bleu")
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     gts = {key: [" ".join(tokenize(text)) for text in texts] for key, texts in references.items()}
     res = {key: [" ".join(tokenize(text))] for key, text in captions.items()}
-    four, _ = bleu.Bleu(4).compute_score(gts, res, verbose=0)
-    scores = {f"Bleu_{n}": value for n, value in enumerate(four, 1)}
-    return {
-        **scores,
-        "ROUGE_L": Rouge().compute_score(gts, res)[0],
-        "CIDEr-D": Cider().compute_score(gts, res)[0],
-    }
+    four = bleu.Bleu(4).compute_score(gts, res, verbose=0)
+    scores = {f"Bleu_{n}": pair for n, pair in enumerate(zip(*four, strict=True), 1)}
+    return {**scores, "ROUGE_L": Rouge().compute_score(gts, res), "CIDEr-D": Cider().compute_score(gts, res)}
 
 
 def test_text_is_the_same_numbers_times_100(tmp_path, predictions):
