@@ -92,6 +92,25 @@ class Captioner(nn.Module):
         """Stored features as they are; pixels (B, 3, height, width) through the encoder."""
         return images if isinstance(images, Features) else self.encoder(images)
 
+    def remember(self, images: Features | Tensor) -> Any:
+        """The decoder's memory of `features(images)`."""
+        return self.decoder.remember(self.features(images))
+
+    @property
+    def search(self) -> SearchConfig:
+        """How it decodes where nothing else is asked for."""
+        return self.config.search
+
+    @property
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """How photos are prepared; several where several captioners speak as one (`ensemble`)."""
+        return (self.config.preprocessing,)
+
+    @property
+    def longest(self) -> int | None:
+        """Most words, `<end>` counted, that the decoder can read; None: any number."""
+        return self.config.decoder.longest
+
     def save(self, folder: str | os.PathLike[str], *, card: str) -> None:
         """Write the model folder, whole or not at all; a folder of that name is replaced.
 

@@ -6,22 +6,23 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from captioning.captioner import Captioner
+from captioning.ensemble import EnsembleCaptioner
 from captioning.errors import UserError
 from captioning.records import ImageId, Prediction
 from captioning.search import SearchConfig, rule_ids, search
-from captioning.tensors import Features, Hypotheses
+from captioning.tensors import Hypotheses
 from captioning.vocabulary import Vocabulary
 
 
 @torch.inference_mode()
 def describe(
-    captioner: Captioner,
-    images: Features | Tensor,
+    captioner: Captioner | EnsembleCaptioner,
+    images: Any,
     image_ids: Sequence[ImageId],
     *,
     config: SearchConfig | None = None,
@@ -30,7 +31,7 @@ def describe(
 
     Args:
         captioner: in eval mode, on the device of `images`.
-        images: stored features, or pixels (B, 3, height, width).
+        images: stored features, or pixels (B, 3, height, width); of an ensemble, one of these for each member.
         image_ids: B ids.
         config: the search; None: the model's own default.
 
@@ -38,17 +39,18 @@ def describe(
         UserError: the search's rules name words that the model does not know, or leave no caption.
     """
     vocabulary = captioner.vocabulary
-    config = config or captioner.config.search
-    features = captioner.features(images)
+    config = config or captioner.search
     found = search(
         captioner.decoder,
-        captioner.decoder.remember(features),
+        captioner.remember(images),
         config,
         start=vocabulary.start,
         end=vocabulary.end,
         unwanted=vocabulary.unwanted,
         ids=rule_ids(config, vocabulary),
-        keys=torch.tensor([key(image_id) for image_id in image_ids], device=features.regions.device),
+        keys=torch.tensor(
+            [key(image_id) for image_id in image_ids], device=next(captioner.parameters()).device
+        ),
     )
     return predictions(found, image_ids, vocabulary)
 

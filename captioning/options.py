@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captioning.captioner import Captioner
+    from captioning.ensemble import EnsembleCaptioner
     from captioning.search import SearchConfig
 
 
@@ -36,7 +37,9 @@ def add_search(parser: Any, *, default: str) -> None:
     add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
 
 
-def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int | None = None) -> SearchConfig:
+def search_of(
+    captioner: Captioner | EnsembleCaptioner, args: argparse.Namespace, *, n_best: int | None = None
+) -> SearchConfig:
     """The model's own search with what the command line changes.
 
     Args:
@@ -49,14 +52,14 @@ def search_of(captioner: Captioner, args: argparse.Namespace, *, n_best: int | N
     from captioning.search.adjust import adjusted
 
     config = adjusted(
-        captioner.config.search,
+        captioner.search,
         kind=args.search,
         options=args.search_option,
         width=args.beam,
         n_best=n_best,
         max_length=args.max_length,
         length_rule=args.length_rule,
-        longest=captioner.config.decoder.longest,
+        longest=captioner.longest,
     )
     rule_ids(config, captioner.vocabulary)  # before the first image is read
     return config

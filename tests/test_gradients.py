@@ -267,9 +267,10 @@ def test_the_verdict(rnn, lstm, answer):
     assert told["answer"] == answer
     if answer == "yes":
         assert (
-            "over 10 to 14 words of 30 in the RNN, halving every 1.0 to 1.4 words, and over all 30 words"
+            "over 10 to 14 words of 30 in the RNN (halved in 1.0 to 1.4 words) and over all 30 words"
             in told["sentence"]
         )
+    assert ("longer captions" in told["sentence"]) == (min(*rnn, *lstm) > 0.8)
     assert gradients.verdict(report({"RNN": stage["RNN"], "GRU": stage["LSTM"]}), 30) is None
 
 

@@ -13,7 +13,8 @@ EXAMPLES = """\
 examples:
   python tools/benchmark.py train
   python tools/benchmark.py decode --json
-  python tools/benchmark.py decode --decoder transformer"""
+  python tools/benchmark.py decode --decoder transformer
+  python tools/benchmark.py metrics --captions captions_val2017.json"""
 
 
 def main() -> int:
@@ -24,8 +25,9 @@ def main() -> int:
     )
     parser.add_argument(
         "name",
-        choices=["train", "decode"],
-        help="train: a training step of the soft attention LSTM; decode: beam search of width 5",
+        choices=["train", "decode", "metrics"],
+        help="train: a training step of the soft attention LSTM; decode: beam search of width 5; metrics: "
+        "tokenizing and scoring 5,000 captions beside pycocoevalcap, and resampling the scores",
     )
     parser.add_argument(
         "--decoder",
@@ -34,13 +36,16 @@ def main() -> int:
         help="of decode: the LSTM beside the textbook way (default), or the Transformer beside Hugging Face's "
         "BART and its generate (needs transformers, which the extra dev has; fetches nothing)",
     )
+    parser.add_argument(
+        "--captions", metavar="FILE", help="of metrics: references of one split (default: made-up captions)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(
         "--repeats",
         type=int,
         default=None,
         metavar="N",
-        help="interleaved repeats (default: 15; decode 5, transformer 3)",
+        help="interleaved repeats (default: 15; decode 5, transformer 3; metrics 3)",
     )
     parser.add_argument(
         "--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)"
@@ -49,6 +54,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.name == "train" and options.decoder != "soft_attention_lstm":
         parser.error("--decoder is for decode; train measures the soft attention LSTM")
+
+    if options.captions and options.name != "metrics":
+        parser.error("--captions is for metrics")
+    if options.name == "metrics":
+        return metrics(options)
 
     import torch
 
@@ -64,6 +74,16 @@ def main() -> int:
         print(f"{name:12} {result[f'{name}_per_s']:8.1f} {unit}/s   {memory[name]:.0f} MB{note}")
     print(f"{result['ratio']:.2f} times as fast, at {100 * result['peak_share']:.0f} % of this machine's")
     print(f"matrix product ({result['peak_gflops']:.0f} GFLOP/s, {result['threads']} threads)")
+    return 0
+
+
+def metrics(options: argparse.Namespace) -> int:
+    """Scoring captions, which takes no torch."""
+    from captioning.analysis.benchmark_metrics import benchmark_metrics, lines
+
+    repeats = {"repeats": options.repeats} if options.repeats else {}
+    result = benchmark_metrics(captions=options.captions, **repeats)
+    print(json.dumps(result) if options.json else "\n".join(lines(result)))
     return 0
 
 

@@ -138,7 +138,7 @@ def inspect_image(args: argparse.Namespace) -> None:
         image,
         paths["png"],
         preprocessing=preprocessing,
-        title=f"{told['caption']}   [{run}, {decoder.kind}]",
+        title=f"[{run}, {decoder.kind}]   {told['caption']}",
     )
     where = {
         "image": args.image,

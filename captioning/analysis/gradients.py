@@ -317,12 +317,15 @@ def verdict(told: Mapping[str, Any], common: int) -> dict[str, str] | None:
         answer = "yes" if min(lstm) >= common else "partly"
     else:
         answer = "no"
-    halves = {name: _half(told[name]["inputs"]["decay"]["half_life"]) for name in ("RNN", "LSTM")}
+    felt = [
+        f"{_reach(each['reach'], common)} in the {name} ({_half(each['half_life'])})"
+        for name, each in ((name, told[name]["inputs"]["decay"]) for name in ("RNN", "LSTM"))
+    ]
     return {
         "answer": answer,
         "sentence": f"A word's loss is felt (above {VANISHED:g} of what it is at distance 1) "
-        f"{_reach(rnn, common)} in the RNN, halving every {halves['RNN']}, and {_reach(lstm, common)} in the "
-        f"LSTM, halving every {halves['LSTM']}.",
+        f"{felt[0]} and {felt[1]}."
+        + (" Nothing vanishes so near: longer captions tell more." if min(*rnn, *lstm) >= common else ""),
     }
 
 
@@ -330,7 +333,9 @@ def _half(seeds: Sequence[float | None]) -> str:
     """The half-lives of all seeds; None: it does not fall."""
     known = sorted(math.inf if each is None else each for each in seeds)
     low, high = (f"{each:.1f}" if math.isfinite(each) else "never" for each in (known[0], known[-1]))
-    return f"{low} words" if low == high else f"{low} to {high} words"
+    if known[0] == math.inf:
+        return "never halved"
+    return f"halved in {low} words" if low == high else f"halved in {low} to {high} words"
 
 
 def _reach(reach: Sequence[int], common: int) -> str:
@@ -342,9 +347,13 @@ def _reach(reach: Sequence[int], common: int) -> str:
 
 
 def table(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """The decays as text, a row a decoder and stage: seeds' range behind the mean."""
+    """The decays as text, a row for each decoder, stage and kind of gradient; ranges are over seeds.
+
+    kept a word: what is left of the norm with each word further back (the fit), mean and range; left at the
+    end: norm at the last distance of the fit over that at distance 1; reach: see `Decay`.
+    """
     rows = [
-        ["", "", "seeds", "left a word", "range", "half-life", "left at the end", "reach", "fit over", "R2"]
+        ["", "", "seeds", "kept a word", "range", "half-life", "left at the end", "reach", "fit over", "R2"]
     ]
     for stage, told in stages.items():
         for name, each in told.items():
@@ -365,7 +374,7 @@ def _row(stage: str, name: str, what: str, seeds: int, decay: Mapping[str, Any])
         str(seeds),
         f"{rate['mean']:.3f}",
         f"{rate['low']:.3f}-{rate['high']:.3f}",
-        _half(decay["half_life"]),
+        _half(decay["half_life"]).removeprefix("halved in "),
         f"{np.exp(np.mean(np.log(left))):.1e}",
         f"{min(reach)}-{max(reach)}" if min(reach) < max(reach) else str(reach[0]),
         f"{decay['distances'][0]}-{decay['distances'][1]}",

@@ -49,19 +49,24 @@ def draw_gradients(told: Mapping[str, Any], path: str | os.PathLike[str], *, tit
     for line, row in zip(grid, rows, strict=True):
         for axes, (stage, each) in zip(line, stages.items(), strict=True):
             _panel(axes, row, each, colours, told["common"])
-            when = "at initialisation" if stage == "initialisation" else "after training"
-            axes.set_title(f"{when}\n{ROWS[row]}", fontsize=9.5, loc="left")
-            said = told["verdict"].get(stage)
-            if row == "inputs" and said:
-                axes.set_title(
-                    f"{when}: vanishing in the RNN and not in the LSTM? {said['answer'].upper()}\n{ROWS[row]}",
-                    fontsize=9.5,
-                    loc="left",
-                )
+            axes.set_title(ROWS[row], fontsize=9.5, loc="left")
+            if row == "inputs":
+                axes.annotate(
+                    _headline(stage, told["verdict"].get(stage)), (0, 1), (0, 24), xycoords="axes fraction",
+                    textcoords="offset points", fontsize=11.5, weight="bold",
+                )  # fmt: skip
         line[0].set_ylabel("gradient norm, 1 at distance 1" if row != "last_word" else "gradient norm")
-    grid[0][0].legend(fontsize=10, frameon=False, loc="lower left")
+    for axes in grid[0]:
+        axes.legend(fontsize=9.5, frameon=False, loc="lower left")
     with replacing(path) as part:
         figure.savefig(part, format="png")
+
+
+def _headline(stage: str, verdict: Mapping[str, str] | None) -> str:
+    when = "At initialisation" if stage == "initialisation" else "After training"
+    if verdict is None:
+        return when
+    return f"{when}: vanishing in the RNN and not in the LSTM? {verdict['answer'].upper()}"
 
 
 def _panel(axes: Axes, row: str, stage: Mapping[str, Any], colours: Mapping[str, str], common: int) -> None:
@@ -89,8 +94,8 @@ def _panel(axes: Axes, row: str, stage: Mapping[str, Any], colours: Mapping[str,
     )
     axes.axhline(VANISHED, color="0.5", linewidth=0.8, linestyle=":")
     axes.annotate(
-        "vanished", (1, VANISHED), (-2, -3), xycoords=("axes fraction", "data"), textcoords="offset points",
-        ha="right", va="top", fontsize=8, color="0.4",
+        "1/1000: vanished", (0, VANISHED), (4, -3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", va="top", fontsize=8, color="0.4",
     )  # fmt: skip
 
 

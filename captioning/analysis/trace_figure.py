@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +92,7 @@ def draw_trace(
     height = TOP + row + sum(panel.height + 0.16 for panel in panels) + bottom
     figure = Figure(figsize=(LEFT + width + RIGHT, height), dpi=min(110, 6000 / (LEFT + width + RIGHT)))
     sheet = _Sheet(figure, width, height)
+    title = textwrap.shorten(title, int(sheet.width * 7), placeholder=" ...")
     figure.text(0.15 / sheet.width, 1 - 0.28 / height, _plain(title), fontsize=13, weight="bold", va="center")
     figure.text(0.15 / sheet.width, 1 - 0.55 / height, EXPLAINED, fontsize=8.5, color="0.3", va="center")
     sheet.down(TOP)
@@ -193,9 +195,10 @@ def _maps(
     for word in range(0, len(trace.words), stride):
         weights = trace.attention[word].astype(np.float32)
         lit = spread(weights.reshape(grid, grid), small.size, preprocessing)[..., None]
+        if word + stride > len(trace.words):
+            break  # no room left of the edge
         width = min(room * 0.95, height * image.width / image.height)
-        middle = LEFT + each * (word + 0.5)
-        left = max(LEFT, min(middle - width / 2, LEFT + sheet.words - width))
+        left = LEFT + each * word + (0 if stride > 1 else (room - width) / 2)
         axes = sheet.axes(left, width, height, below=0.25)
         axes.imshow(np.clip(grey + (photo - grey) * lit, 0, 1))
         axes.set_axis_off()

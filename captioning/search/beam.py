@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
 
 from captioning.decoders.base import Decoder, select
 from captioning.search.forced import by_banks
-from captioning.search.live import Ranking, closed, grown, opened
+from captioning.search.live import Beams, Ranking, closed, grown, opened
 from captioning.search.opening import begin
 from captioning.search.rules import Ranked, RuleIds, next_scores
-from captioning.search.scores import IMPOSSIBLE, best, trimmed
+from captioning.search.scores import IMPOSSIBLE, Candidates, best, trimmed
 from captioning.tensors import Hypotheses
 
 
@@ -60,6 +60,16 @@ class BeamConfig(Ranked):
         return beam(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids)
 
 
+class Turn(NamedTuple):
+    """One word of a beam search, for who wants to see how it went."""
+
+    ways: Candidates  # (B, C) to go on, in the order in which they were wanted
+    chosen: (
+        Candidates  # (B, W) those of them that live on, also where the image is done: `logp` says which exist
+    )
+    beams: Beams  # behind the word
+
+
 def beam(
     decoder: Decoder,
     memory: Any,
@@ -69,12 +79,13 @@ def beam(
     end: int,
     unwanted: Collection[int],
     ids: RuleIds | None = None,
+    watch: Callable[[Turn], None] | None = None,
 ) -> Hypotheses:
     """The best captions of each image, R = `n_best`, by a beam search. See `captioning.search.search`.
 
     At each word the 2 x width best ways to go on from the live hypotheses are ranked by log-probability (in
     banks, where words are forced); what becomes of them says `live.grown`. Unfinished hypotheses are returned
-    only in places for which there are not enough finished ones, behind these.
+    only in places for which there are not enough finished ones, behind these. `watch` is told each word.
     """
     ranking = config.ranking
     opening = begin(
@@ -88,10 +99,12 @@ def beam(
         scores = next_scores(decoder.logits(step.hidden), live.words, limits)
         logp = live.logp.to(scores.dtype)
         if limits.forced:
-            top = by_banks(scores, live.words, logp, config.width, limits.forced)
+            ways = by_banks(scores, live.words, logp, config.width, limits.forced)
         else:
-            top = best(scores, logp, 2 * config.width)
-        beams, top = grown(beams, top, ranking, may_end=length > config.min_length, end=end)
+            ways = best(scores, logp, 2 * config.width)
+        beams, top = grown(beams, ways, ranking, may_end=length > config.min_length, end=end)
+        if watch is not None:
+            watch(Turn(ways=ways, chosen=top, beams=beams))
         if length == config.max_length or (beams.live.logp == IMPOSSIBLE).all():
             break
         carry, reading = select(carry, top.parents), top.words
