@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from captioning.captioner import Captioner
@@ -16,8 +19,25 @@ from captioning.tensors import Features
 from captioning.vocabulary import Vocabulary
 
 
+def open_captioners(
+    folders: Sequence[Path], *, device: torch.device, average: Average
+) -> Captioner | EnsembleCaptioner:
+    """The captioner of a model folder, in eval mode; of several folders their ensemble.
+
+    Raises:
+        UserError: see `Captioner.open`, `EnsembleCaptioner`.
+    """
+    captioners = [Captioner.open(folder, device=device) for folder in folders]
+    if len(captioners) == 1:
+        return captioners[0]
+    return EnsembleCaptioner(captioners, names=[str(folder) for folder in folders], average=average)
+
+
 class EnsembleCaptioner(nn.Module):
-    """Captioners with one vocabulary, each with its own encoder and preprocessing; the first one's search."""
+    """Captioners with one vocabulary, each with its own encoder and preprocessing.
+
+    It searches as the first one does, for captions no longer than all can read.
+    """
 
     def __init__(self, captioners: Sequence[Captioner], *, names: Sequence[str], average: Average):
         """
@@ -37,12 +57,13 @@ class EnsembleCaptioner(nn.Module):
         self.captioners = nn.ModuleList(captioners)
         self.decoder = Ensemble([captioner.decoder for captioner in captioners], average=average).eval()
         self.vocabulary: Vocabulary = captioners[0].vocabulary
-        self.search: SearchConfig = captioners[0].search
         self.preprocessings: tuple[Preprocessing, ...] = tuple(
             each for captioner in captioners for each in captioner.preprocessings
         )
         limits = [captioner.longest for captioner in captioners if captioner.longest is not None]
         self.longest = min(limits, default=None)
+        search = captioners[0].search
+        self.search: SearchConfig = replace(search, max_length=min([search.max_length, *limits]))
 
     def remember(self, images: Sequence[Features | Tensor]) -> Memory:
         """What the decoder attends to, of a batch's images as each captioner takes them."""

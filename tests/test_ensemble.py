@@ -1,16 +1,26 @@
 """An ensemble is a Decoder: of one it is its member, of several the average, in every search and at any length."""
 
 import itertools
+import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import PREPROCESSING, save_tiny_model, tiny_captioner
+from PIL import Image
+from running import tool
 from toy import Toy
 
+from captioning.captioner import Captioner
 from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, build, unroll
-from captioning.decoders.ensemble import Ensemble
+from captioning.decoders.ensemble import Ensemble, Memory
+from captioning.describe import describe
+from captioning.ensemble import EnsembleCaptioner, open_captioners
+from captioning.images import load_image, prepare
 from captioning.search import BeamConfig, GreedyConfig, search
 from captioning.tensors import Features
 
@@ -198,3 +208,70 @@ def test_members_must_share_a_vocabulary():
         Ensemble([member("toy", 0), member("toy", 1, vocabulary=17)])
     with pytest.raises(ValueError, match="weight above 0 for each member"):
         Ensemble([])
+
+
+# --- captioners ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two models of one vocabulary that share neither decoder nor encoder nor preprocessing; one of other words."""
+    root = tmp_path_factory.mktemp("models")
+    save_tiny_model(root / "one", "lstm", search=BeamConfig(width=2, max_length=29))
+    wider = replace(PREPROCESSING, size=24)
+    save_tiny_model(root / "two", "transformer", encoder="frozen", preprocessing=wider)
+    other = tiny_captioner("lstm")
+    other.vocabulary = replace(other.vocabulary, words=(*other.vocabulary.words[:-2], "the", "red"))
+    other.config = replace(other.config, vocabulary=other.vocabulary.fingerprint)
+    other.save(root / "other", card="# Other words\n")
+    return root
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    return tmp_path / "p.png"
+
+
+@pytest.mark.parametrize("average", ["probabilities", "log_probabilities"])
+def test_the_tool_speaks_for_several_models(folders, photo, average):
+    models = [folders / "one", folders / "two"]
+    done = tool("caption", photo, "--model", models[0], "--model", models[1], "--average", average, "--json")
+    assert done.code == 0, done.err
+    captioners = [Captioner.open(model) for model in models]
+    with torch.inference_mode():
+        memories = [
+            each.remember(prepare(load_image(photo), each.config.preprocessing)[None]) for each in captioners
+        ]
+        ensemble = Ensemble([each.decoder for each in captioners], average=average).eval()
+        found = search(
+            ensemble,
+            Memory(tuple(memories)),
+            BeamConfig(width=2, max_length=17),  # the first one's, but the second reads no more than 17 words
+            start=START,
+            end=END,
+            unwanted=UNWANTED,
+        )
+    told = json.loads(done.out)
+    assert told["caption"] == " ".join(captioners[0].vocabulary.decode(found.words[0, 0].tolist()))
+    assert told["logp"] == pytest.approx(float(found.logp[0, 0]), abs=1e-5)
+
+
+def test_one_model_is_opened_as_itself(folders):
+    alone = open_captioners([folders / "one"], device=torch.device("cpu"), average="probabilities")
+    assert isinstance(alone, Captioner)
+    images = torch.rand(3, 3, 20, 20)
+    ensemble = EnsembleCaptioner([alone], names=["one"], average="probabilities")
+    expected = describe(alone, images, [0, 1, 2])
+    assert describe(ensemble, [images], [0, 1, 2]) == expected
+
+
+def test_other_words_are_told(folders, photo):
+    done = tool("caption", photo, "--model", folders / "two", "--model", folders / "other")
+    assert done.code == 2 and not done.out and len(done.err.splitlines()) == 1
+    assert (
+        str(folders / "other") in done.err and str(folders / "two") in done.err and "vocabulary" in done.err
+    )
+    done = tool("caption", photo, "--model", folders / "one", "--model", folders / "two", "--attention", "x")
+    assert done.code == 2 and "--attention is drawn of one model" in done.err

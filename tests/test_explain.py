@@ -4,9 +4,12 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from models import WORDS, tiny_captioner
+from models import WORDS, save_tiny_model, tiny_captioner
+from PIL import Image
+from running import tool
 
 from captioning.analysis.explain import explain
 from captioning.analysis.reading import judge, shares, word_details
@@ -327,5 +330,70 @@ def test_an_ensemble_is_explained_like_any_captioner():
 
 
 def test_only_a_beam_is_explained():
-    with pytest.raises(UserError, match="this one is greedy"):
+    with pytest.raises(UserError, match="not greedy"):
         explain(tiny_captioner("lstm"), pixels(1), 0, GreedyConfig())
+
+
+# --- tools/caption.py ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "lstm", "lstm")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (23, 31 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"p{number}.png")
+    return [tmp_path / f"p{number}.png" for number in range(3)]
+
+
+def test_words_in_the_json_of_the_tool(model, photos):
+    done = tool("caption", *photos, "--model", model, "--json", "--words", "--top", "2")
+    assert done.code == 0, done.err
+    plain = tool("caption", *photos, "--model", model, "--json", "--top", "2")
+    for line, bare in zip(done.out.splitlines(), plain.out.splitlines(), strict=True):
+        entry = json.loads(line)
+        for each in (entry, *entry["alternatives"]):
+            words = each.pop("words")
+            assert [word["word"] for word in words] == each["caption"].split() + ["<end>"] * each["finished"]
+            assert sum(word["logp"] for word in words) == pytest.approx(each["logp"], abs=1e-5)
+            assert all(0 < word["probability"] <= 1 and word["entropy"] >= 0 for word in words)
+        assert entry == json.loads(bare)
+
+
+def test_the_tool_explains(model, photos, tmp_path):
+    done = tool(
+        "caption",
+        photos[0],
+        "--model",
+        model,
+        "--beam",
+        "2",
+        "--explain",
+        tmp_path / "see",
+        "--reference",
+        "A red dog.",
+    )
+    assert done.code == 0, done.err
+    told = json.loads((tmp_path / "see" / "p0.png.beam.json").read_text())
+    assert told["found"][0]["caption"] == done.out.strip().split("\t")[1]
+    assert told["search"]["width"] == 2 and told["verdict"]["reference"] == "A red dog."
+    assert max(len(step["live"]) for step in told["steps"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--words"], "--words goes with --json"),
+        (["--reference", "a dog"], "--reference goes with --explain"),
+        (["--explain", "see", "--reference", "a dog"], "--reference is of one image"),
+        (["--explain", "see", "--search", "greedy"], "only a beam search can be explained, not greedy"),
+    ],
+)
+def test_what_does_not_go_together(model, photos, tmp_path, arguments, said):
+    done = tool("caption", *photos, "--model", model, *arguments, cwd=tmp_path)
+    assert done.code == 2 and said in done.err and not done.out
+    assert not (tmp_path / "see").exists()

@@ -51,10 +51,7 @@ def explain(
     Raises:
         UserError: the search is no beam search.
     """
-    if not isinstance(config, BeamConfig):
-        raise UserError(
-            f"only a beam search can be explained, and this one is {config.kind}; give --search beam"
-        )
+    config = explainable(config)
     vocabulary = captioner.vocabulary
     memory = captioner.remember(images)
     ids = rule_ids(config, vocabulary)
@@ -88,6 +85,13 @@ def explain(
         "greedy": greedy_path(likeliest, greedy_words, steps, config),
         "verdict": asdict(judge(captioner, memory, found, [references], config)[0]) if references else None,
     }
+
+
+def explainable(config: SearchConfig) -> BeamConfig:
+    """`config` itself. Raises UserError where it is no beam search."""
+    if not isinstance(config, BeamConfig):
+        raise UserError(f"only a beam search can be explained, not {config.kind}; give --search beam")
+    return config
 
 
 def steps_of(
