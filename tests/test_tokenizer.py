@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stanford import stanford
 
 from captioning.tokenizer import DROPPED, tokenize
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # caption -> what Stanford's PTBTokenizer 3.4.1 and coco-caption's drop list made of it
 FROM_JAVA = {
@@ -37,6 +32,43 @@ FROM_JAVA = {
     "<unk> on a <unk>.": "<unk> on a <unk>",
     "a smile :) and 6'2\" tall 8x10": "a smile :-rrb- and 6 2 tall 8x10",
     "hello.world man.The dog": "hello.world man.the dog",
+    "7 a.m., 10., b": "7 a.m. 10. b",
+    "a-b_c O'Neil-x a._b": "a-b_c o'neil-x a. _ b",
+    "etc.b c Inc. etc.-b etc.x-b": "etc. b c inc. etc. b etc.x-b",
+    "Ph.D. B.C. ca. 5 pp.5 Fig. 7 no. x": "ph.d. b.c. ca. 5 pp. 5 fig. 7 no x",
+    "a file.txt, 5www.x or 5www.y": "a file.txt 5www.x or 5www y",
+    "5a.com Flickr.com fli1.com a-b.com": "5a com flickr.com fli1.com a-b com",
+    "&AMP; &lt;b&gt; caf&eacute; dog&#39;s": "& < b > caf&eacute; dog &#39; s",
+    "&quot;x&quot; it&apos;s &odq; AT&amp;T": "x it 's &odq; at&t",
+    "10² x²y ⁻² H₂O ① Ⅷ": "10 ² x ² y ⁻² h ₂ o ①",
+    ":)5 :)a :) :D. (:D)": "-rrb- 5 -rrb- a :-rrb- :d -lrb- :d -rrb-",
+    "(^_^) -_- (--) <3": "-lrb-^_^-rrb- -_- -lrb----rrb- < 3",
+    "C++ C# G# a++": "c++ c# g # a + +",
+    "'n. 'n x 'nx 'N": "n. 'n x nx 'n",
+    "it`s don`t o`clock ma`am": "it s do n`t o`clock ma`am",
+    "o’clock rock ’n’ roll c’mon": "o’clock rock ’n’ roll c 'm on",
+    "don’t it’s ’tis ’60s I’d’ve": "do n't it 's tis ’60s i 'd 've",
+    "“‘Hello’ he said.” ’” «x»": "``` hello he said ''' x",
+    "wait…what – or — 5–6 well\u2010known \u2010": "wait what or 5 6 well\u2010known",
+    "<foo@bar.com> @a-b @@ #tag5 a@b, e.g. x@y.z": "<foo@bar.com> @a b @@ #tag 5 a@b, e.g. x@y.z",
+    "<br /> <a href='x y'> <dog on a": "<br /> <a href='x y'> < dog on a",
+    "mat> <dog's> <!-- x --> <3 x<y": "mat > < dog 's > <!-- x --> < 3 x < y",
+    "(555) 555-1234 or 555 555-12345": "-lrb-555-rrb- 555-1234 or 555 555-12345",
+    "a 1 1/2 cup, 10-1/2, 1 12/25/2012, 2/68-19": "a 1 1/2 cup 10-1/2 1 12/25 / 2012 2/68-19",
+    "wait . . . x. . . y": "wait x. y",
+    "P.M.\U0001f31e at 5 p.m. The a.m. x": "p.m. at 5 p.m. the a.m. x",
+    "www.a.b/.c/-7 www.a/b.com http://x.y/z).": "www.a.b / c / -7 www.a/b.com http://x.y/z -rrb-",
+    "12/25/2012 12-25-2012 5'10\"": "12/25/2012 12-25-2012 5 10",
+    "45°F 1,000.5 +1 -5 1:30:20": "45 ° f 1,000.5 +1 -5 1:30:20",
+    "É.T. naïve e\u0301t cafe\u0301": "é.t naïve e\u0301t cafe\u0301",
+    "\u05e2\u05b4\u05d1\u05b0\u05e8\u05b4\u05d9\u05ea": "\u05e2\u05b4\u05d1\u05b0\u05e8\u05b4\u05d9\u05ea",
+    "\u0939\u093f\u0928\u094d\u0926\u0940 Ａ１ so\xadft": "\u0939\u093f\u0928\u094d\u0926\u0940 ａ１ soft",
+    "US$5 $5 5$ £5 5¢ €5 ¥5 #5 a$b": "us$ 5 $ 5 5 $ # 5 5 cents $ 5 ¥ 5 # 5 a $ b",
+    "dog's., dogs' 's 'S s'mores y'all 'cause": "dog 's dogs 's 's s'mores y' all 'cause",
+    "a.b\u2010c 5.5.5 .5 5. 1/2/3 a/b/c/d \\x\\": "a.b c 5.5.5 .5 5 1/2/3 a/b/c / d \\ x \\",
+    "e.g.x U.S.-built J.R.R. U.S.. T.V. X.": "e.g.x u.s.-built j.r.r. u.s. t.v. x",
+    "``x'' `x' \"x\" ''' ''x": "x x x x",
+    "a\u2028b\x0bc\x00d \ufeffe \x80 \x93f\x94": "a b c d e $ f",
 }
 
 
@@ -45,45 +77,8 @@ def test_as_the_java_tokenizer(caption: str) -> None:
     assert " ".join(tokenize(caption)) == FROM_JAVA[caption]
 
 
-def java(captions: list[str], folder: Path) -> list[list[str]]:
-    """The Java tokenizer's tokens; captions must not hold a line end of any kind."""
-    package = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
-    if not shutil.which("java"):
-        pytest.skip("no Java here")
-    file = folder / "captions.txt"
-    # a line that begins a sentence after each caption: the original looks across line ends to find one
-    file.write_text("".join(f"{caption}\nA dog\n" for caption in captions), encoding="utf-8")
-    jar = Path(package.__file__).parent / package.STANFORD_CORENLP_3_4_1_JAR
-    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        [*command, "-preserveLines", "-lowerCase", str(file)],
-        env=environment,
-        capture_output=True,
-        check=True,
-    )
-    lines = done.stdout.decode().split("\n")[: 2 * len(captions) : 2]
-    # scorers split the joined line once more, at no-break spaces too
-    return [" ".join(word for word in line.split(" ") if word not in DROPPED).split() for line in lines]
-
-
 def test_fixed_expectations_are_the_java_tokenizers(tmp_path: Path) -> None:
-    assert [" ".join(tokens) for tokens in java(list(FROM_JAVA), tmp_path)] == list(FROM_JAVA.values())
-
-
-def test_real_captions_as_java(tmp_path: Path) -> None:
-    if not SHARED.exists():
-        pytest.skip("the shared captions are not here")
-    coco = json.loads((SHARED / "captions_val2017.json").read_text())["annotations"]
-    lines = (SHARED / "flickr8k" / "Flickr8k.token.txt").read_text().splitlines()
-    captions = [entry["caption"] for entry in coco] + [line.split("\t", 1)[1] for line in lines]
-    captions = [" ".join(caption.splitlines()) for caption in captions]
-    theirs = java(captions, tmp_path)
-    differing = [
-        caption for caption, tokens in zip(captions, theirs, strict=True) if tokenize(caption) != tokens
-    ]
-    assert len(captions) > 50_000
-    assert differing == []
+    assert [" ".join(tokens) for tokens in stanford(list(FROM_JAVA), tmp_path)] == list(FROM_JAVA.values())
 
 
 def test_contractions_as_nltk() -> None:
@@ -105,7 +100,7 @@ def test_nothing_odd_joins_or_shifts(gap: str) -> None:
     assert tokenize(gap) == []
 
 
-@pytest.mark.parametrize("caption", ["", " ", ".", "...", "-- - ,;:", "'' `` ' `", "“”", "!", "?"])
+@pytest.mark.parametrize("caption", ["", " ", ".", "...", "-- - ,;:", "'' `` ' `", "“ ”", "!", "?"])
 def test_only_punctuation_is_empty(caption: str) -> None:
     assert tokenize(caption) == []
 
@@ -121,8 +116,8 @@ def test_tokens_are_clean(anything: str, nasty: str) -> None:
 
 
 def test_long_captions_take_no_more_than_their_share() -> None:
-    assert tokenize("word " * 10_000) == ["word"] * 10_000
+    assert tokenize("word " * 100_000) == ["word"] * 100_000
     start = time.perf_counter()
-    for unit in ("1,", "a@", "a.", "x/", "<a", "a'"):
+    for unit in ("1,", "a@", "a.", "x/", "<a", "a'", "<!a", "<a b='", "(", "’", "5 ", "555 555 ", "&#1"):
         tokenize(unit * 50_000)
     assert time.perf_counter() - start < 10  # seconds; quadratic rules would take hours
