@@ -8,7 +8,6 @@ import ctypes
 import difflib
 import fcntl
 import functools
-import json
 import os
 import shutil
 import signal
@@ -585,12 +584,3 @@ def _last_line(said: str) -> str:
 def _end_with_parent() -> None:
     with contextlib.suppress(AttributeError, OSError):  # Linux only; elsewhere the lock tells
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def progress_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one torn by a crash is left out."""
-    lines = []
-    for line in read_text(folder / "metrics.jsonl").splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines

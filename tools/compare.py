@@ -1,44 +1,128 @@
-"""Command line: run a study of decoders, matched in size, and report on it."""
+"""Command line: run a study of decoders matched in size, and report; or report on runs or captions that are there."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+from pathlib import Path
 
 from captioning.errors import run
 
-EXAMPLES = """examples:
+EXAMPLES = """examples, a study (trains what isn't there yet; killed at any point, the same command goes on):
   python tools/compare.py configs/study_shapes.yaml --dry-run       sizes and runs, nothing is trained
-  python tools/compare.py configs/study_shapes.yaml                 run what isn't there yet, then report
+  python tools/compare.py configs/study_shapes.yaml                 -> runs/study_shapes/report/report.html
   python tools/compare.py configs/study_shapes.yaml --report-only   report on what is there
+  python tools/compare.py configs/study_flickr8k.yaml dataset.root=data/flickr8k
 
-A study is run in RUNS/STUDY: killed at any point, the same command goes on with it."""
+examples, what others trained (runs that differ in their seed only are one system):
+  python tools/evaluate.py runs/a --split val                       first, for each: captions of the split
+  python tools/compare.py runs/a runs/b --split val --out reports/a_b
+  python tools/compare.py --predictions a.json b.json --references captions_val2017.json --out reports/a_b
+
+REPORT/ has report.html (one file, nothing is fetched), report.md with figures/, report.json.
+exit code: 0 reported; 2 not, with the reason on stderr"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Compare captioning systems: quality with intervals, learning curves, speed, captions that differ.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s STUDY.yaml [section.key=value ...] [--dry-run | --report-only]\n"
+        "       %(prog)s RUN RUN ... [--split NAME] [--out FOLDER]\n"
+        "       %(prog)s --predictions FILE FILE ... --references FILE [--split NAME] [--out FOLDER]",
+    )
+    add = parser.add_argument
+    add(
+        "what",
+        nargs="*",
+        metavar="STUDY.yaml | RUN",
+        help="a study, with settings to change; or folders of runs",
+    )
+    add("--dry-run", action="store_true", help="print the study's plan, with sizes, parameters and FLOPs")
+    add("--report-only", action="store_true", help="train nothing")
+    add("--predictions", nargs="+", metavar="FILE", help="COCO results, a system each")
+    add("--references", metavar="FILE", help="the captions to score them by, as tools/evaluate.py reads them")
+    add("--split", metavar="NAME", help="of runs (default: val) or of the references")
+    add("--out", metavar="FOLDER", help="the report's folder (default: reports/compare; a study's: its own)")
+    add("--no-speed", action="store_true", help="measure neither speed nor memory")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_intermixed_args()
+    if bool(options.what) == bool(options.predictions):
+        parser.error("give a study, or runs, or --predictions with --references")
+    if bool(options.predictions) != bool(options.references):
+        parser.error("--predictions and --references go together")
+    options.study = bool(options.what) and options.what[0].endswith((".yaml", ".yml"))
+    if not options.study and (options.dry_run or options.report_only):
+        parser.error("--dry-run and --report-only are for a study")
+    if options.study and (options.split or options.out):
+        parser.error("a study's file says its split, and its report goes into its folder")
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Compare captioning systems: train them as a study says, score and report.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("study", help="a YAML file of configs/study_*.yaml")
-    add("overrides", nargs="*", metavar="section.key=value", help="settings of all its runs to change")
-    add("--dry-run", action="store_true", help="print the plan, with sizes, parameters and FLOPs")
-    add("--report-only", action="store_true", help="train nothing")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_intermixed_args()
+    options = parse_arguments()
+    if options.predictions:
+        folder = report_files(options)
+    elif options.study:
+        folder = study(options)
+    else:
+        folder = report_runs(options)
+    if folder:
+        print(f"report: {folder / 'report.html'}   {folder / 'report.md'}   {folder / 'report.json'}")
+    return 0
 
-    from captioning import study as studies  # not before the arguments are read: it imports torch
 
+def study(options: argparse.Namespace) -> Path | None:
+    from captioning import comparison  # after the arguments are read: torch takes seconds
+    from captioning import study as studies
+    from captioning.allocator import keep_freed_memory
+
+    keep_freed_memory()
     say = functools.partial(print, flush=True)
-    plan = studies.plan(studies.read_study(options.study, options.overrides))
+    plan = studies.plan(studies.read_study(options.what[0], options.what[1:]))
     say("\n".join(studies.describe(plan)))
     if options.dry_run:
-        return 0
+        return None
     if not options.report_only:
         studies.execute(plan, say=say)
-    return 0
+    return comparison.report_study(plan, say=say, speed=not options.no_speed)
+
+
+def report_runs(options: argparse.Namespace) -> Path:
+    from captioning import comparison
+
+    return comparison.report_runs(
+        [Path(each) for each in options.what],
+        split=options.split or "val",
+        out=Path(options.out or "reports/compare"),
+        say=print,
+        speed=not options.no_speed,
+    )
+
+
+def report_files(options: argparse.Namespace) -> Path:
+    """Report on files of captions: no model, no torch."""
+    from captioning.analysis import compare, compare_files, compare_report
+
+    systems, records, split = compare_files.bare_systems(
+        options.predictions, options.references, split=options.split
+    )
+    scored, kept, remarks = compare.score_all(systems, records, split=split)
+    found = compare.results(scored, kept)
+    found |= {
+        "split": split,
+        "metric": found["primary"],
+        "chosen_on": None,
+        "remarks": remarks,
+        "made": ["Captions: " + ", ".join(f"`{file}`" for file in options.predictions) + "."],
+    }
+    out = Path(options.out or "reports/compare")
+    compare_report.write_report(
+        out, found, scored, kept, title="Comparison of " + ", ".join(each.label for each in systems)
+    )
+    print(found["headline"].replace("**", ""))
+    return out
 
 
 if __name__ == "__main__":
