@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captioning.errors import UserError
-from captioning.metrics import DocumentFrequencies, ReferenceCounts, score
-from captioning.metrics.evaluation import ReferenceSet, evaluate
+from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, further, score
+from captioning.metrics.evaluation import ReferenceSet, Seen, evaluate
+from captioning.metrics.java import JavaScores
+from captioning.significance import comparable
 from captioning.tokenizer import tokenize
 
 REFERENCES: dict[int | str, list[str]] = {
@@ -157,3 +160,56 @@ def test_scores_file(tmp_path: Path) -> None:
     assert [entry["image_id"] for entry in written["per_image"]] == list(REFERENCES)
     each = [entry["CIDEr-D"] for entry in written["per_image"]]
     assert each == pytest.approx(evaluation.per_image.per_image["CIDEr-D"].tolist(), abs=1e-6)
+
+
+def test_without_java_the_others_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    evaluation = run(others=["METEOR", "SPICE", "NLTK_Bleu_1"])
+    assert set(NAMES) | {"NLTK_Bleu_1"} <= evaluation.scores.keys()
+    assert not {"METEOR", "SPICE"} & evaluation.scores.keys()
+    notes = evaluation.signature["notes"]
+    assert [note.split(":")[0] for note in notes] == ["METEOR", "SPICE"]
+    assert "METEOR" not in evaluation.signature["variants"]
+
+
+def test_scores_of_java_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = []
+
+    def meteor(references: Any, candidates: Any) -> JavaScores:
+        given.append((references, candidates))
+        return JavaScores(0.31, np.array([0.2, 0.3, 0.4, 0.1, 0.0]))
+
+    monkeypatch.setitem(further._JAVA, "METEOR", (meteor, "as a test has it"))
+    evaluation = run(others=["METEOR"])
+    [(references, candidates)] = given
+    assert (
+        candidates[0] == ["a", "dog", "ca", "n't", "run"] and candidates[3][1].isspace()
+    )  # no reference has that
+    assert references[1][2] == ["men", "in", "red"]
+    assert evaluation.scores["METEOR"] == 0.31
+    assert evaluation.signature["variants"]["METEOR"] == "as a test has it"
+    evaluation.write(tmp_path / "s.json")
+    written = json.loads((tmp_path / "s.json").read_text())["per_image"]
+    assert [each["METEOR"] for each in written] == [0.2, 0.3, 0.4, 0.1, 0.0]
+    # its corpus score is not the mean of these, so nothing can be said of a resampled corpus
+    assert comparable(evaluation.per_image) == list(NAMES)
+    with pytest.raises(ValueError, match="unknown metric 'BLEURT'"):
+        run(others=["BLEURT"])
+
+
+def test_new_captions_are_those_with_other_tokens() -> None:
+    seen = Seen(["a DOG can't run!", "snow, on a mountain", "Snow on a mountain."])
+    evaluation = run(training=seen)
+    assert len(seen.captions) == 2
+    assert evaluation.scores["novel_rate"] == pytest.approx(3 / 5)
+    assert evaluation.signature["training_captions"] == f"{seen.fingerprint} of 2 captions"
+    assert run().signature["training_captions"] is None and "novel_rate" not in run().scores
+
+
+@pytest.mark.parametrize("wrong", [{7: ["a"]}, {7: ["a", "b", "c"]}, {7: []}])
+def test_diversity_needs_as_many_captions_of_each(wrong: Any) -> None:
+    captions = {key: ["a dog", "two men"] for key in REFERENCES} | wrong
+    with pytest.raises(UserError, match="as many captions of each image, and two at least; there are"):
+        run(captions=captions)
+    with pytest.raises(UserError, match="there are 1 to 1"):
+        run(captions={key: ["a"] for key in REFERENCES})
