@@ -11,6 +11,7 @@ from captioning.decoders import (
     Att2inConfig,
     DecoderConfig,
     HardAttentionLSTMConfig,
+    MeshedMemoryConfig,
     ShowTellConfig,
     SoftAttentionLSTMConfig,
     TransformerConfig,
@@ -36,6 +37,7 @@ DECODERS: dict[str, DecoderConfig] = {
     "att2in": Att2inConfig(embedding=7, attention_size=5, hidden=11),
     "aoa": AoAConfig(embedding=7, hidden=10, heads=2, refining=1),
     "up_down": UpDownConfig(embedding=7, attention_size=5, hidden=11),
+    "meshed_memory": MeshedMemoryConfig(hidden=6, feed_forward=13, heads=3, layers=1, slots=5),
     "transformer": TransformerConfig(hidden=6, feed_forward=13, heads=3, layers=2, max_length=17),
 }
 ATTENDING = [kind for kind in DECODERS if kind != "show_tell"]  # those that show where they look

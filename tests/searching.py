@@ -10,6 +10,7 @@ from captioning.decoders import (
     AoAConfig,
     Att2inConfig,
     HardAttentionLSTMConfig,
+    MeshedMemoryConfig,
     ShowTellConfig,
     SoftAttentionLSTMConfig,
     TransformerConfig,
@@ -30,6 +31,9 @@ CONFIGS = {
     "att2in": Att2inConfig(embedding=7, hidden=11, attention_size=3),
     "aoa": AoAConfig(embedding=7, hidden=10, heads=2, refining=1),
     "up_down": UpDownConfig(embedding=7, hidden=11, attention_size=3),
+    "meshed_memory": MeshedMemoryConfig(
+        hidden=14, feed_forward=17, heads=2, layers=1, encoder_layers=2, slots=3
+    ),
     "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
 }
 DECODERS = ("toy", *CONFIGS)

@@ -12,6 +12,7 @@ from captioning.decoders import (
     AoAConfig,
     Att2inConfig,
     HardAttentionLSTMConfig,
+    MeshedMemoryConfig,
     ShowTellConfig,
     SoftAttentionLSTMConfig,
     TransformerConfig,
@@ -44,9 +45,25 @@ CONFIGS = {
     "aoa, refined": AoAConfig(embedding=7, hidden=15, heads=5, refining=2, dropout=0.0, gate_dropout=0.0),
     "up_down": UpDownConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
     "up_down, projected": UpDownConfig(embedding=7, hidden=13, attention_size=5, features=11, dropout=0.0),
+    "meshed_memory": MeshedMemoryConfig(
+        hidden=14, feed_forward=23, heads=7, layers=2, encoder_layers=3, slots=5, dropout=0.0
+    ),
     "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=3, dropout=0.0),
     "transformer, encoder, tied": TransformerConfig(
         hidden=14, feed_forward=23, heads=7, layers=1, encoder_layers=2, tied=True, dropout=0.0
+    ),
+    "transformer, post, sinusoidal": TransformerConfig(
+        hidden=14,
+        feed_forward=23,
+        heads=7,
+        layers=2,
+        encoder_layers=1,
+        norm="post",
+        positions="sinusoidal",
+        dropout=0.0,
+    ),
+    "transformer, rotary": TransformerConfig(
+        hidden=12, feed_forward=23, heads=3, layers=2, positions="rotary", dropout=0.0
     ),
 }
 CHANNELS, VOCABULARY = 19, 29
@@ -191,7 +208,7 @@ def test_cells_without_attention_equal_those_of_torch(cell, reference):
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("transformer")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith(("transformer", "meshed"))])
 def test_gates_tell_how_the_state_came_about(name):
     decoder = make(name)
     features, words = scene(2, 3, 5, 7)

@@ -73,8 +73,8 @@ def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
     It looks at `model.project(regions)`, and computes what `model` computes.
     """
     config = model.config
-    if config.encoder_layers:
-        raise ValueError(f"a twin has no layers over the regions, got encoder_layers {config.encoder_layers}")
+    if config.encoder_layers or config.norm != "pre" or model.positions is None:
+        raise ValueError(f"a twin has norms first, learned positions, no encoder_layers; got {config}")
     theirs: Any = transformers.BlenderbotForConditionalGeneration(
         transformers.BlenderbotConfig(
             **sizes_of(config, model.vocabulary_size),

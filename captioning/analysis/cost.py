@@ -73,7 +73,11 @@ def flops_of_decoding(
 def bytes_of_carry(
     config: DecoderConfig, *, channels: int, vocabulary_size: int, regions: int, words: int, width: int
 ) -> int:
-    """Bytes of state (float32) that a beam of `width` holds for one image behind `words` words."""
+    """Bytes of state (float32) that a beam of `width` holds for one image behind `words` words, at most.
+
+    A Transformer holds fewer where hypotheses share words (`prefixes.Prefixes`): after `words` words this is
+    what hypotheses take that all parted at the first.
+    """
     carry = _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(carry))
 

@@ -11,6 +11,7 @@ from captioning.decoders.aoa import AoAConfig
 from captioning.decoders.att2in import Att2inConfig
 from captioning.decoders.base import Decoder, select, unroll
 from captioning.decoders.hard_attention_lstm import HardAttentionLSTMConfig
+from captioning.decoders.meshed_memory import MeshedMemoryConfig
 from captioning.decoders.show_tell import ShowTellConfig
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTMConfig
 from captioning.decoders.transformer import TransformerConfig
@@ -24,7 +25,8 @@ DecoderConfig = Annotated[
     | Att2inConfig
     | UpDownConfig
     | AoAConfig
-    | TransformerConfig,
+    | TransformerConfig
+    | MeshedMemoryConfig,
     Field(discriminator="kind"),
 ]
 
@@ -41,6 +43,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "HardAttentionLSTMConfig",
+    "MeshedMemoryConfig",
     "ShowTellConfig",
     "SoftAttentionLSTMConfig",
     "TransformerConfig",

@@ -52,11 +52,14 @@ class Decoder(nn.Module, abc.ABC):
 def select(carry: Nested, parents: Tensor) -> Nested:
     """Carry of (B, K, ...) tensors and `parents` (B, W) int64 -> carry of (B, W, ...) tensors.
 
-    Sequence w of image b goes on from sequence `parents[b, w]` of the same image.
+    Sequence w of image b goes on from sequence `parents[b, w]` of the same image. A part that knows better
+    than to move all that it holds has a `select` of its own.
     """
     if isinstance(carry, Tensor):
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
         return carry[rows, parents]  # type: ignore[return-value]
+    if hasattr(carry, "select"):
+        return carry.select(parents)
     if isinstance(carry, tuple):
         parts = [select(part, parents) for part in carry]
         return type(carry)(*parts) if hasattr(carry, "_fields") else tuple(parts)  # type: ignore[return-value]

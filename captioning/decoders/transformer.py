@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -13,14 +13,27 @@ from torch import Tensor, nn
 
 from captioning.decoders.attention import multi_head
 from captioning.decoders.base import Decoder
+from captioning.decoders.positions import rotated, sinusoids
+from captioning.decoders.prefixes import Layer, Prefixes, no_words
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
+Positions = Literal["learned", "sinusoidal", "rotary"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of the decoder. `encoder_layers` layers of self-attention over the regions come before it."""
+    """The decoder's parts and sizes.
+
+    Attributes:
+        encoder_layers: layers of self-attention over the regions, before the decoder's `layers`.
+        norm: `pre` normalises before each part (Xiong et al. 2020), `post` behind it (Vaswani et al. 2017),
+            which needs a warm-up of the learning rate.
+        positions: `learned`, or computed: `sinusoidal`, added to the words (Vaswani et al. 2017), or `rotary`,
+            by which queries and keys of words are turned (Su et al. 2021).
+        max_length: most words, `<start>` among them, that learned positions are for; the others know no limit.
+        tied: one matrix is both the embedding and the last product (Press and Wolf 2017).
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["transformer"] = "transformer"
@@ -29,46 +42,56 @@ class TransformerConfig:
     heads: Size = 8
     layers: Size = 6
     encoder_layers: Annotated[int, Field(ge=0)] = 0
+    norm: Literal["pre", "post"] = "pre"
+    positions: Positions = "learned"
     max_length: Size = 64
     tied: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
+        check_sizes(self.hidden, self.heads, self.positions)
 
     @property
-    def longest(self) -> int:
-        """Most words that are read, `<start>` among them."""
-        return self.max_length
+    def longest(self) -> int | None:
+        """Most words that are read, `<start>` among them; None: any number."""
+        return self.max_length if self.positions == "learned" else None
 
     def build(self, *, channels: int, vocabulary_size: int) -> Transformer:
         return Transformer(self, channels=channels, vocabulary_size=vocabulary_size)
 
 
-class Layer(NamedTuple):
-    keys: Tensor
-    values: Tensor
+def check_sizes(hidden: int, heads: int, positions: Positions) -> None:
+    """Raises ValueError where the heads, or the pairs of numbers that positions are made of, don't fit."""
+    if hidden % heads:
+        raise ValueError(f"hidden must be a multiple of heads, got {hidden} and {heads}")
+    if positions == "sinusoidal" and hidden % 2:
+        raise ValueError(f"hidden must be even for sinusoidal positions, got {hidden}")
+    if positions == "rotary" and hidden // heads % 2:
+        raise ValueError(f"hidden / heads must be even for rotary positions, got {hidden} and {heads}")
+
+
+class Regions(NamedTuple):
+    """An image's regions as an attention in heads looks at them, with d = H / heads."""
+
+    keys: Tensor  # (B, heads, N, d)
+    values: Tensor  # (B, heads, N, d)
 
 
 class Memory(NamedTuple):
-    layers: tuple[Layer, ...]  # a decoder layer: keys and values of the regions, (B, N, H)
+    layers: tuple[Regions, ...]  # of each decoder layer
     valid: Tensor | None  # (B, N)
 
 
-class Carry(NamedTuple):
-    layers: tuple[Layer, ...]  # a decoder layer: keys and values of the t words read, (B, K, t, H)
-
-
 class Transformer(Decoder):
-    """Decoder of Vaswani et al. 2017, normalised before each part (Xiong et al. 2020), over image regions.
+    """Decoder of Vaswani et al. 2017 over image regions.
 
     Each layer: self-attention over the words read (eq. 1, causal), attention to the regions, feed-forward
-    (eq. 2) with GELU. Positions are learned. The regions are projected, normalised and, with
+    (eq. 2), each added to what came in, with a norm before or behind (section 3.1). Differs: GELU for ReLU;
+    with norms first another stands behind the last layer. The regions are projected, normalised and, with
     `encoder_layers`, attend to one another first. An image's K sequences query its regions as one
     row of K x T queries: the regions' keys and values are neither copied nor computed twice.
-    `Step.attention` is the mean over heads and layers of the attention to regions; in `forward` it is None
-    while training, where computing it would cost and nothing reads it.
+    `Step.attention` is the mean over heads and layers of the attention to regions; while training it is None:
+    computing it would cost and nothing reads it.
     """
 
     def __init__(self, config: TransformerConfig, *, channels: int, vocabulary_size: int):
@@ -77,23 +100,27 @@ class Transformer(Decoder):
         self.project = nn.Sequential(
             nn.Linear(channels, config.hidden), nn.LayerNorm(config.hidden), nn.Dropout(config.dropout)
         )
+        last_norm = config.norm == "pre"
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.encoder_norm = nn.LayerNorm(config.hidden) if config.encoder_layers else nn.Identity()
+        self.encoder_norm = (
+            nn.LayerNorm(config.hidden) if config.encoder_layers and last_norm else nn.Identity()
+        )
         self.embedding = nn.Embedding(vocabulary_size, config.hidden)
-        self.positions = nn.Embedding(config.max_length, config.hidden)
+        learned = config.positions == "learned"
+        self.positions = nn.Embedding(config.max_length, config.hidden) if learned else None
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.hidden)
+        self.norm = nn.LayerNorm(config.hidden) if last_norm else nn.Identity()
         self.words = nn.Linear(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
-        nn.init.normal_(self.positions.weight, std=config.hidden**-0.5)
-        for (
-            layer
-        ) in self._layers:  # residual branches begin small, as many as there are (Radford et al. 2019)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=config.hidden**-0.5)
+        for layer in self._layers:
+            # residual branches begin small, as many as there are (Radford et al. 2019)
             for out in (layer.self_out, layer.region_out, layer.narrow):
                 nn.init.normal_(out.weight, std=(out.in_features * 3 * config.layers) ** -0.5)
         if config.tied:
-            self.words.weight = self.embedding.weight  # Press and Wolf 2017
+            self.words.weight = self.embedding.weight
 
     @property
     def _layers(self) -> Iterable[DecoderLayer]:
@@ -104,62 +131,31 @@ class Transformer(Decoder):
         for layer in cast(Iterable[EncoderLayer], self.encoder):
             regions = layer(regions, features.valid)
         regions = self.encoder_norm(regions)
-        return Memory(
-            layers=tuple(Layer(*layer.region_in(regions).chunk(2, -1)) for layer in self._layers),
-            valid=features.valid,
+        return Memory(layers=tuple(layer.see(regions) for layer in self._layers), valid=features.valid)
+
+    def start(self, memory: Memory, width: int) -> Prefixes:
+        values = memory.layers[0].values
+        return no_words(
+            values, images=len(values), width=width, size=self.config.hidden, layers=self.config.layers
         )
 
-    def start(self, memory: Memory, width: int) -> Carry:
-        empty = memory.layers[0].keys.new_empty(len(memory.layers[0].keys), width, 0, self.config.hidden)
-        return Carry(layers=tuple(Layer(keys=empty, values=empty) for _ in self.layers))
-
-    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        x = self._embed(words[..., None], carry.layers[0].keys.shape[2])[:, :, 0]  # (B, K, H)
-        grown, shown = [], []
-        for layer, past, regions in zip(self._layers, carry.layers, memory.layers, strict=True):
-            query, key, value = layer.self_in(layer.self_norm(x))[:, :, None].chunk(3, -1)  # (B, K, 1, H)
-            past = Layer(keys=torch.cat([past.keys, key], 2), values=torch.cat([past.values, value], 2))
-            seen = multi_head(
-                *(part.flatten(0, 1) for part in (query, *past)),
-                heads=self.config.heads,
-                dropout=layer.drop_rate(),
-            )
-            x = x + layer.drop(layer.self_out(seen.view_as(x)))
-            query = layer.region_query(layer.region_norm(x))
-            shown.append(_weights(query, regions.keys, memory.valid, self.config.heads))
-            x = x + layer.drop(layer.region_out(_mix(shown[-1], regions.values)))
-            x = x + layer.feed(x)
-            grown.append(past)
-        attention = torch.stack(shown).mean((0, 2))
-        return Step(hidden=self.norm(x), attention=attention), Carry(layers=tuple(grown))
+    def step(self, words: Tensor, carry: Prefixes, memory: Memory) -> tuple[Step, Prefixes]:
+        x = self._embed(words[..., None], carry.own.shape[2])[:, :, 0]  # (B, K, H)
+        x, attention, carry = read_word(
+            self._layers, x, carry, memory.layers, memory.valid, heads=self.config.heads, turned=self._turned
+        )
+        return Step(hidden=self.norm(x), attention=attention), carry
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        _, width, length = words.shape
-        x = self._embed(words, 0).flatten(1, 2)  # (B, K x T, H)
-        shown = []
-        for layer, regions in zip(self._layers, memory.layers, strict=True):
-            each = (
-                layer.self_in(layer.self_norm(x)).unflatten(1, (width, length)).flatten(0, 1)
-            )  # (B x K, T, 3H)
-            seen = multi_head(
-                *each.chunk(3, -1), heads=self.config.heads, causal=True, dropout=layer.drop_rate()
-            )
-            x = x + layer.drop(layer.self_out(seen.reshape(x.shape)))
-            query = layer.region_query(layer.region_norm(x))
-            if self.training:
-                allowed = None if memory.valid is None else memory.valid[:, None, None]
-                mixed = multi_head(
-                    query, *regions, heads=self.config.heads, allowed=allowed, dropout=layer.drop_rate()
-                )
-            else:
-                shown.append(_weights(query, regions.keys, memory.valid, self.config.heads))
-                mixed = _mix(shown[-1], regions.values)
-            x = x + layer.drop(layer.region_out(mixed))
-            x = x + layer.feed(x)
-        return Steps(
-            hidden=self.norm(x).unflatten(1, (width, length)),
-            attention=torch.stack(shown).mean((0, 2)).unflatten(1, (width, length)) if shown else None,
+        x, attention = read_words(
+            self._layers,
+            self._embed(words, 0),
+            memory.layers,
+            memory.valid,
+            heads=self.config.heads,
+            turned=self._turned,
         )
+        return Steps(hidden=self.norm(x), attention=attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.words(hidden)
@@ -167,19 +163,113 @@ class Transformer(Decoder):
     def _embed(self, words: Tensor, first: int) -> Tensor:
         """(B, K, T) words that stand at positions first, first + 1, ... -> (B, K, T, H)."""
         last = first + words.shape[2]
-        if last > self.config.max_length:
-            raise ValueError(f"a caption of {last} words, but decoder.max_length is {self.config.max_length}")
-        x = self.embedding(words) * math.sqrt(self.config.hidden) + self.positions.weight[first:last]
+        if self.config.longest is not None and last > self.config.longest:
+            raise ValueError(f"a caption of {last} words, but decoder.max_length is {self.config.longest}")
+        x = self.embedding(words) * math.sqrt(self.config.hidden)
+        if self.positions is not None:
+            x = x + self.positions.weight[first:last]
+        elif self.config.positions == "sinusoidal":
+            places = torch.arange(first, last, device=words.device)
+            x = x + sinusoids(places, self.config.hidden).to(x.dtype)
         return self.dropout(x)
+
+    def _turned(self, x: Tensor, first: int) -> Tensor:
+        """Queries or keys (..., T, H) of words from position `first` on, turned where positions are rotary."""
+        if self.config.positions != "rotary":
+            return x
+        places = torch.arange(first, first + x.shape[-2], device=x.device)
+        return rotated(x, places, heads=self.config.heads)
+
+
+class WordLayer(Protocol):
+    """A layer over words, but for the self-attention itself, which goes over a cache or over whole captions.
+
+    `x` is (B, Q, H), Q words of an image's sequences side by side.
+    """
+
+    def drop_rate(self) -> float: ...
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of the words' self-attention, (B, Q, H) each."""
+
+    def answer(
+        self, x: Tensor, seen: Tensor, regions: Any, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """From what self-attention saw (B, Q, H): the layer's output, and its attention (B, heads, Q, N)."""
+
+
+Turned = Callable[[Tensor, int], Tensor]
+"""Queries or keys (..., T, H) of words from a position on -> the same, told where they stand."""
+
+
+def read_word(
+    layers: Iterable[WordLayer],
+    x: Tensor,
+    carry: Prefixes,
+    regions: Sequence[Any],
+    valid: Tensor | None,
+    *,
+    heads: int,
+    turned: Turned = lambda x, first: x,
+) -> tuple[Tensor, Tensor | None, Prefixes]:
+    """One word `x` (B, K, H) a sequence through all layers: output (B, K, H), attention (B, K, N), next carry."""
+    before = carry.own.shape[2]
+    own, allowed = carry.longer()
+    kept, shown = [], []
+    for layer, past, looked_at in zip(layers, carry.layers, regions, strict=True):
+        query, key, value = layer.ask(x)
+        query, key = (turned(part[:, :, None], before)[:, :, 0] for part in (query, key))
+        past = Layer(keys=torch.cat([past.keys, key], 1), values=torch.cat([past.values, value], 1))
+        seen = multi_head(query, *past, heads=heads, allowed=allowed, dropout=layer.drop_rate())
+        x, weights = layer.answer(x, seen, looked_at, valid)
+        kept.append(past)
+        shown.append(weights)
+    return x, _mean_attention(shown), Prefixes(own=own, layers=tuple(kept))
+
+
+def read_words(
+    layers: Iterable[WordLayer],
+    x: Tensor,
+    regions: Sequence[Any],
+    valid: Tensor | None,
+    *,
+    heads: int,
+    turned: Turned = lambda x, first: x,
+) -> tuple[Tensor, Tensor | None]:
+    """Whole captions `x` (B, K, T, H) through all layers: output (B, K, T, H), attention (B, K, T, N)."""
+    width, length = x.shape[1:3]
+    x, shown = x.flatten(1, 2), []  # (B, K x T, H)
+    for layer, looked_at in zip(layers, regions, strict=True):
+        query, key, value = (part.unflatten(1, (width, length)) for part in layer.ask(x))
+        rows = (turned(query, 0), turned(key, 0), value)
+        seen = multi_head(
+            *(part.flatten(0, 1) for part in rows),  # (B x K, T, H)
+            heads=heads,
+            causal=True,
+            dropout=layer.drop_rate(),
+        )
+        x, weights = layer.answer(x, seen.reshape(x.shape), looked_at, valid)
+        shown.append(weights)
+    attention = _mean_attention(shown)
+    return (
+        x.unflatten(1, (width, length)),
+        None if attention is None else attention.unflatten(1, (width, length)),
+    )
+
+
+def _mean_attention(shown: Sequence[Tensor | None]) -> Tensor | None:
+    """The mean over layers and heads of weights (B, heads, Q, N): (B, Q, N); None where they are not known."""
+    known = [weights for weights in shown if weights is not None]
+    return torch.stack(known).mean((0, 2)) if known else None
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over the regions and feed-forward, both after a norm."""
+    """Self-attention over the regions and feed-forward."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         size = config.hidden
-        self.heads = config.heads
+        self.heads, self.post = config.heads, config.norm == "post"
         self.norm, self.inside, self.out = (
             nn.LayerNorm(size),
             nn.Linear(size, 3 * size),
@@ -192,19 +282,20 @@ class EncoderLayer(nn.Module):
     def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
         """(B, N, H) -> (B, N, H)"""
         allowed = None if valid is None else valid[:, None, None]
-        inside = self.inside(self.norm(regions)).chunk(3, -1)
-        regions = regions + self.drop(self.out(multi_head(*inside, heads=self.heads, allowed=allowed)))
-        return regions + self.drop(
-            self.narrow(self.drop(nn.functional.gelu(self.wide(self.feed_norm(regions)))))
-        )
+        inside = self.inside(_before(self.norm, regions, self.post)).chunk(3, -1)
+        out = self.out(multi_head(*inside, heads=self.heads, allowed=allowed))
+        regions = _behind(self.norm, regions + self.drop(out), self.post)
+        wide = nn.functional.gelu(self.wide(_before(self.feed_norm, regions, self.post)))
+        return _behind(self.feed_norm, regions + self.drop(self.narrow(self.drop(wide))), self.post)
 
 
 class DecoderLayer(nn.Module):
-    """The weights of one layer; `Transformer` says how words and regions go through them."""
+    """A `WordLayer` that looks at regions and has a feed-forward part."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         size = config.hidden
+        self.heads, self.post = config.heads, config.norm == "post"
         self.self_norm, self.self_in, self.self_out = (
             nn.LayerNorm(size),
             nn.Linear(size, 3 * size),
@@ -219,20 +310,55 @@ class DecoderLayer(nn.Module):
     def drop_rate(self) -> float:
         return self.drop.p if self.training else 0.0
 
-    def feed(self, x: Tensor) -> Tensor:
-        return self.drop(self.narrow(self.drop(nn.functional.gelu(self.wide(self.feed_norm(x))))))
+    def see(self, regions: Tensor) -> Regions:
+        """What the layer looks at, of regions (B, N, H). Laid out once, or each step would do so anew."""
+        return Regions(*(in_heads(part, self.heads) for part in self.region_in(regions).chunk(2, -1)))
+
+    def ask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.self_in(_before(self.self_norm, x, self.post)).chunk(3, -1)
+        return query, key, value
+
+    def answer(
+        self, x: Tensor, seen: Tensor, regions: Regions, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        x = _behind(self.self_norm, x + self.drop(self.self_out(seen)), self.post)
+        query = self.region_query(_before(self.region_norm, x, self.post))
+        mixed, weights = look(query, regions, valid, dropout=self.drop_rate(), shown=not self.training)
+        x = _behind(self.region_norm, x + self.drop(self.region_out(mixed)), self.post)
+        wide = nn.functional.gelu(self.wide(_before(self.feed_norm, x, self.post)))
+        return _behind(self.feed_norm, x + self.drop(self.narrow(self.drop(wide))), self.post), weights
 
 
-def _weights(query: Tensor, keys: Tensor, valid: Tensor | None, heads: int) -> Tensor:
-    """Attention of `query` (B, Q, H) to `keys` (B, N, H), a head each: (B, heads, Q, N)."""
-    query, keys = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, keys))
-    energy = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-    if valid is not None:
-        energy = energy.masked_fill(~valid[:, None, None], float("-inf"))
-    return torch.softmax(energy, -1)
+def _before(norm: nn.Module, x: Tensor, post: bool) -> Tensor:
+    return x if post else norm(x)
 
 
-def _mix(weights: Tensor, values: Tensor) -> Tensor:
-    """`weights` (B, heads, Q, N) over `values` (B, N, H): (B, Q, H)."""
-    values = values.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
-    return (weights @ values).transpose(1, 2).flatten(-2)
+def _behind(norm: nn.Module, x: Tensor, post: bool) -> Tensor:
+    return norm(x) if post else x
+
+
+def in_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H) -> (B, heads, N, H / heads), contiguous: small products would copy it each time otherwise."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
+
+
+def look(
+    query: Tensor, regions: Regions, valid: Tensor | None, *, dropout: float, shown: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Attention (Vaswani et al. 2017, eq. 1) of `query` (B, Q, H) to regions.
+
+    Returns:
+        (B, Q, H), and with `shown` the weights (B, heads, Q, N), to which no dropout is applied.
+    """
+    query = query.unflatten(-1, (regions.keys.shape[1], -1)).transpose(1, 2)  # (B, heads, Q, d)
+    allowed = None if valid is None else valid[:, None, None]
+    if not shown:
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, *regions, attn_mask=allowed, dropout_p=dropout
+        )
+        return mixed.transpose(1, 2).flatten(-2), None
+    energy = query @ regions.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if allowed is not None:
+        energy = energy.masked_fill(~allowed, float("-inf"))
+    weights = torch.softmax(energy, -1)
+    return (weights @ regions.values).transpose(1, 2).flatten(-2), weights

@@ -1,0 +1,43 @@
+"""Where a word stands, as numbers that need no learning. Knows positions, no words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BASE = 10000.0
+
+
+def sinusoids(positions: Tensor, size: int) -> Tensor:
+    """Vaswani et al. 2017, section 3.5: PE(p, 2i) = sin(p / 10000^(2i / H)), PE(p, 2i + 1) = its cosine.
+
+    Args:
+        positions: (T,).
+        size: H, even.
+
+    Returns:
+        (T, H).
+    """
+    angles = _angles(positions, size)
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def rotated(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
+    """Su et al. 2021, eq. 34: in each head of size d, numbers 2i and 2i + 1 are turned by p / 10000^(2i / d).
+
+    The product of a query and a key so turned depends on their distance alone.
+
+    Args:
+        x: (..., T, H), d = H / heads even.
+        positions: (T,).
+    """
+    angles = _angles(positions, x.shape[-1] // heads).to(x.dtype)  # (T, d / 2)
+    sin, cos = angles.sin()[:, None], angles.cos()[:, None]
+    even, odd = x.unflatten(-1, (heads, -1, 2)).unbind(-1)  # (..., T, heads, d / 2)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3)
+
+
+def _angles(positions: Tensor, size: int) -> Tensor:
+    """(T, size / 2), in float64: a turn by thousands of radians is not exact in float32."""
+    powers = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
+    return positions[:, None] / BASE**powers
