@@ -29,8 +29,13 @@ EXPLAINED = (
 WIDTH = (11.0, 34.0)
 """Least and most inches that the words take."""
 
-MAPS = 24
-"""Most attention maps in a row; of longer captions every second, third ... word has one."""
+WIDE, NARROW = 0.9, 0.45
+"""Inches of a word in captions of at most `SHORT` words, and of longer ones."""
+
+SHORT = 24
+
+MAP = 0.85
+"""Least inches of an attention map: of long captions every second, third ... word has one."""
 
 COLOURS = {
     "input": "#2a9d3a",
@@ -80,14 +85,14 @@ def draw_trace(
     """
     count = len(trace.words)
     grid = 0 if trace.attention is None else math.isqrt(trace.attention.shape[1])
-    stride = math.ceil(count / MAPS)
-    width = min(WIDTH[1], max(WIDTH[0], count * (0.9 if count <= MAPS else 0.3)))
+    width = min(WIDTH[1], max(WIDTH[0], count * (WIDE if count <= SHORT else NARROW)))
+    stride = math.ceil(MAP * count / width)
     shape = min(1.6, max(0.6, image.height / image.width))
     seen = trace.attention is not None and grid * grid == trace.attention.shape[1]
-    map_height = min(width / math.ceil(count / stride), 1.5) * shape if seen else 0.0
-    row = max(map_height, min(1.5, 1.5 * shape)) + 0.35  # the photo itself stands left of the maps
+    map_height = min(width * stride / count, 1.5) * shape if seen else 0.0
+    row = max(map_height + 0.5, min(1.65, 1.65 * shape) + 0.15)  # the photo itself stands left of the maps
     panels = _panels(trace)
-    rotate = count > MAPS
+    rotate = count > SHORT
     bottom = 0.15 + (0.09 * max(map(len, trace.words)) if rotate else 0.25) + 0.3 * (not trace.layers)
     height = TOP + row + sum(panel.height + 0.16 for panel in panels) + bottom
     figure = Figure(figsize=(LEFT + width + RIGHT, height), dpi=min(110, 6000 / (LEFT + width + RIGHT)))
@@ -98,7 +103,7 @@ def draw_trace(
     sheet.down(TOP)
     _photo(sheet, image, row - 0.15)
     if seen and trace.attention is not None:
-        _maps(sheet, trace, image, preprocessing, grid, stride, row - 0.35)
+        _maps(sheet, trace, image, preprocessing, grid, stride, map_height)
     sheet.down(row)
     told = summary(trace)
     axes: Axes | None = None
@@ -199,12 +204,12 @@ def _maps(
             break  # no room left of the edge
         width = min(room * 0.95, height * image.width / image.height)
         left = LEFT + each * word + (0 if stride > 1 else (room - width) / 2)
-        axes = sheet.axes(left, width, height, below=0.25)
+        axes = sheet.axes(left, width, height, below=0.38)
         axes.imshow(np.clip(grey + (photo - grey) * lit, 0, 1))
         axes.set_axis_off()
         axes.set_anchor("N")
         strongest = weights.max() * len(weights) / max(float(weights.sum()), 1e-9)
-        axes.set_title(f"{_plain(trace.words[word])} ×{strongest:.1f}", fontsize=9, pad=3)
+        axes.set_title(f"{_plain(trace.words[word])}\n×{strongest:.1f}", fontsize=9, pad=3)
 
 
 def _fill(sheet: _Sheet, axes: Axes, trace: Trace, told: dict[str, Any], panel: Panel) -> None:
