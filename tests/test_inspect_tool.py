@@ -120,6 +120,7 @@ def test_gradients(folder):
         (["lstm", "--image", "photo.png", "--out", "photo.png"], "photo.png: cannot be made a folder"),
         (["lstm"], "give --image FILE or --gradients, one of them"),
         (["lstm", "again", "--image", "photo.png"], "--image takes one RUN"),
+        (["lstm", "--gradients", "--search-option", "seed=3"], "--search-option has no meaning with"),
         (["lstm", "--gradients", "--beam", "3"], "--beam has no meaning with --gradients"),
         (["lstm", "--image", "photo.png", "--seeds", "3"], "--seeds has no meaning with --image"),
         (["lstm", "--image", "photo.png", "--text", "a", "--beam", "3"], "--text is read as it is"),

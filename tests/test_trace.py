@@ -22,13 +22,15 @@ from captioning.analysis.trace import (
 from captioning.analysis.trace_figure import draw_trace
 from captioning.captioner import Captioner
 from captioning.decoders import SoftAttentionLSTMConfig, build
-from captioning.describe import describe
+from captioning.describe import describe, key
 from captioning.errors import UserError
-from captioning.search import BeamConfig, GreedyConfig, search
+from captioning.search import BeamConfig, GreedyConfig, SampleConfig, rule_ids, search
 
 SEARCHES = {
     "greedy": GreedyConfig(max_length=9),
     "beam": BeamConfig(width=5, n_best=3, max_length=9),
+    "forced": BeamConfig(width=3, max_length=9, prefix="the", forced=("red cat",)),
+    "sampled": SampleConfig(samples=3, max_length=9),
     "all words": BeamConfig(width=3, min_length=7, max_length=7, length_rule="sum"),
 }
 
@@ -65,6 +67,7 @@ def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
     captioner, config = captioner_of(kind), SEARCHES[name]
     vocabulary = captioner.vocabulary
     ids = {"start": vocabulary.start, "end": vocabulary.end, "unwanted": vocabulary.unwanted}
+    ids |= {"ids": rule_ids(config, vocabulary), "keys": torch.tensor([key("x")])}
     for seed in range(3):
         pixels = pixels_of(seed)
         memory = captioner.decoder.remember(captioner.features(pixels[None]))
@@ -72,7 +75,7 @@ def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
         recorded = search(Recorder(captioner.decoder, []), memory, config, **ids)
         for field, ours, theirs in zip(plain._fields, recorded, plain, strict=True):
             assert torch.equal(ours, theirs), field
-        trace = trace_search(captioner, pixels, config=config)
+        trace = trace_search(captioner, pixels, config=config, image_id="x")
         prediction = describe(captioner, pixels[None], ["x"], config=config)[0]
         told = summary(trace)
         assert told["caption"] == prediction.caption

@@ -84,16 +84,17 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.image) == args.gradients:
         parser.error("give --image FILE or --gradients, one of them")
+    searches = ("search", "search_option", "beam", "max_length", "length_rule")
     mine, others = (
-        ("image", "text", "beam", "max_length", "length_rule"),
+        ("text", *searches),
         ("captions", "losses", "seeds", "split"),
     )
     mode = "--gradients" if args.gradients else "--image"
-    if wrong := [name for name in (mine if args.gradients else others) if getattr(args, name) is not None]:
+    if wrong := [name for name in (mine if args.gradients else others) if getattr(args, name)]:
         parser.error(f"--{wrong[0].replace('_', '-')} has no meaning with {mode}")
     if args.image and len(args.runs) > 1:
         parser.error("--image takes one RUN")
-    if args.text is not None and (args.beam or args.max_length or args.length_rule):
+    if args.text is not None and any(getattr(args, name) for name in searches):
         parser.error("--text is read as it is; a search's options have no meaning with it")
     return args
 
@@ -127,7 +128,9 @@ def inspect_image(args: argparse.Namespace) -> None:
     if args.text is not None:
         trace = trace_text(captioner, pixels, args.text)
     else:
-        trace = trace_search(captioner, pixels, config=search_of(captioner, args, n_best=1))
+        trace = trace_search(
+            captioner, pixels, config=search_of(captioner, args, n_best=1), image_id=Path(args.image).name
+        )
     told = summary(trace)
     base = out / Path(args.image).stem
     paths = {ending: str(base.with_name(f"{base.name}.trace.{ending}")) for ending in ("png", "json", "npz")}

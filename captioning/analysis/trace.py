@@ -13,9 +13,11 @@ from torch import Tensor
 
 from captioning.captioner import Captioner
 from captioning.decoders import Decoder, unroll
+from captioning.describe import key
 from captioning.errors import UserError
 from captioning.files import replacing
-from captioning.search import SearchConfig, search
+from captioning.records import ImageId
+from captioning.search import SearchConfig, rule_ids, search
 from captioning.tensors import Features, Step, Steps
 from captioning.tokenizer import tokenize
 
@@ -85,25 +87,37 @@ class Recorder(Decoder):
 
 
 @torch.inference_mode()
-def trace_search(captioner: Captioner, pixels: Tensor, *, config: SearchConfig | None = None) -> Trace:
+def trace_search(
+    captioner: Captioner, pixels: Tensor, *, config: SearchConfig | None = None, image_id: ImageId = ""
+) -> Trace:
     """The trace of the caption that the model's own search finds: of the very steps that the search took.
 
     Args:
         captioner: in eval mode, on the device of `pixels`.
         pixels: one prepared image, (3, height, width).
         config: the search; None: the model's own.
+        image_id: by which a random search tells images apart, as in `describe`.
+
+    Raises:
+        UserError: the search's rules name words that the model does not know, or leave no caption.
     """
     vocabulary, seen = captioner.vocabulary, list[Seen]()
-    recorder = Recorder(captioner.decoder, seen)
+    config = config or captioner.search
     found = search(
-        recorder,
-        recorder.remember(captioner.features(pixels[None])),
-        config or captioner.config.search,
+        Recorder(captioner.decoder, seen),
+        captioner.remember(pixels[None]),
+        config,
         start=vocabulary.start,
         end=vocabulary.end,
         unwanted=vocabulary.unwanted,
+        ids=rule_ids(config, vocabulary),
+        keys=torch.tensor([key(image_id)], device=pixels.device),
     )
     length = int(found.lengths[0, 0])
+    if not length:
+        raise UserError(
+            "no caption that the search's rules allow was found; allow more words or a wider beam"
+        )
     ids = found.words[0, 0, :length].tolist()
     return _trace(captioner, seen, ids, found.word_logp[0, 0, :length])
 
@@ -115,7 +129,7 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
     Raises:
         UserError: no words, one that is not of the vocabulary, or more than the decoder can read.
     """
-    vocabulary, longest = captioner.vocabulary, captioner.config.decoder.longest
+    vocabulary, longest = captioner.vocabulary, captioner.longest
     tokens = tokenize(text)
     if not tokens:
         raise UserError(f"--text {text!r}: holds no words")
@@ -129,7 +143,7 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
     ids = [*(vocabulary.ids[token] for token in tokens), vocabulary.end]
     seen: list[Seen] = []
     recorder = Recorder(captioner.decoder, seen)
-    memory = recorder.remember(captioner.features(pixels[None]))
+    memory = captioner.remember(pixels[None])
     read = torch.tensor([[[vocabulary.start, *ids[:-1]]]], device=pixels.device)
     hidden = recorder(read, memory).hidden  # (1, 1, T, H)
     logits = recorder.logits(hidden)[0, 0]  # (T, V)
@@ -140,7 +154,7 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
 def _trace(captioner: Captioner, seen: Sequence[Seen], ids: Sequence[int], word_logp: Tensor) -> Trace:
     """The steps by which the only image's sequence `ids` was read, out of all that were taken."""
     read = [captioner.vocabulary.start, *ids[:-1]]
-    steps = [_row(seen[t], read[: t + 1]) for t in range(len(ids))]
+    steps = [_step_of(seen, read[: t + 1]) for t in range(len(ids))]
     layers: list[dict[str, np.ndarray]] = []
     for gates in zip(*(step.gates for step in steps), strict=True):
         rows = (zip(gates[0]._fields, each, strict=True) for each in gates)
@@ -155,16 +169,24 @@ def _trace(captioner: Captioner, seen: Sequence[Seen], ids: Sequence[int], word_
     )
 
 
-def _row(seen: Seen, read: Sequence[int]) -> Step:
+def _step_of(seen: Sequence[Seen], read: Sequence[int]) -> Step:
     """The step of the sequence that had read `read`; of several the first, for they computed the same."""
-    same = (seen.read[0] == torch.tensor(read, device=seen.read.device)).all(-1)  # (K,)
-    k = int(same.nonzero()[0])
+    for each in seen:
+        if each.read.shape[-1] == len(read):
+            same = (each.read[0] == torch.tensor(read, device=each.read.device)).all(-1)  # (K,)
+            if same.any():
+                return _row(each.step, int(same.nonzero()[0]))
+    raise AssertionError(f"the search found a caption that it did not read: {read}")
+
+
+def _row(step: Step, k: int) -> Step:
+    """Sequence k of the only image, its tensors (H,), (N,)."""
 
     def row(tensor: Any) -> Any:
         return None if tensor is None else tensor[0, k]
 
-    gates = tuple(type(layer)(*map(row, layer)) for layer in seen.step.gates)
-    return Step(hidden=row(seen.step.hidden), attention=row(seen.step.attention), gates=gates)
+    gates = tuple(type(layer)(*map(row, layer)) for layer in step.gates)
+    return Step(hidden=row(step.hidden), attention=row(step.attention), gates=gates)
 
 
 def _array(rows: Sequence[Tensor]) -> np.ndarray:
