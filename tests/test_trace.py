@@ -82,8 +82,8 @@ def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
         assert told["words"][len(prediction.caption.split()) :] == ["<end>"] * prediction.finished
         length = int(plain.lengths[0, 0])
         assert np.array_equal(trace.word_logp, plain.word_logp[0, 0, :length].double().numpy())
-        assert told["logp"] == pytest.approx(prediction.logp, rel=1e-6)
-        assert told["confidence"] == pytest.approx(prediction.confidence, rel=1e-6)
+        assert told["logp"] == pytest.approx(prediction.logp, rel=1e-5)
+        assert told["confidence"] == pytest.approx(prediction.confidence, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,9 @@ def test_a_search_s_trace_is_that_of_its_caption_and_of_no_other_hypothesis(kind
             step, carry = captioner.decoder.step(torch.tensor([[word]]), carry, memory)
             logp = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
             assert trace.word_logp[t] == pytest.approx(float(logp), abs=1e-12)
-            np.testing.assert_allclose(trace.attention[t], step.attention[0, 0].numpy(), atol=1e-12)
+            assert (trace.attention is None) == (step.attention is None)
+            if trace.attention is not None:
+                np.testing.assert_allclose(trace.attention[t], step.attention[0, 0].numpy(), atol=1e-12)
             assert len(step.gates) == len(trace.layers)
             for layer, gates in zip(trace.layers, step.gates, strict=True):
                 there = {name: value for name, value in gates._asdict().items() if value is not None}
@@ -122,12 +124,13 @@ def test_a_given_caption_is_traced_as_it_is_read(kind):
     carry, word = captioner.decoder.start(memory, 1), captioner.vocabulary.start
     for t, chosen in enumerate(ids):
         step, carry = captioner.decoder.step(torch.tensor([[word]]), carry, memory)
-        assert np.array_equal(trace.attention[t], step.attention[0, 0].numpy())
+        if trace.attention is not None:
+            assert np.array_equal(trace.attention[t], step.attention[0, 0].numpy())
         for layer, gates in zip(trace.layers, step.gates, strict=True):
             for name, values in layer.items():
                 assert np.array_equal(values[t], getattr(gates, name)[0, 0].numpy()), name
         logp = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
-        assert trace.word_logp[t] == pytest.approx(float(logp), abs=1e-6)
+        assert trace.word_logp[t] == pytest.approx(float(logp), rel=1e-5, abs=1e-6)
         word = chosen
 
 

@@ -105,9 +105,8 @@ def norms(decoder: Decoder, memory: Any, words: Sequence[int], at: Sequence[int]
     read = torch.arange(count * length, device=ids.device).view(1, count, length)
     positions = torch.tensor(at, device=ids.device)
     with torch.enable_grad():
-        # tie_weights: only what is read has other vectors, not a tied matrix that scores the next word
         hidden, states = functional_call(
-            _Reader(decoder), {"decoder.embedding.weight": table}, (read, memory), tie_weights=False
+            _Reader(decoder), {"decoder.embedding.weight": table}, (read, memory)
         )
         chosen = hidden[0, torch.arange(count, device=ids.device), positions]  # (K, H)
         logp = torch.log_softmax(decoder.logits(chosen), -1)
