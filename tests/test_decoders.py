@@ -23,6 +23,8 @@ from captioning.decoders import (
 )
 from captioning.decoders.attention import additive_energy
 from captioning.decoders.recurrence import LoopLinear
+from captioning.losses import caption_logp, cross_entropy, hard_attention
+from captioning.search import GreedyConfig, greedy
 from captioning.tensors import Features
 
 CONFIGS = {
@@ -249,6 +251,34 @@ def test_the_sentinel_is_the_share_of_what_is_remembered():
     sentinel = step.gates[0].sentinel
     assert sentinel.shape == (2, 3) and 0 < sentinel.min() < sentinel.max() < 1
     torch.testing.assert_close(step.hidden - hidden, sentinel[..., None] * torch.tanh(cell))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_captions_of_a_few_images_are_learned(name):
+    """Seven images, a caption each: after some steps greedy decoding says of each image what was taught."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIGS[name], dropout=0.0)
+    decoder = build(config, channels=CHANNELS, vocabulary_size=VOCABULARY)
+    features, words = scene(7, 1, 3, 5, seed=3)
+    features, words = Features(features.regions.float()), words.clamp(min=4)
+    words[..., 0], words[..., -1] = 1, 2
+    optimizer = torch.optim.Adam(decoder.parameters(), 0.03)
+    for _ in range(50):
+        steps = decoder(words[..., :-1], decoder.remember(features))
+        logits, targets = decoder.logits(steps.hidden).flatten(0, 2), words[..., 1:].flatten()
+        loss = cross_entropy(logits, targets, smoothing=0.0)
+        if steps.looked is not None:
+            counts = torch.ones_like(words[..., 1:], dtype=torch.bool)
+            logp = caption_logp(logits, targets, counts)
+            loss = loss + hard_attention(steps.attention, steps.looked, logp, counts)
+        optimizer.zero_grad()
+        (loss / 28).backward()
+        optimizer.step()
+    decoder.eval()
+    with torch.no_grad():
+        memory = decoder.remember(features)
+        found = greedy(decoder, memory, GreedyConfig(max_length=4), start=1, end=2, unwanted=(0, 1, 3))
+    assert torch.equal(found.words, words[..., 1:])
 
 
 def test_additive_energy_gradients():

@@ -1,13 +1,18 @@
 """What teaches a decoder where to look, beside the exact gradient over all that it could have looked at."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from captioning.batches import pack
 from captioning.decoders import HardAttentionLSTMConfig, build
 from captioning.losses import caption_logp, cross_entropy, hard_attention
-from captioning.tensors import Features, Looked
+from captioning.tensors import Batch, Features, Looked
+from captioning.training.config import TrainingConfig
+from captioning.training.loop import losses
+from captioning.vocabulary import SPECIALS, Vocabulary
 
 CHANNELS, VOCABULARY, REGIONS, LENGTH = 5, 7, 3, 2
 
@@ -142,3 +147,39 @@ def test_looking_where_the_answer_is_gets_learned():
         optimizer.step()
     right = steps.attention[:, 0, 0][torch.arange(31), place].mean()
     assert right > 0.8
+
+
+def test_the_training_loss_has_it_per_token():
+    """Two images, of three and two captions, in which padding must not count; beside a loop over captions."""
+    decoder = made(expected=0.5, reward=0.7, entropy=0.2)
+    vocabulary = Vocabulary(words=(*SPECIALS, *(f"w{i}" for i in range(VOCABULARY - len(SPECIALS)))))
+    encoded = [[[1, 4, 5, 6, 2], [1, 5, 2], [1, 2]], [[1, 6, 6, 2], [1, 4, 2]]]
+    words, running, tokens = pack(encoded, width=3, pad=0)
+    assert tokens == 4 + 2 + 1 + 3 + 2
+    features, _ = scene(images=2)
+    holder = SimpleNamespace(decoder=decoder, vocabulary=vocabulary, features=lambda images: images)
+    batch = Batch(image_ids=[1, 2], images=features, words=words, running=running, tokens=tokens)
+    config, seen = TrainingConfig(label_smoothing=0.0), set()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        decoder.baseline.fill_(-3.0)
+        decoder.float()
+        loss, _ = losses(holder, batch, config, torch.device("cpu"))
+        decoder.baseline.fill_(-3.0)
+        torch.manual_seed(seed)
+        steps = decoder(words[..., :-1], decoder.remember(Features(features.regions.float())), running)
+        logp = decoder.logits(steps.hidden).log_softmax(-1)
+        expected = 0.0
+        for image, captions in enumerate(encoded):
+            for k, caption in enumerate(captions):
+                said = sum(logp[image, k, t, word] for t, word in enumerate(caption[1:]))
+                expected = expected - said
+                if steps.looked.sampled[image]:
+                    for t in range(len(caption) - 1):
+                        alpha = steps.attention[image, k, t]
+                        log_chosen = alpha[steps.looked.regions[image, k, t]].log()
+                        expected = expected - 0.7 * (float(said.detach()) + 3) * log_chosen
+                        expected = expected + 0.2 * (alpha * alpha.log()).sum()
+        torch.testing.assert_close(loss, expected / tokens)
+        seen |= set(steps.looked.sampled.flatten().tolist())
+    assert seen == {True, False}

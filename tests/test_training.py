@@ -225,6 +225,7 @@ def test_yaml_that_would_run_code_is_refused(tmp_path):
 def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
     decoder = {
         "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8, "dropout": 0.2},
+        "hard_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8},
         "transformer": {"hidden": 16, "feed_forward": 32, "heads": 2, "layers": 1, "max_length": 32},
     }[kind]
     return {
@@ -248,7 +249,7 @@ def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["soft_attention_lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
     whole = Experiment(parse(tiny(tmp_path, "whole", kind, epochs=3), where="test"), say=lambda _: None)
     whole.train()
