@@ -48,6 +48,7 @@ class EnsembleCaptioner(nn.Module):
             UserError: their vocabularies differ.
         """
         super().__init__()
+        self.each = tuple(captioners)
         for (name, first), (other, second) in pairwise(zip(names, captioners, strict=True)):
             if first.vocabulary.words != second.vocabulary.words:
                 raise UserError(

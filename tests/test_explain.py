@@ -3,13 +3,15 @@
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from models import WORDS, save_tiny_model, tiny_captioner
+from models import PREPROCESSING, WORDS, save_tiny_model, tiny_captioner
 from PIL import Image
 from running import tool
+from test_evaluate_tool import IMAGES, make_run
 
 from captioning.analysis.explain import explain
 from captioning.analysis.reading import judge, shares, word_details
@@ -17,6 +19,7 @@ from captioning.decoders import Decoder, unroll
 from captioning.describe import describe
 from captioning.ensemble import EnsembleCaptioner
 from captioning.errors import UserError
+from captioning.images import load_image, prepare
 from captioning.search import BeamConfig, GreedyConfig
 from captioning.tensors import Step
 from captioning.vocabulary import SPECIALS, Vocabulary
@@ -397,3 +400,49 @@ def test_what_does_not_go_together(model, photos, tmp_path, arguments, said):
     done = tool("caption", *photos, "--model", model, *arguments, cwd=tmp_path)
     assert done.code == 2 and said in done.err and not done.out
     assert not (tmp_path / "see").exists()
+
+
+# --- tools/evaluate.py -----------------------------------------------------------------------------------------
+
+
+def test_the_errors_of_a_split(tmp_path):
+    config = make_run(tmp_path)
+    run = config.folder
+    done = tool("evaluate", run, "--errors", "--json", "--batch", "2", "--max-length", "6", cwd=tmp_path)
+    assert done.code == 0, done.err
+    told, written = json.loads(done.out), json.loads((run / "errors_val.json").read_text())
+    captioner = tiny_captioner("lstm")
+    search = BeamConfig(width=3, max_length=6)
+    names = [name for name, (split, _) in IMAGES.items() if split == "val"]
+    photos = tmp_path / "data" / "images"
+    images = torch.stack([prepare(load_image(photos / name), PREPROCESSING) for name in names])
+    with torch.inference_mode():
+        memory = captioner.remember(images)
+    found = describe(captioner, images, names, config=search)
+    expected = judge(captioner, memory, found, [IMAGES[name][1] for name in names], search)
+    assert [each["error"] for each in written["verdicts"]] == [each.error for each in expected]
+    assert [each["reference"] for each in written["verdicts"]] == [each.reference for each in expected]
+    assert told["errors"] == shares(expected) == {key: written[key] for key in told["errors"]}
+    assert len({each.error for each in expected}) > 1
+
+
+def test_an_ensemble_of_runs(tmp_path):
+    config = make_run(tmp_path)
+    run, out = config.folder, tmp_path / "both"
+    assert tool("evaluate", run, "--json", cwd=tmp_path).code == 0
+    before = {path.name: path.read_bytes() for path in run.glob("*_val.json")}
+    twin = tmp_path / "runs" / "twin"
+    shutil.copytree(run, twin)
+    done = tool("evaluate", run, twin, "--out", out, "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    captions = [
+        [each["caption"] for each in json.loads((folder / "predictions_val.json").read_text())]
+        for folder in (run, out)
+    ]
+    assert captions[0] == captions[1]  # the mean of twins
+    model = json.loads(done.out)["signature"]["model"]
+    assert len(model["mean of"]) == 2 and model["in"] == "probabilities"
+    assert {path.name: path.read_bytes() for path in run.glob("*_val.json")} == before
+    for arguments, said in (([run, twin], "--out"), ([run, "--average", "probabilities"], "--average")):
+        done = tool("evaluate", *arguments, cwd=tmp_path)
+        assert done.code == 2 and said in done.err

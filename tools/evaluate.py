@@ -21,8 +21,12 @@ from captioning.options import add_search, positive, search_of
 if TYPE_CHECKING:
     import torch
 
+    from captioning.analysis.reading import Verdict
     from captioning.batches import Images
     from captioning.captioner import Captioner
+    from captioning.decoders.ensemble import Average
+    from captioning.ensemble import EnsembleCaptioner
+    from captioning.experiment import Experiment
     from captioning.metrics.evaluation import Evaluation, ReferenceSet, Seen
     from captioning.records import ImageRecord, Prediction, Result
     from captioning.search import SearchConfig
@@ -36,6 +40,8 @@ examples, captioning and scoring (needs a run of tools/train.py and its data set
   python tools/evaluate.py runs/shapes                            its validation split
   python tools/evaluate.py runs/shapes --split test test_unseen   other splits
   python tools/evaluate.py runs/shapes --beam 3 --length-rule gnmt   another search than the run's own
+  python tools/evaluate.py runs/shapes --errors                   is it the search that errs, or the model?
+  python tools/evaluate.py runs/a runs/b --out runs/a_and_b       an ensemble of models of one vocabulary
 
 examples, scoring alone (no model, no images, no torch; any system's captions):
   python tools/evaluate.py --predictions p.json --references captions_val2017.json
@@ -62,15 +68,16 @@ def parse_arguments() -> argparse.Namespace:
         description="Score captions: BLEU-1..4, ROUGE-L, CIDEr, CIDEr-D.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s RUN [--split NAME ...] [options]\n"
+        usage="%(prog)s RUN [RUN ...] [--split NAME ...] [options]\n"
         "       %(prog)s --predictions FILE --references FILE [--split NAME] [options]",
     )
     add = parser.add_argument
     add(
         "run",
-        nargs="?",
+        nargs="*",
         metavar="RUN",
-        help="a run's folder: writes predictions_SPLIT.json, scores_SPLIT.json",
+        help="a run's folder: writes predictions_SPLIT.json, scores_SPLIT.json; of several their ensemble, into "
+        "--out, on the first one's data",
     )
     add("--predictions", metavar="FILE", help="COCO results to be scored")
     add("--references", metavar="FILE", help="the captions to score them by")
@@ -85,12 +92,33 @@ def parse_arguments() -> argparse.Namespace:
     add("--split", nargs="+", action="extend", metavar="NAME", help="val (default of a run), test ...")
     add("--json", action="store_true", help="print one JSON object (of a run: one a line for each split)")
     add("--allow-partial", action="store_true", help="score a part of the split; says how much of it")
-    add("--out", metavar="FILE", help="write the scores, with each image's own (of predictions)")
+    add(
+        "--out",
+        metavar="FILE",
+        help="write the scores, with each image's own (of predictions); an ensemble's folder",
+    )
+    add(
+        "--average",
+        choices=("probabilities", "log_probabilities"),
+        help="what an ensemble takes the mean of (default: probabilities)",
+    )
+    add(
+        "--errors",
+        action="store_true",
+        help="also write errors_SPLIT.json: for each image, whether the model holds a reference likelier than what "
+        "was found (a search error), or not (a model error)",
+    )
     add_search(parser, default="the run's")
     add("--device", default=None, choices=("auto", "cpu", "cuda"), help="default: the run's")
     add("--batch", type=positive, default=32, metavar="N", help="images at a time (default: 32)")
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
+    args.run = args.run or None
+    several = args.run is not None and len(args.run) > 1
+    if several and not args.out:
+        parser.error("several RUNs are an ensemble: give --out FOLDER for its captions and scores")
+    if args.average and not several:
+        parser.error("--average is for an ensemble: give several RUNs")
     files = [name for name in ("predictions", "references") if getattr(args, name)]
     if args.run is None and len(files) != 2:
         parser.error("give a RUN, or --predictions and --references (--split NAME goes behind RUN)")
@@ -101,9 +129,9 @@ def parse_arguments() -> argparse.Namespace:
     if not args.against and (args.resamples or args.seed):
         parser.error("--resamples and --seed are for --against")
     only = (
-        ("allow_partial", "out", "against", "metrics", "training", "several")
+        ("allow_partial", *(() if several else ("out",)), "against", "metrics", "training", "several")
         if args.run is not None
-        else ("search", "search_option", "beam", "max_length", "length_rule", "device")
+        else ("search", "search_option", "beam", "max_length", "length_rule", "device", "errors")
     )
     if wrong := [name for name in only if getattr(args, name)]:
         what = "is for --predictions" if args.run is not None else "is for a RUN"
@@ -248,37 +276,45 @@ def comparison_table(against: Mapping[str, Any]) -> str:
 
 
 def evaluate_run(args: argparse.Namespace) -> None:
-    """Caption and score the splits asked for with a run's model."""
+    """Caption and score the splits asked for with a run's model, or the ensemble of several."""
     # after the arguments are parsed: torch takes seconds
-    from captioning.captioner import Captioner
+    from captioning.analysis.reading import as_json, shares
     from captioning.datasets import of_split
-    from captioning.experiment import Experiment, read_config
-    from captioning.files import inside, sha256
+    from captioning.ensemble import EnsembleCaptioner, open_captioners
+    from captioning.files import inside, sha256, write_json
     from captioning.metrics.evaluation import evaluate
     from captioning.records import write_predictions
 
-    run = Path(args.run)
-    check_run(run)
-    config = read_config(run / "config.yaml")
-    # a run that was moved or renamed is where it is now
-    config = replace(config, runs=str(run.parent), name=run.name, device=args.device or config.device)
-    experiment = Experiment(config, say=lambda line: print(line, file=sys.stderr))
-    captioner = Captioner.open(run / "model", device=experiment.device)
+    runs = [Path(name) for name in args.run]
+    for run in runs:
+        check_run(run)
+    experiments = [experiment_of(run, args) for run in runs]
+    models = [run / "model" for run in runs]
+    average: Average = args.average or "probabilities"
+    captioner = open_captioners(models, device=experiments[0].device, average=average)
+    members = captioner.each if isinstance(captioner, EnsembleCaptioner) else (captioner,)
+    folder = runs[0] if len(runs) == 1 else Path(args.out)
     search = search_of(captioner, args)
-    collection = experiment.collect()
+    collection = experiments[0].collect()
     splits = {split: of_split(collection, split) for split in args.split or ["val"]}
-    source = experiment.source(captioner, [record for records in splits.values() for record in records])
+    every = [record for records in splits.values() for record in records]
+    sources = [
+        experiment.source(member, every) for experiment, member in zip(experiments, members, strict=True)
+    ]
     evaluations: dict[str, Evaluation] = {}
     files: list[str] = []
+    blamed: list[str] = []
     for split, records in splits.items():
-        readable = source.of(records)
+        readable = records
+        for source in sources:
+            readable = source.of(readable)
         if len(readable) < len(records):
             print(
                 f"{split}: {len(records) - len(readable)} images cannot be read, see coverage",
                 file=sys.stderr,
             )
-        images = source.images(readable, training=False)
-        predictions = caption_all(captioner, readable, images, search, size=args.batch, title=split)
+        images = [source.images(readable, training=False) for source in sources]
+        predictions, verdicts = caption_all(captioner, readable, images, search, split, args)
         evaluation = evaluations[split] = evaluate(
             {record.image_id: record.captions for record in records},
             {prediction.image_id: prediction.caption for prediction in predictions},
@@ -286,18 +322,46 @@ def evaluate_run(args: argparse.Namespace) -> None:
             search=asdict(search),
             allow_partial=len(readable) < len(records),
         )
-        evaluation.signature["model"] = sha256(run / "model" / "manifest.json")[:16]
-        inside(run, f"predictions_{split}.json", entry=f"split {split!r}")
-        paths = {what: str(run / f"{what}_{split}.json") for what in ("predictions", "scores")}
+        prints = [sha256(model / "manifest.json")[:16] for model in models]
+        evaluation.signature["model"] = prints[0] if len(prints) == 1 else {"mean of": prints, "in": average}
+        inside(folder, f"predictions_{split}.json", entry=f"split {split!r}")
+        whats = ("predictions", "scores", *(("errors",) if args.errors else ()))
+        paths = {what: str(folder / f"{what}_{split}.json") for what in whats}
         write_predictions(paths["predictions"], predictions)
         evaluation.write(paths["scores"])
         files += paths.values()
+        errors = {"errors": shares(verdicts)} if args.errors else {}
+        if args.errors:
+            write_json(paths["errors"], {**errors["errors"], "verdicts": as_json(verdicts)})
+            blamed.append(errors_line(split, errors["errors"]))
         if args.json:
-            told = {"split": split, **evaluation.scores, "signature": evaluation.signature, "files": paths}
+            told = {"split": split, **evaluation.scores, **errors, "signature": evaluation.signature}
+            told["files"] = paths
             print(json.dumps(told), flush=True)
     if not args.json:
-        print(f"{run}: {describe_search(search)}\n\n{table(evaluations)}\n")
-        print("\n".join(files))
+        print(f"{' + '.join(args.run)}: {describe_search(search)}\n\n{table(evaluations)}\n")
+        print("\n".join([*blamed, *files]))
+
+
+def experiment_of(run: Path, args: argparse.Namespace) -> Experiment:
+    """The experiment of a run's folder, on the device asked for."""
+    from captioning.experiment import Experiment, read_config
+
+    config = read_config(run / "config.yaml")
+    # a run that was moved or renamed is where it is now
+    config = replace(config, runs=str(run.parent), name=run.name, device=args.device or config.device)
+    return Experiment(config, say=lambda line: print(line, file=sys.stderr))
+
+
+def errors_line(split: str, shares: Mapping[str, float]) -> str:
+    """Who is to blame, in a sentence."""
+    search, model, none, unknown = (
+        f"{100 * shares[name]:.1f} %" for name in ("search_error", "model_error", "none", "unknown")
+    )
+    return (
+        f"{split}: search errors {search} (the model holds a reference likelier than what was found), model errors "
+        f"{model}, {none} say a reference, {unknown} could say none"
+    )
 
 
 def table(evaluations: Mapping[str, Evaluation]) -> str:
@@ -351,39 +415,57 @@ def describe_search(search: SearchConfig) -> str:
 
 
 def caption_all(
-    captioner: Captioner,
+    captioner: Captioner | EnsembleCaptioner,
     records: Sequence[ImageRecord],
-    images: Images,
+    images: Sequence[Images],
     search: SearchConfig,
-    *,
-    size: int,
-    title: str,
-) -> list[Prediction]:
-    """Captions of all records, in their order; threads load images while the model works."""
+    split: str,
+    args: argparse.Namespace,
+) -> tuple[list[Prediction], list[Verdict]]:
+    """Captions of all records, in their order; threads load images while the model works. Verdicts for --errors.
+
+    `images`: of the captioner, or of each that an ensemble has.
+    """
+    import torch
     from tqdm import tqdm
 
+    from captioning.analysis.reading import judge
     from captioning.describe import describe
     from captioning.training.validation import to_device
 
     device = next(captioner.parameters()).device
     found: list[Prediction] = []
-    title = f"captioning {title}"
+    verdicts: list[Verdict] = []
+    title = f"captioning {split}"
     with tqdm(total=len(records), desc=title, unit="image", leave=False, disable=None, delay=2) as progress:
-        for numbers, batch in load_all(images, len(records), size=size):
+        for numbers, batches in load_all(images, len(records), size=args.batch):
             ids = [records[number].image_id for number in numbers]
-            found += describe(captioner, to_device(batch, device), ids, config=search)
+            moved = [to_device(batch, device) for batch in batches]
+            batch: Any = moved[0] if len(moved) == 1 else moved
+            found += describe(captioner, batch, ids, config=search)
+            if args.errors:
+                with torch.inference_mode():
+                    memory = captioner.remember(batch)
+                references = [records[number].captions for number in numbers]
+                verdicts += judge(captioner, memory, found[-len(ids) :], references, search)
             progress.update(len(ids))
-    return found
+    return found, verdicts
 
 
-def load_all(images: Images, count: int, *, size: int) -> Iterator[tuple[range, Features | torch.Tensor]]:
-    """Batches of the images 0 .. count - 1, with their numbers."""
+def load_all(
+    images: Sequence[Images], count: int, *, size: int
+) -> Iterator[tuple[range, list[Features | torch.Tensor]]]:
+    """Batches of the images 0 .. count - 1, with their numbers; each as often as there are ways to load it."""
+
+    def load(numbers: range) -> list[Features | torch.Tensor]:
+        return [each(numbers, 0) for each in images]
+
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[tuple[range, Future[Features | torch.Tensor]]] = deque()
+        waiting: deque[tuple[range, Future[list[Features | torch.Tensor]]]] = deque()
         try:
             for start in range(0, count, size):
                 numbers = range(start, min(start + size, count))
-                waiting.append((numbers, pool.submit(images, numbers, 0)))
+                waiting.append((numbers, pool.submit(load, numbers)))
                 if len(waiting) > THREADS:
                     numbers, batch = waiting.popleft()
                     yield numbers, batch.result()
