@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioning.encoders.region_files import RegionsConfig, padded, read_regions
 from captioning.features import FeatureStore
 from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, prepare
 from captioning.records import ImageId, ImageRecord
@@ -116,6 +117,19 @@ class StoredImages:
                 int(np.random.default_rng((self.seed, epoch, 2, number)).integers(2)) for number in numbers
             ]
         return Features(torch.from_numpy(self.store.rows(ids, views=views)))
+
+
+class RegionImages:
+    """Regions that others computed, read from a file an image; fewer than the most in a batch are padded."""
+
+    def __init__(self, paths: Sequence[str], config: RegionsConfig):
+        self.paths, self.config = paths, config
+
+    def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
+        channels, most = self.config.channels, self.config.most
+        read = [read_regions(self.paths[number], channels=channels, most=most) for number in numbers]
+        regions, valid = padded(read)
+        return Features(torch.from_numpy(regions), torch.from_numpy(valid))
 
 
 class PixelImages:

@@ -20,12 +20,13 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from captioning import datasets
-from captioning.batches import EncodedCaptions, Images, PixelImages, StoredImages
+from captioning.batches import EncodedCaptions, Images, PixelImages, RegionImages, StoredImages
 from captioning.captioner import Captioner, count_parameters
 from captioning.datasets import DatasetConfig, ShapesConfig, of_split
 from captioning.datasets.checks import write_skipped
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
-from captioning.encoders import Encoder, EncoderConfig
+from captioning.encoders import Encoder, EncoderConfig, RegionsConfig
+from captioning.encoders.region_files import file_of, list_files
 from captioning.errors import UserError
 from captioning.features import FeatureStore, Origin, build_store
 from captioning.files import fingerprint, read_text, write_json, write_text
@@ -95,6 +96,8 @@ class ExperimentConfig:
                     f"the decoder reads no more than {longest} words, but with {key} up to {count}; "
                     f"lower {key}, or raise decoder.max_length"
                 )
+        if isinstance(self.encoder, RegionsConfig) and (self.features.flip or self.augmentation):
+            raise ValueError("regions that others computed cannot be mirrored; leave out features.flip")
 
     @property
     def folder(self) -> Path:
@@ -228,10 +231,13 @@ class Experiment:
     def source(self, captioner: Captioner, records: Sequence[ImageRecord]) -> Source:
         """Where the images of `records` come from: the feature store, filled on first use, or their files.
 
-        The store serves whenever the encoder is frozen and pixels are not augmented.
-        Records whose image cannot be read are left out, listed, and too many of them are an error.
+        The store serves whenever the encoder is frozen and pixels are not augmented; regions that others
+        computed are read as they are. Records whose image cannot be read, or has no regions, are left out,
+        listed, and too many of them are an error.
         """
         config = self.config
+        if isinstance(config.encoder, RegionsConfig):
+            return Source(config, self._with_regions(records, config.encoder), None)
         augmented = config.augmentation is not None and not config.augmentation.nothing
         if config.features.use == "auto" and captioner.encoder.frozen and not augmented:
             store = self.store(captioner.encoder, records)
@@ -240,6 +246,10 @@ class Experiment:
 
     def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
+        if isinstance(self.config.encoder, RegionsConfig):
+            raise UserError(
+                f"encoder.folder {self.config.encoder.folder}: holds the regions; nothing to encode"
+            )
         config = self.config.features
         origin = Origin.of(encoder, self.config.preprocessing)
         root = Path(self.config.dataset.root)
@@ -262,14 +272,28 @@ class Experiment:
                 kept.append(record)
             except BadImage as error:
                 skipped.append(Skip(item=error.path, reason=error.reason))
+        self._refuse_too_many(skipped, len(records))
+        return kept
+
+    def _with_regions(self, records: Sequence[ImageRecord], config: RegionsConfig) -> list[ImageRecord]:
+        files = list_files(config.folder)
+        skipped = [
+            Skip(item=str(record.image_id), reason=f"no file of regions in {config.folder}")
+            for record in records
+            if file_of(record, files) is None
+        ]
+        self._refuse_too_many(skipped, len(records))
+        return [record for record in records if file_of(record, files) is not None]
+
+    def _refuse_too_many(self, skipped: Sequence[Skip], count: int) -> None:
+        """List what is left out. Raises UserError where that is too much."""
         if skipped:
             write_skipped(str(self.folder / "skipped_images.csv"), skipped)
-        if len(skipped) > self.config.dataset.max_bad * len(records):
+        if len(skipped) > self.config.dataset.max_bad * count:
             raise UserError(
-                f"{len(skipped)} of {len(records)} images cannot be read (first {skipped[0].item}: "
+                f"{len(skipped)} of {count} images cannot be read (first {skipped[0].item}: "
                 f"{skipped[0].reason}); {self.folder / 'skipped_images.csv'} lists them"
             )
-        return kept
 
     def train(self, *, resume: bool = False) -> Progress:
         """Train, and leave the best model in `folder/model`. Reads the splits `train` and `val`, no other."""
@@ -350,6 +374,8 @@ class Source:
 
     @property
     def where(self) -> str:
+        if isinstance(self.config.encoder, RegionsConfig):
+            return f"the regions in {self.config.encoder.folder}"
         return f"the feature store {self.store.folder}" if self.store else "their files"
 
     def of(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -359,6 +385,10 @@ class Source:
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
         """The images of `records`, by number; augmented or mirrored only for training."""
         config = self.config
+        if isinstance(config.encoder, RegionsConfig):
+            files = list_files(config.encoder.folder)
+            paths = (file_of(record, files) for record in records)
+            return RegionImages([path for path in paths if path], config.encoder)
         if self.store is not None:
             ids = [record.image_id for record in records]
             return StoredImages(self.store, ids, seed=config.seed, mirrored=training and config.features.flip)

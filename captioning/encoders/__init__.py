@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field
 
 from captioning.encoders.base import Encoder, for_inference
+from captioning.encoders.region_files import RegionsConfig
 from captioning.encoders.small_cnn import SmallCNNConfig
 from captioning.encoders.torchvision_cnn import TorchvisionConfig
 
-EncoderConfig = Annotated[TorchvisionConfig | SmallCNNConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[TorchvisionConfig | SmallCNNConfig | RegionsConfig, Field(discriminator="kind")]
 
 
 def build(config: EncoderConfig) -> Encoder:
@@ -27,6 +28,7 @@ def without_weights(config: EncoderConfig) -> EncoderConfig:
 __all__ = [
     "Encoder",
     "EncoderConfig",
+    "RegionsConfig",
     "SmallCNNConfig",
     "TorchvisionConfig",
     "build",
