@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from captioning.search import SearchConfig
 
 
-SEARCHES = ("greedy", "beam", "sample")
+SEARCHES = ("greedy", "beam", "diverse_beam", "sample", "stochastic_beam")
 
 
 def positive(text: str) -> int:

@@ -14,13 +14,18 @@ from torch import Tensor
 
 from captioning.decoders.base import Decoder
 from captioning.search.beam import BeamConfig, beam
+from captioning.search.diverse_beam import DiverseBeamConfig, diverse_beam
 from captioning.search.greedy import GreedyConfig, greedy
 from captioning.search.rules import RuleIds
 from captioning.search.sample import SampleConfig, sample
+from captioning.search.stochastic_beam import StochasticBeamConfig, stochastic_beam
 from captioning.search.words import rule_ids
 from captioning.tensors import Hypotheses
 
-SearchConfig = Annotated[GreedyConfig | BeamConfig | SampleConfig, Field(discriminator="kind")]
+SearchConfig = Annotated[
+    GreedyConfig | BeamConfig | DiverseBeamConfig | SampleConfig | StochasticBeamConfig,
+    Field(discriminator="kind"),
+]
 
 
 def search(
@@ -63,13 +68,17 @@ def search(
 
 __all__ = [
     "BeamConfig",
+    "DiverseBeamConfig",
     "GreedyConfig",
     "RuleIds",
     "SampleConfig",
     "SearchConfig",
+    "StochasticBeamConfig",
     "beam",
+    "diverse_beam",
     "greedy",
     "rule_ids",
     "sample",
     "search",
+    "stochastic_beam",
 ]

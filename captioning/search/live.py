@@ -100,7 +100,7 @@ def grown(
 def closed(beams: Beams, ranking: Ranking) -> Hypotheses:
     """What was kept, and in its empty places the best live ones, cut off by the length limit."""
     live = beams.live
-    both = ranked(_joined(beams.kept, _hypotheses(live, live.logp != IMPOSSIBLE, False, ranking)))
+    both = ranked(joined(beams.kept, _hypotheses(live, live.logp != IMPOSSIBLE, False, ranking)))
     return Hypotheses(*(part[:, : ranking.n_best] for part in both))
 
 
@@ -132,11 +132,11 @@ def _hypotheses(live: Live, exists: Tensor, finished: bool, ranking: Ranking) ->
     return emptied(found, ~exists)
 
 
-def _joined(first: Hypotheses, second: Hypotheses) -> Hypotheses:
+def joined(first: Hypotheses, second: Hypotheses) -> Hypotheses:
     return Hypotheses(*(torch.cat(parts, 1) for parts in zip(first, second, strict=True)))
 
 
 def _kept(kept: Hypotheses, found: Hypotheses, count: int) -> Hypotheses:
     """The best `count` by score, among equals those found earlier."""
-    both = _joined(kept, found)
+    both = joined(kept, found)
     return select(both, both.scores.argsort(stable=True, descending=True)[:, :count])
