@@ -1,8 +1,10 @@
-"""Decoders, images and oracles that the tests of searches share."""
+"""Decoders, images, settings and oracles that the tests of searches share."""
 
+import itertools
 import math
 
 import torch
+from hypothesis import strategies as st
 from toy import Toy
 
 from captioning.decoders import (
@@ -17,7 +19,15 @@ from captioning.decoders import (
     UpDownConfig,
     build,
 )
-from captioning.search import search
+from captioning.search import (
+    BeamConfig,
+    DiverseBeamConfig,
+    GreedyConfig,
+    RuleIds,
+    SampleConfig,
+    StochasticBeamConfig,
+    search,
+)
 from captioning.tensors import Features
 
 CONFIGS = {
@@ -158,3 +168,125 @@ def chi_square(observed, expected):
     statistic = sum((seen - wanted) ** 2 / wanted for seen, wanted in cells)
     degrees = torch.tensor((len(cells) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(degrees, torch.tensor(statistic / 2, dtype=torch.float64)))
+
+
+def allowed(words, ids, *, low, high, no_repeat=0):
+    """Whether the rules allow the caption, each read as its definition says. Phrases share no words."""
+    said = words[:-1] if words[-1] == END else words
+    grams = [said[at : at + no_repeat] for at in range(len(said) - no_repeat + 1)] if no_repeat else []
+    later = [at for at in range(len(grams)) if at + no_repeat > len(ids.prefix)]
+    return (
+        (words[-1] != END or (len(said) >= low and (not said or said[-1] not in ids.endings)))
+        and said[: len(ids.prefix)] == ids.prefix
+        and not set(said) & set(ids.banned)
+        and all(grams[at] not in grams[:at] for at in later)
+        and all(
+            any(
+                said[at : at + len(phrase)] == phrase
+                for at in range(min(len(said), high - 1) - len(phrase) + 1)
+            )
+            for phrase in ids.forced
+        )
+    )
+
+
+def exhaustive(decoder, features, *, low, high, rule, alpha, ids=None, no_repeat=0):
+    """Every caption of one image that the rules allow, best first: the finished, then those cut off."""
+    wanted = [word for word in range(decoder.vocabulary_size) if word not in (*UNWANTED, END)]
+    found = []
+    for length in range(1, high + 1):
+        found += [(*words, END) for words in itertools.product(wanted, repeat=length - 1)]
+    found += list(itertools.product(wanted, repeat=high))
+    found = [
+        words for words in found if allowed(words, ids or RuleIds(), low=low, high=high, no_repeat=no_repeat)
+    ]
+    listed = torch.tensor([[(*words, *[PAD] * (high - len(words))) for words in found]])  # (1, K, T)
+    logp = read(decoder, features, listed[..., :-1]).gather(-1, listed[..., None])[0, :, :, 0]
+    ranked = [
+        (words, words[-1] == END, scored(each[: len(words)].sum().item(), len(words), rule, alpha))
+        for words, each in zip(found, logp, strict=True)
+    ]
+    return sorted(ranked, key=lambda caption: (not caption[1], -caption[2]))
+
+
+beams = st.builds(
+    lambda width, share, max_length, min_share, rule, alpha, patience: BeamConfig(
+        width=width,
+        n_best=math.ceil(width * share),
+        max_length=max_length,
+        min_length=int(max_length * min_share),
+        length_rule=rule,
+        alpha=alpha,
+        patience=patience,
+    ),
+    st.integers(1, 7),
+    st.sampled_from([0.01, 0.5, 1.0]),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from(RULES),
+    st.sampled_from([0.0, 0.6, 2.0]),
+    st.sampled_from([0.5, 1.0, 2.0, None]),
+)
+greedies = st.builds(
+    lambda max_length, share: GreedyConfig(max_length=max_length, min_length=int(max_length * share)),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
+ends = st.sampled_from([-2.0, 0.0, 2.0])
+
+
+@st.composite
+def ruled_searches(draw):
+    """A search of any kind with any rules that combine, and the ids of their words."""
+    order = draw(st.permutations(range(4, VOCABULARY)))
+    sizes = draw(st.sampled_from([(), (), (1,), (2,), (2, 1), (1, 1, 1)]))  # of the phrases
+    ids = RuleIds(
+        prefix=tuple(order[: draw(st.integers(0, 2))]),
+        forced=tuple(tuple(order[2 + sum(sizes[:at]) :][:size]) for at, size in enumerate(sizes)),
+        banned=tuple(order[5 : draw(st.integers(5, 7))]),
+        endings=tuple(order[4 : draw(st.integers(4, 9))]),
+    )
+    fewest = len(ids.prefix) + sum(sizes) + 1
+    high = draw(st.integers(fewest, 9))
+    common = {
+        "max_length": high,
+        "min_length": draw(st.integers(0, high)),
+        "no_repeat": draw(st.sampled_from([0, 0, 1, 2, 3])),
+    }
+    ranked = {
+        **common,
+        "length_rule": draw(st.sampled_from(RULES)),
+        "alpha": draw(st.sampled_from([0.0, 0.6, 2.0])),
+    }
+    patience = draw(st.sampled_from([0.5, 1.0, None]))
+    width, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    drawn = {
+        "samples": draw(st.integers(1, 5)),
+        "seed": draw(st.integers(0, 99)),
+        "temperature": draw(st.sampled_from([0.5, 1.0, 2.0])),
+        "top_k": draw(st.sampled_from([None, None, 3])),
+        "top_p": draw(st.sampled_from([None, None, 0.9])),
+    }
+    many = width * groups
+    return ids, draw(
+        st.sampled_from(
+            [
+                GreedyConfig(**common),
+                BeamConfig(width=many, n_best=math.ceil(many / 2), patience=patience, **ranked),
+                DiverseBeamConfig(
+                    width=many, groups=groups, n_best=many, patience=patience, diversity=0.7, **ranked
+                ),
+                SampleConfig(**drawn, **ranked),
+                StochasticBeamConfig(**drawn, **ranked),
+            ]
+        )
+    )
+
+
+ONE_OF_EACH = (
+    GreedyConfig(max_length=7),
+    BeamConfig(width=3, n_best=3, max_length=7, length_rule="gnmt"),
+    DiverseBeamConfig(width=4, groups=2, n_best=4, max_length=7),
+    SampleConfig(samples=3, max_length=7, temperature=0.8, top_p=0.95),
+    StochasticBeamConfig(samples=3, max_length=7),
+)

@@ -77,7 +77,8 @@ def diverse_beam(
 
     Diverse beam search (Vijayakumar et al. 2018, algorithm 1). The decoder reads the hypotheses of all groups at
     once; only the choice goes group by group. What is taken for diversity decides the choice and is in no
-    log-probability, so hypotheses are also compared without what they lost at earlier words.
+    log-probability, so hypotheses are also compared without what they lost at earlier words. A group that is
+    done (see `live.grown`) keeps no other off any more.
     """
     groups, width = config.groups, config.width // config.groups
     ranking = Ranking(

@@ -85,8 +85,8 @@ def _first_share(scores: Tensor, cost: Tensor, share: float) -> Tensor:
     mass = torch.softmax(scores, -1).gather(-1, order)
     before = mass.cumsum(-1) - mass
     # a hair less, for 0.5 + 0.3 may round to less than 0.8
-    kept = (before < share - 8 * torch.finfo(mass.dtype).eps) | (before == 0)
-    return scores.masked_fill(~torch.zeros_like(kept).scatter(-1, order, kept), IMPOSSIBLE)
+    left = (before > share - 8 * torch.finfo(mass.dtype).eps) & (before > 0)
+    return scores.masked_fill(torch.zeros_like(left).scatter(-1, order, left), IMPOSSIBLE)
 
 
 def blocks(scores: Tensor) -> Tensor:

@@ -74,11 +74,11 @@ def progress(words: Tensor, forced: Forced) -> Progress:
 
 
 def insist(scores: Tensor, unruled: Tensor, words: Tensor, forced: Forced) -> Tensor:
-    """No `<end>` before all phrases are met; and what is missing is said while there is still room for it.
+    """No `<end>` before all phrases are met; and no word behind which there is no room for what is missing.
 
-    A word is free as long as all the open phrases fit behind it. When they do not, the sequence must go on
-    with the phrase that it has got furthest with (with any, where none is begun): each such word leaves one
-    fewer to say, so the phrases always fit. That word comes whatever other rules say of it.
+    What is missing is counted as if phrases could not overlap, so there always is a word that may come: the
+    next one of the phrase that the sequence has got furthest with. Where other rules forbid all such words
+    they come nevertheless.
 
     Args:
         scores: (B, K, V), written into.
@@ -86,14 +86,23 @@ def insist(scores: Tensor, unruled: Tensor, words: Tensor, forced: Forced) -> Te
     """
     state = progress(words, forced)
     scores[..., forced.end].masked_fill_(state.open > 0, IMPOSSIBLE)
-    urgent = (state.open > 0) & (state.open > forced.last - words.shape[-1] - 1)  # (B, K)
+    room = forced.last - words.shape[-1] - 1  # behind the next word
+    urgent = (state.open > 0) & (state.open > room)  # (B, K): not any word
     if not urgent.any():
         return scores
-    begun = state.begun.masked_fill(state.met, -1)
-    furthest = begun == begun.amax(-1, keepdim=True)  # (B, K, P)
-    allowed = unruled.gather(-1, state.next).masked_fill(~furthest, IMPOSSIBLE)
-    only = torch.full_like(scores, IMPOSSIBLE).scatter_reduce_(-1, state.next, allowed, "amax")
+    useful = torch.cat(forced.phrases).unique()  # (U,)
+    longer = F.pad(words[:, :, None].expand(-1, -1, len(useful), -1), (0, 1))  # (B, K, U, t + 1)
+    longer[..., -1] = useful
+    fits = missing(progress(longer.flatten(1, 2), forced)).view(longer.shape[:-1]) <= room
+    allowed, despite = (part[..., useful].masked_fill(~fits, IMPOSSIBLE) for part in (scores, unruled))
+    allowed = torch.where((allowed == IMPOSSIBLE).all(-1, keepdim=True), despite, allowed)
+    only = torch.full_like(scores, IMPOSSIBLE).index_copy_(-1, useful, allowed)
     return torch.where(urgent[..., None], only, scores)
+
+
+def missing(state: Progress) -> Tensor:
+    """(B, K) words that the phrases still need, when the one that is furthest is gone on with."""
+    return state.open - state.begun.masked_fill(state.met, 0).amax(-1)
 
 
 def by_banks(scores: Tensor, words: Tensor, logp: Tensor, width: int, forced: Forced) -> Candidates:
@@ -136,8 +145,7 @@ def by_banks(scores: Tensor, words: Tensor, logp: Tensor, width: int, forced: Fo
     found = Candidates(*(part.gather(1, order) for part in found))
     rows = torch.arange(images, device=words.device)[:, None]
     after = progress(torch.cat([words[rows, found.parents], found.words[..., None]], -1), forced)
-    missing = after.open - after.begun.masked_fill(after.met, 0).amax(-1)  # (B, C)
-    bank = int(forced.lengths.sum()) - missing
+    bank = int(forced.lengths.sum()) - missing(after)  # (B, C)
     inside = F.one_hot(bank, int(forced.lengths.sum()) + 1)  # (B, C, banks)
     place = inside.cumsum(1).gather(-1, bank[..., None])[..., 0]  # 1 for the best of its bank
     turn = place * inside.shape[-1] - bank

@@ -93,7 +93,9 @@ def stochastic_beam(
     for length in range(words.shape[-1] + 1, config.max_length + 1):
         step, carry = decoder.step(reading, carry, memory)
         scores = next_scores(decoder.logits(step.hidden), words, limits)  # (B, K, V)
-        logp = torch.log_softmax(narrowed(scores, config), -1)
+        kept = narrowed(scores, config)
+        # where no word is left the logarithm of a share is no number
+        logp = torch.log_softmax(kept, -1).masked_fill_(torch.isneginf(kept), IMPOSSIBLE)
         state = noise.mixed(stream[:, : reading.shape[1]], length)
         over = branches.ended
         branches, parents, reading = _grown(branches, logp, state, config.samples, end)
