@@ -92,7 +92,7 @@ def plain_beam(decoder, features, config):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(config=beams, seed=st.integers(0, 99), end=ends)
 def test_beam_is_the_plain_one_that_never_stops_early(name, config, seed, end):
     decoder, features = make(name, seed=seed, end=end), scene(2, seed=seed)

@@ -59,7 +59,7 @@ def plain_diverse_beam(decoder, features, config):
 
 
 @each_decoder
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     width=st.integers(1, 3),
     groups=st.integers(1, 4),

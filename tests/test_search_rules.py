@@ -153,7 +153,7 @@ def plain_constrained_beam(decoder, features, config, ids):
 
 
 @each_decoder
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     width=st.integers(1, 6),
     forced=st.sampled_from([((4,),), ((4,), (5, 6)), ((4, 5, 6),), ((7, 7), (4, 5))]),
