@@ -15,6 +15,14 @@ class UserError(Exception):
     """One sentence that names the file, the value and the next step. Tools print it and exit with 2."""
 
 
+class Stopped(Exception):
+    """Work that was ended from outside, with all that is needed to go on; the tool exits with `code`."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a tool's `main` and leave the process with its exit code.
 
@@ -30,6 +38,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
         sys.stderr.close()
         code = 0
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        code = stop.code
     except UserError as error:
         if debug:
             traceback.print_exc()

@@ -35,8 +35,10 @@ from captioning.metrics.evaluation import code_version
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
-from captioning.training import Data, TrainingConfig, train
+from captioning.training import Data, Run, TrainingConfig, train
 from captioning.training.checkpoint import Progress, steps_done
+from captioning.training.faults import Signals
+from captioning.training.parallel import World, join, local_device
 from captioning.training.validation import Validator
 from captioning.vocabulary import Vocabulary
 
@@ -82,6 +84,7 @@ class ExperimentConfig:
     decoder: DecoderConfig = field(default_factory=SoftAttentionLSTMConfig)
     search: SearchConfig = field(default_factory=BeamConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    phases: tuple[TrainingConfig, ...] = ()  # trained after `training`, each from the best model so far
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -193,7 +196,7 @@ def choose_device(name: str) -> torch.device:
         raise UserError("device: cuda asked for, but torch finds no CUDA device here; use device=cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return local_device(torch.device(name))
 
 
 class Experiment:
@@ -203,9 +206,12 @@ class Experiment:
         self.config, self._say = config, say
         self.folder = config.folder
         self.device = choose_device(config.device)
+        self.world = World()
 
     def say(self, line: str) -> None:
-        """Tell a person, and the run's `train.log`."""
+        """Tell a person, and the run's `train.log`; the first process of several does."""
+        if not self.world.first:
+            return
         self._say(line)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "train.log", "a", encoding="utf-8") as file:
@@ -296,12 +302,19 @@ class Experiment:
             )
 
     def train(self, *, resume: bool = False) -> Progress:
-        """Train, and leave the best model in `folder/model`. Reads the splits `train` and `val`, no other."""
+        """Train, and leave the best model in `folder/model`. Reads the splits `train` and `val`, no other.
+
+        Under torchrun all its processes train this one model. What the data set needs to have drawn or encoded
+        is so by the first of them, while the others wait.
+        """
         config, folder = self.config, self.folder
+        self.world = join(self.device)
         if not resume and (folder / "checkpoints").exists():
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."
             )
+        if not self.world.first:
+            self.world.wait()
         collection = self.collect()
         training, validation = of_split(collection, "train"), of_split(collection, "val")
         vocabulary = Vocabulary.build(
@@ -310,15 +323,18 @@ class Experiment:
         )
         captioner = self.build(vocabulary)
         source = self.source(captioner, [*training, *validation])
+        if self.world.first:
+            self.world.wait()
         training, validation = source.of(training), source.of(validation)
         encoded = [
             EncodedCaptions.of(records, vocabulary, max_length=config.vocabulary.max_length)
             for records in (training, validation)
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(config.as_json(), sort_keys=False))
-        write_json(folder / "env.json", environment(self.device))
-        vocabulary.save(str(folder / "vocabulary.json"))
+        if self.world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "config.yaml", yaml.safe_dump(config.as_json(), sort_keys=False))
+            write_json(folder / "env.json", environment(self.device))
+            vocabulary.save(str(folder / "vocabulary.json"))
         sizes = count_parameters(captioner.decoder)["parameters"], count_parameters(captioner)["trainable"]
         self.say(
             f"{len(training):,} images with {encoded[0].first[-1]:,} captions to train on, {len(validation):,} to "
@@ -327,41 +343,46 @@ class Experiment:
         )
         if encoded[0].cut:
             self.say(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
-        torch.manual_seed(config.seed)  # not what building the store happened to draw
-        tracker = Tracker(
-            config.tracking,
-            folder,
-            run_config=config.as_json(),
-            resume_step=steps_done(folder) if resume else None,
+        data = Data(
+            records=training,
+            captions=encoded[0],
+            images=source.images(training, training=True),
+            validator=Validator(
+                validation,
+                source.images(validation, training=False),
+                encoded[1],
+                search=config.search,
+                size=config.training.validation_images,
+            ),
         )
-        try:
-            progress = train(
-                captioner,
-                Data(
-                    records=training,
-                    captions=encoded[0],
-                    images=source.images(training, training=True),
-                    validator=Validator(
-                        validation,
-                        source.images(validation, training=False),
-                        encoded[1],
-                        search=config.search,
-                        size=config.training.validation_images,
-                    ),
-                ),
-                config.training,
-                folder=folder,
-                tracker=tracker,
-                seed=config.seed,
-                experiment=config.fingerprint,
-                card=lambda progress, scores: model_card(config, captioner, progress, scores),
-                resume=resume,
-                say=self.say,
+        tracker = None
+        if self.world.first:
+            tracker = Tracker(
+                config.tracking,
+                folder,
+                run_config=config.as_json(),
+                resume_step=steps_done(folder) if resume else None,
             )
+        try:
+            with Signals() as signals:
+                run = Run(
+                    folder=folder,
+                    tracker=tracker,
+                    seed=config.seed,
+                    experiment=config.fingerprint,
+                    card=lambda progress, scores: model_card(config, captioner, progress, scores),
+                    say=self.say,
+                    world=self.world,
+                    device=self.device,
+                    signals=signals,
+                )
+                progress = train(captioner, data, (config.training, *config.phases), run, resume=resume)
         except BaseException:
-            tracker.finish(exit_code=1)
+            if tracker:
+                tracker.finish(exit_code=1)
             raise
-        tracker.finish()
+        if tracker:
+            tracker.finish()
         return progress
 
 

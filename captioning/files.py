@@ -89,14 +89,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` to fill; on success it takes its place, on failure it is gone.
-
-    Two renames: a crash between them leaves the former content as `.NAME.old`, which `recovered` puts back.
-    """
-    folder = Path(folder)
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    recovered(folder)
+def filled_folder(part: Path) -> Iterator[Path]:
+    """An empty folder to fill; on success its files are on the disk, on failure it is gone."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -105,6 +99,23 @@ def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         fsync_folder(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty folder beside `folder` to fill; on success it takes its place, on failure it is gone.
+
+    Two renames: a crash between them leaves the former content as `.NAME.old`, which `recovered` puts back.
+    """
+    folder = Path(folder)
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    recovered(folder)
+    with filled_folder(part):
+        yield part
+    try:
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -163,6 +174,12 @@ def write_jsonl(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
     with replacing(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         for value in values:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
+    """Add one line to a file of JSON lines."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

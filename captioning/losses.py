@@ -46,9 +46,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
-    """Mean over captions of the mean over regions of (1 - sum_t alpha_ti)^2 (Xu et al. 2015, eq. 14).
+    """Sum over captions of the mean over regions of (1 - sum_t alpha_ti)^2 (Xu et al. 2015, eq. 14).
 
     Eq. 14 sums over regions; the mean over regions is how reproductions scale it, beside a loss per token.
+    Training divides by the captions of the update, as it divides the cross-entropy by its tokens.
 
     Args:
         attention: (B, K, T, N).
@@ -56,7 +57,7 @@ def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
     """
     total = (attention * counts[..., None]).sum(2)  # (B, K, N)
     there = counts.any(2)
-    return ((1 - total).square().mean(-1) * there).sum() / there.sum()
+    return ((1 - total).square().mean(-1) * there).sum()
 
 
 def caption_logp(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ class Tracker:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._range: dict[str, tuple[float, float]] = {}
-        self._lines = _Lines(self.folder / "metrics.jsonl", self._keep(resume_step))
+        self._resume_step = resume_step
+        self._lines = _Lines(self.folder / "metrics.jsonl", self._keep("metrics.jsonl"))
+        self._timings: _Lines | None = None
         mode = os.environ.get("WANDB_MODE", config.mode)
         self._wandb: _Wandb | None = None
         if mode in ("online", "offline"):
@@ -93,9 +95,9 @@ class Tracker:
                 },
             )
 
-    def _keep(self, resume_step: int | None) -> bytes:
-        """The lines of metrics.jsonl up to `resume_step`; a line torn by a crash is not among them."""
-        path, kept = self.folder / "metrics.jsonl", b""
+    def _keep(self, name: str) -> bytes:
+        """The lines of a file up to the step resumed from; a line torn by a crash is not among them."""
+        resume_step, path, kept = self._resume_step, self.folder / name, b""
         if resume_step is None or not path.exists():
             return kept
         for line in path.read_bytes().splitlines(keepends=True):
@@ -118,11 +120,20 @@ class Tracker:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Write one line: the step and its values, in the order given; a value that is not finite as null."""
+        self._write(self._lines, values, step)
+
+    def time(self, values: Mapping[str, float], step: int) -> None:
+        """As `log`, into timings.jsonl: what differs between two runs of the same numbers (seconds, memory)."""
+        if self._timings is None:
+            self._timings = _Lines(self.folder / "timings.jsonl", self._keep("timings.jsonl"))
+        self._write(self._timings, values, step)
+
+    def _write(self, lines: _Lines, values: Mapping[str, float], step: int) -> None:
         if "step" in values:
             raise ValueError("'step' is the step's own name; give the value another")
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._lines.add(json.dumps({"step": step, **finite}, ensure_ascii=False))
+        lines.add(json.dumps({"step": step, **finite}, ensure_ascii=False))
         self._remember(numbers)
         self._send(kind="log", values={"step": step, **numbers})
 
@@ -142,6 +153,8 @@ class Tracker:
     def finish(self, exit_code: int = 0) -> None:
         """Close the record. Waits for wandb 2 seconds at most; what it still has to do goes on by itself."""
         self._lines.close()
+        if self._timings:
+            self._timings.close()
         if self._wandb:
             self._wandb.finish(exit_code)
             self._wandb = None

@@ -1,6 +1,6 @@
 """The training loop and what it is made of: settings, schedules, checkpoints, validation."""
 
 from captioning.training.config import TrainingConfig
-from captioning.training.loop import Data, train
+from captioning.training.loop import Data, Run, train
 
-__all__ = ["Data", "TrainingConfig", "train"]
+__all__ = ["Data", "Run", "TrainingConfig", "train"]

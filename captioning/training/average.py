@@ -13,16 +13,18 @@ class Average:
     """Average of a module's trainable parameters: `average <- decay * average + (1 - decay) * weights`.
 
     The decay rises with the steps, `min(decay, (1 + step) / (10 + step))`, so that the start is soon forgotten.
-    Buffers are not averaged. With a decay of 0 the average is the weights.
+    Buffers are not averaged. With a decay of 0 there is none, and the weights are used as they are.
     """
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay = decay
-        self._own = {name: each for name, each in module.named_parameters() if each.requires_grad}
+        self._own = {name: each for name, each in module.named_parameters() if decay and each.requires_grad}
         self._average = {name: each.detach().clone() for name, each in self._own.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        if not self._own:
+            return
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(
             list(self._average.values()), [each.detach() for each in self._own.values()], weight

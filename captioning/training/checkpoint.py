@@ -1,115 +1,211 @@
-"""A run's state on disk: weights, average, optimizer, random numbers, progress. Safetensors and JSON, no pickle."""
+"""A run's state on disk: weights, average, optimizer, progress. Safetensors and JSON, no pickle.
+
+No random numbers: what is drawn is a function of the seed and of the place in the run.
+"""
 
 from __future__ import annotations
 
+import itertools
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captioning.captioner import load_weights, save_weights
+from captioning.captioner import Captioner, load_weights, save_weights
 from captioning.errors import UserError
 from captioning.files import (
     check_manifest,
+    filled_folder,
+    fsync_folder,
     read_json,
-    recovered,
-    replacing_folder,
     write_json,
     write_manifest,
 )
 from captioning.training.average import Average
+from captioning.training.config import TrainingConfig
 
 
 @dataclass
 class Progress:
-    """Where a run stands: epochs finished, steps done, what validation has shown."""
+    """Where a run stands. What is in it decides how it goes on; `seconds` alone is for the reader."""
 
-    epoch: int = 0
-    step: int = 0
+    phase: int = 0
+    epoch: int = 0  # epochs of the phase that are finished
+    epochs_before: int = 0  # of earlier phases
+    batch: int = 0  # updates of this epoch
+    step: int = 0  # updates of the run
+    phase_step: int = 0  # and of the phase
+    bad_steps: int = 0  # the last so many had no finite gradient
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses' parts since they were last logged
     best: float | None = None
     best_epoch: int = 0
     stale: int = 0
+    scores: list[float] = field(default_factory=list)  # of the phase's validations
     seconds: float = 0.0
-    done: bool = False
+    done: bool = False  # the phase
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def begin_phase(self) -> None:
+        self.phase, self.epochs_before = self.phase + 1, self.epochs_before + self.epoch
+        self.epoch = self.phase_step = self.bad_steps = self.stale = 0
+        self.scores, self.sums, self.done = [], {}, False
 
-def save(
-    folder: Path,
-    *,
-    module: nn.Module,
-    average: Average,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    experiment: str,
-) -> None:
-    """Write the checkpoint folder, whole or not at all. `experiment` is the fingerprint of the settings."""
-    state = optimizer.state_dict()
+    def add(self, parts: dict[str, float]) -> None:
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Of each part since the last call, per what it counts."""
+        count = self.sums.pop("count", 0.0)
+        means = {name: value / count for name, value in self.sums.items()} if count else {}
+        self.sums = {}
+        return means
+
+
+class State(NamedTuple):
+    """What training changes, besides its progress."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def of(cls, captioner: Captioner, config: TrainingConfig, device: torch.device) -> State:
+        groups = [
+            {"params": list(captioner.decoder.parameters())},
+            *captioner.encoder.parameter_groups(config.learning_rate),
+        ]
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return cls(
+            module=captioner,
+            optimizer=kind(
+                groups,
+                lr=config.learning_rate,
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                fused=True,
+            ),
+            average=Average(captioner, config.average),
+            scaler=torch.amp.GradScaler(
+                device.type, enabled=config.precision == "fp16" and device.type != "cpu"
+            ),
+        )
+
+
+def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: int) -> None:
+    """Write `run/checkpoints/last`, whole or not at all; the `keep` - 1 before it stay as before-1, before-2 ...
+
+    Args:
+        experiment: fingerprint of the settings.
+
+    Raises:
+        OSError: the disk is full; what was there is still there, and nothing half-written.
+    """
+    folder = run / "checkpoints"
+    optimizer = state.optimizer.state_dict()
     moments = {
-        f"{number}.{key}": value for number, entry in state["state"].items() for key, value in entry.items()
+        f"{number}.{key}": value
+        for number, entry in optimizer["state"].items()
+        for key, value in entry.items()
     }
-    with replacing_folder(folder) as part:
-        save_weights(module.state_dict(), part / "model.safetensors")
-        save_weights(average.state_dict(), part / "average.safetensors")
-        save_weights({**moments, **_random()}, part / "optimizer.safetensors")
+    with filled_folder(folder / ".part") as part:
+        save_weights(state.module.state_dict(), part / "model.safetensors")
+        save_weights(state.average.state_dict(), part / "average.safetensors")
+        save_weights(moments, part / "optimizer.safetensors")
         write_json(
             part / "progress.json",
             {
                 **asdict(progress),
                 "experiment": experiment,
-                "optimizer": [_plain(group) for group in state["param_groups"]],
+                "optimizer": [_plain(group) for group in optimizer["param_groups"]],
+                "scaler": state.scaler.state_dict(),
             },
         )
         write_manifest(part)
+    # at any moment one of these names holds a complete checkpoint
+    names = [folder / "last", *(folder / f"before-{age}" for age in range(1, keep))]
+    gone = folder / ".gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if names[-1].exists():
+        names[-1].rename(gone)
+    for newer, older in reversed(list(itertools.pairwise(names))):
+        if newer.exists():
+            newer.rename(older)
+    (folder / ".part").rename(folder / "last")
+    fsync_folder(folder)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
-def load(
-    folder: Path, *, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, experiment: str
-) -> Progress:
-    """Fill `module`, `average`, `optimizer` and the random number generators; the progress made.
+def progress_of(run: Path, experiment: str) -> Progress:
+    """The progress of the newest whole checkpoint.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it is of other settings.
+        UserError: there is no checkpoint, none is whole, or it is of other settings.
     """
-    check_manifest(_existing(folder))
+    return _progress(latest(run), experiment)[0]
+
+
+def _progress(folder: Path, experiment: str | None) -> tuple[Progress, dict[str, Any]]:
     kept = read_json(folder / "progress.json")
-    if kept.pop("experiment") != experiment:
+    rest = {name: kept.pop(name) for name in ("experiment", "optimizer", "scaler")}
+    if experiment is not None and rest["experiment"] != experiment:
         raise UserError(
             f"{folder}: made with other settings than these; resume with the run's own config.yaml"
         )
-    load_weights(module, folder / "model.safetensors")
-    average.load_state_dict(load_file(folder / "average.safetensors"))
-    tensors = load_file(folder / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("random.cpu"))
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors.pop("random.cuda"))
+    return Progress(**kept), rest
+
+
+def load(run: Path, state: State, *, say: Callable[[str], None]) -> None:
+    """Fill `state` from the newest whole checkpoint. Raises UserError as `progress_of`."""
+    folder = latest(run, say=say)
+    _, rest = _progress(folder, None)
+    load_weights(state.module, folder / "model.safetensors")
+    state.average.load_state_dict(load_file(folder / "average.safetensors"))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in load_file(folder / "optimizer.safetensors").items():
         number, key = name.split(".", 1)
         moments.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": kept.pop("optimizer")})
-    return Progress(**kept)
+    state.optimizer.load_state_dict({"state": moments, "param_groups": rest["optimizer"]})
+    state.scaler.load_state_dict(rest["scaler"])
+
+
+def latest(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The newest checkpoint whose files are as they were written; `say` is told of newer ones that are not.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{folder / 'last'}: no checkpoint to resume from; start without --resume")
+    problems = []
+    # `.part` is whole where its manifest is: a crash struck before it got its name
+    names = [".part", "last", *sorted(each.name for each in folder.glob("before-*")), ".gone"]
+    for name in names:
+        if not (folder / name / "manifest.json").is_file():
+            continue
+        try:
+            check_manifest(folder / name)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            say(f"{problem}; going on from {folder / name}")
+        return folder / name
+    if problems:
+        raise UserError(f"{problems[0]}; no earlier checkpoint is whole either, start anew")
+    raise UserError(f"{folder / 'last'}: no checkpoint to resume from; start without --resume")
 
 
 def steps_done(run: Path) -> int:
-    """The step of a run's last checkpoint. Raises UserError where there is none."""
-    return int(read_json(_existing(run / "checkpoints" / "last") / "progress.json")["step"])
-
-
-def _existing(folder: Path) -> Path:
-    if not (recovered(folder) / "manifest.json").is_file():
-        raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
-    return folder
-
-
-def _random() -> dict[str, Tensor]:
-    states = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states["random.cuda"] = torch.cuda.get_rng_state()
-    return states
+    """The step of a run's newest whole checkpoint. Raises UserError where there is none."""
+    return int(read_json(latest(run) / "progress.json")["step"])
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

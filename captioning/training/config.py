@@ -7,34 +7,48 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from captioning.training.schedule import ConstantConfig, CosineConfig, StepConfig
+from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig, Field(discriminator="kind")]
+ScheduleConfig = Annotated[
+    ConstantConfig | CosineConfig | StepConfig | NoamConfig | PlateauConfig, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained.
+    """How a model is trained: one phase of it.
 
-    A batch is `images` images with `captions` captions each (fewer are padded, of more a new draw is made
-    each epoch); the images' features are computed and remembered once. `average` is the decay per step of an
-    exponential moving average of the weights, which is then what is validated and saved (0: none).
-    `doubly_stochastic` is lambda of Xu et al. 2015, eq. 14, on the mean over captions and regions.
-    `patience` counts validations without a better `metric`; `clip` is a gradient norm.
+    Attributes:
+        images, captions: a batch is `images` images with `captions` captions each (fewer are padded, of more
+            a new draw is made each epoch); the images' features are computed and remembered once.
+        accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
+        clip, clip_value: most that the gradient's norm, and each number of it, may be (0: any).
+        precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
+        label_smoothing, doubly_stochastic: of cross-entropy; the second is lambda of Xu et al. 2015, eq. 14,
+            on the mean over captions and regions.
+        average: decay a step of an exponential moving average of the weights, which is then what is
+            validated and saved (0: none).
+        patience: validations without a better `metric` before a phase ends.
+        save_every: updates between checkpoints within an epoch (null: only at its end).
+        keep: checkpoints kept, the last and those before it.
+        bad_steps: updates in a row without a finite gradient before the run stops; fewer are skipped.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     epochs: Count = 20
     images: Count = 16
     captions: Count = 5
+    accumulate: Count = 1
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: NotNegative = 0.0
     clip: NotNegative = 5.0
+    clip_value: NotNegative = 0.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
     label_smoothing: Share = 0.1
     doubly_stochastic: NotNegative = 0.0
@@ -46,3 +60,6 @@ class TrainingConfig:
     samples: Annotated[int, Field(ge=0)] = 8
     workers: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 50
+    save_every: Count | None = 1000
+    keep: Count = 2
+    bad_steps: Count = 5

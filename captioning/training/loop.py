@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
-from captioning.captioner import Captioner
+from captioning.captioner import Captioner, load_weights
 from captioning.errors import UserError
-from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, hard_attention
+from captioning.files import append_jsonl
 from captioning.records import ImageRecord
 from captioning.tensors import Batch
 from captioning.tracking import Tracker
 from captioning.training import checkpoint
-from captioning.training.average import Average
-from captioning.training.checkpoint import Progress
+from captioning.training.checkpoint import Progress, State
 from captioning.training.config import TrainingConfig
-from captioning.training.validation import Validation, Validator, to_device
+from captioning.training.faults import Signals, disk_may_fill, explained
+from captioning.training.objective import Size, objective, precise
+from captioning.training.parallel import World
+from captioning.training.validation import Interrupted, Validation, Validator
 
 
 class Data(NamedTuple):
@@ -37,134 +43,268 @@ class Data(NamedTuple):
     validator: Validator
 
 
-def train(
-    captioner: Captioner,
-    data: Data,
-    config: TrainingConfig,
-    *,
-    folder: Path,
-    tracker: Tracker,
-    seed: int,
-    experiment: str,
-    card: Callable[[Progress, dict[str, float]], str],
-    resume: bool,
-    say: Callable[[str], None],
-) -> Progress:
-    """Train until `epochs` or `patience` is used up; the best model by `metric` is in `folder/model`.
+class Run(NamedTuple):
+    """Where a run writes, and whom it tells."""
 
-    Args:
-        captioner: on its device.
-        folder: the run; `checkpoints/last` and `model` are written there.
-        experiment: fingerprint of the settings that a checkpoint must have been made with.
-        card: writes the model card from the progress and the validation scores.
-        say: takes the lines that tell a person how it goes.
+    folder: Path
+    tracker: Tracker | None  # of the first process
+    seed: int
+    experiment: str  # fingerprint of the settings that a checkpoint must have been made with
+    card: Callable[[Progress, dict[str, float]], str]  # writes the model card
+    say: Callable[[str], None]  # takes the lines that tell a person how it goes
+    world: World
+    device: torch.device
+    signals: Signals
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.tracker:
+            self.tracker.log(values, step=step)
+
+
+def train(
+    captioner: Captioner, data: Data, phases: Sequence[TrainingConfig], run: Run, *, resume: bool
+) -> Progress:
+    """Train phase after phase; the best model by `metric` is in `folder/model`.
+
+    A phase ends when its `epochs` or its `patience` is used up; the next begins with the best model so far.
+
+    Raises:
+        Stopped: a signal asked for the end; the state is on disk.
+        UserError: the gradients stay without number, memory ran out, or a loader process died.
     """
-    device = next(captioner.decoder.parameters()).device
-    groups = [
-        {"params": list(captioner.decoder.parameters())},
-        *captioner.encoder.parameter_groups(config.learning_rate),
-    ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(
-        groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    progress = checkpoint.progress_of(run.folder, run.experiment) if resume else Progress()
+    for number in range(progress.phase, len(phases)):
+        config = phases[number]
+        if number > progress.phase:
+            progress.begin_phase()
+            load_weights(captioner, run.folder / "model" / "model.safetensors")
+        with explained(images=config.images, captions=config.captions):
+            _phase(captioner, data, config, run, progress, resume=resume and number == progress.phase)
+        resume = False
+    return progress
+
+
+def _phase(
+    captioner: Captioner, data: Data, config: TrainingConfig, run: Run, progress: Progress, *, resume: bool
+) -> None:
+    world, device = run.world, run.device
+    state = State.of(captioner, config, device)
+    optimizer, average, scaler = state.optimizer, state.average, state.scaler
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    average = Average(captioner, config.average)
-    progress, last = Progress(), folder / "checkpoints" / "last"
     if resume:
-        progress = checkpoint.load(
-            last, module=captioner, average=average, optimizer=optimizer, experiment=experiment
-        )
-        say(f"resuming after epoch {progress.epoch}, step {progress.step}")
+        checkpoint.load(run.folder, state, say=run.say)
+        run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
+    goal = objective(captioner, config)
+    if world.size > 1:
+        goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
     while progress.epoch < config.epochs and not progress.done:
-        began, waited, tokens, captions, sums = time.perf_counter(), 0.0, 0, 0, {"loss": 0.0, "tokens": 0.0}
-        batches = order(data.captions, size=config.images, seed=seed, epoch=progress.epoch)
-        dataset = TrainingBatches(
-            [record.image_id for record in data.records],
-            data.captions,
-            data.images,
-            width=config.captions,
-            pad=captioner.vocabulary.pad,
-            seed=seed,
-            epoch=progress.epoch,
-        )
+        began, waited, captions, tokens = time.perf_counter(), 0.0, 0.0, 0.0
+        updates = _updates(data, config, run, progress, pad=captioner.vocabulary.pad)
         captioner.train()
         bar = tqdm(
-            total=len(batches), desc=f"epoch {progress.epoch + 1}/{config.epochs}", leave=False, disable=None
-        )
-        stream = iter(loader(dataset, batches, workers=config.workers, pin_memory=device.type == "cuda"))
-        for _ in range(len(batches)):
+            initial=progress.batch, total=updates.count, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            leave=False, disable=None if world.first else True,
+        )  # fmt: skip
+        for _ in range(progress.batch, updates.count):
             asked = time.perf_counter()
-            batch = next(stream)
+            batches = list(itertools.islice(updates.batches, config.accumulate))
             waited += time.perf_counter() - asked
-            factor = config.schedule.factor(progress.step, steps_per_epoch=len(batches), epochs=config.epochs)
+            mine = [Size.of(each, captioner.vocabulary.pad) for each in batches]
+            *total, stop = world.summed([*map(sum, zip(*mine, strict=True)), run.signals.caught is not None])
+            update = Size(*total)
+            factor = config.schedule.factor(
+                progress.phase_step,
+                steps_per_epoch=updates.count,
+                epochs=config.epochs,
+                scores=progress.scores,
+            )
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
+            torch.manual_seed(_seed(run.seed, progress.step, world.rank))  # of dropout, sampling: resumable
             optimizer.zero_grad(set_to_none=True)
-            loss, entropy = losses(captioner, batch, config, device)
-            loss.backward()
+            parts: dict[str, float] = {}
+            for batch, last in zip(batches, [*[False] * (len(batches) - 1), True], strict=True):
+                with (
+                    contextlib.nullcontext() if last or world.size == 1 else goal.no_sync(),
+                    precise(config, device),
+                ):
+                    loss = goal(batch, update)
+                scaler.scale(loss.value * world.size).backward()  # which averages gradients over processes
+                for name, value in [*loss.sums.items(), ("count", loss.count)]:
+                    parts[name] = parts.get(name, 0.0) + float(value)
+            scaler.unscale_(optimizer)
             norm = get_total_norm([each.grad for each in trained if each.grad is not None])
-            if not torch.isfinite(norm):
-                raise UserError(
-                    f"step {progress.step}: the gradient is {float(norm)} (images {batch.image_ids[:5]}); "
-                    "lower training.learning_rate"
-                )
-            if config.clip and norm > config.clip:
-                clip_grads_with_norm_(trained, config.clip, norm)
-            optimizer.step()
-            average.update(progress.step)
-            progress.step += 1
-            tokens, captions = (
-                tokens + batch.tokens,
-                captions + int((batch.words[..., 1] != captioner.vocabulary.pad).sum()),
-            )
-            sums["loss"], sums["tokens"] = sums["loss"] + float(entropy), sums["tokens"] + batch.tokens
+            if torch.isfinite(norm):
+                progress.bad_steps = 0
+                if config.clip and norm > config.clip:
+                    clip_grads_with_norm_(trained, config.clip, norm)
+                if config.clip_value:
+                    clip_grad_value_(trained, config.clip_value)
+                scaler.step(optimizer)
+                average.update(progress.phase_step)
+                progress.add(dict(zip(parts, world.summed(list(parts.values())), strict=True)))
+            else:
+                _bad_step(batches, float(norm), config, run, progress)
+            scaler.update()
+            progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
+            progress.batch += 1
+            captions, tokens = captions + update.captions, tokens + update.tokens
             bar.update()
             if progress.step % config.log_every == 0:
-                values = {
-                    "train/loss": sums["loss"] / sums["tokens"],
-                    "train/gradient": float(norm),
-                    "train/rate": rates[0] * factor,
-                }
-                tracker.log(values, step=progress.step)
-                bar.set_postfix_str(f"loss {values['train/loss']:.3f}")
-                sums = {"loss": 0.0, "tokens": 0.0}
+                means = {f"train/{name}": value for name, value in progress.means().items()}
+                run.log(
+                    {**means, "train/gradient": float(norm), "train/rate": rates[0] * factor}, progress.step
+                )
+                bar.set_postfix_str(" ".join(f"{name[6:]} {value:.3f}" for name, value in means.items()))
+            due = (
+                config.save_every
+                and progress.step % config.save_every == 0
+                and progress.batch < updates.count
+            )
+            if stop or due:  # an epoch's end saves for itself
+                _save(state, config, run, progress)
+            if stop:
+                raise run.signals.stopped()
         bar.close()
-        progress.epoch += 1
         elapsed = time.perf_counter() - began
-        speed = {
-            "captions_per_s": captions / elapsed,
-            "tokens_per_s": tokens / elapsed,
-            "waiting_share": waited / elapsed,
-            "seconds": elapsed,  # of this epoch, validation left out
-            "memory_mb": peak_memory(device) / 2**20,
-        }
-        tracker.log({f"speed/{name}": value for name, value in speed.items()}, step=progress.step)
-        if progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs:
+        progress.seconds += elapsed
+        if run.tracker:
+            run.tracker.time(
+                {
+                    "speed/captions_per_s": captions / elapsed,
+                    "speed/tokens_per_s": tokens / elapsed,
+                    "speed/waiting_share": waited / elapsed,
+                    "speed/seconds": elapsed,  # of this epoch, validation left out
+                    "speed/memory_mb": peak_memory(device) / 2**20,
+                },
+                step=progress.step,
+            )
+        if (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs:
             captioner.eval()
-            with average.in_place():
-                shown = data.validator(captioner, device)
-                score = shown.scores[config.metric]
-                better = progress.best is None or score > progress.best
-                if better:
-                    progress.best, progress.best_epoch, progress.stale = score, progress.epoch, 0
-                    captioner.save(folder / "model", card=card(progress, shown.scores))
-                else:
-                    progress.stale += 1
-            progress.done = progress.stale >= config.patience
-            _report(shown, data, tracker, progress, config, say, speed, better)
-        progress.seconds += time.perf_counter() - began
+            began = time.perf_counter()
+            pace = f"{captions / elapsed:.0f} captions/s, {100 * waited / elapsed:.1f} % waiting for data"
+            try:
+                with average.in_place():
+                    shown = data.validator(captioner, device, world=world, signals=run.signals)
+                    _judge(captioner, shown, data, config, run, progress, pace)
+            except Interrupted:
+                _save(state, config, run, progress)  # the epoch is trained; it is validated when it goes on
+                raise run.signals.stopped() from None
+            progress.seconds += time.perf_counter() - began
+        progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.done = progress.done or progress.epoch >= config.epochs
-        checkpoint.save(
-            last,
-            module=captioner,
-            average=average,
-            optimizer=optimizer,
-            progress=progress,
-            experiment=experiment,
+        _save(state, config, run, progress)
+
+
+class _Updates(NamedTuple):
+    batches: Iterator[Batch]  # this process's share of each, `accumulate` an update
+    count: int  # updates of the epoch
+
+
+def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *, pad: int) -> _Updates:
+    """The epoch's batches from the update on that comes next: a function of (seed, phase, epoch) and that."""
+    epoch = progress.epochs_before + progress.epoch
+    batches = order(data.captions, size=config.images, seed=run.seed, epoch=epoch)
+    count = -(-len(batches) // config.accumulate)
+    left = batches[progress.batch * config.accumulate :]
+    # a process that gets nothing of a small last batch computes with one image that does not count
+    shares = [part if len(part := np.asarray(run.world.part(each))) else each[:1] for each in left]
+    dataset = TrainingBatches(
+        [record.image_id for record in data.records],
+        data.captions,
+        data.images,
+        width=config.captions,
+        pad=pad,
+        seed=run.seed,
+        epoch=epoch,
+    )
+    loaded = loader(dataset, shares, workers=config.workers, pin_memory=run.device.type == "cuda")
+    idle = (run.world.rank >= len(each) for each in left)
+    return _Updates(
+        (_nothing(batch, pad) if no else batch for batch, no in zip(loaded, idle, strict=True)), count
+    )
+
+
+def _nothing(batch: Batch, pad: int) -> Batch:
+    return batch._replace(image_ids=[], words=torch.full_like(batch.words, pad), tokens=0)
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _bad_step(
+    batches: Sequence[Batch], norm: float, config: TrainingConfig, run: Run, progress: Progress
+) -> None:
+    """Pass over an update without a finite gradient; too many in a row end the run."""
+    progress.bad_steps += 1
+    ids = [image for batch in batches for image in batch.image_ids]
+    path = run.folder / "bad_steps.jsonl"
+    if run.world.first:
+        append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
+    if progress.bad_steps >= config.bad_steps:
+        raise UserError(
+            f"step {progress.step}: the gradient is {norm}, for {progress.bad_steps} updates in a row ({path} lists "
+            "their images); lower training.learning_rate"
         )
-    return progress
+    run.say(f"step {progress.step} is skipped: its gradient is {norm} (images {ids[:5]})")
+
+
+def _judge(
+    captioner: Captioner,
+    shown: Validation,
+    data: Data,
+    config: TrainingConfig,
+    run: Run,
+    progress: Progress,
+    pace: str,
+) -> None:
+    """Note what validation has shown, keep the model if it is the best yet, and tell."""
+    scores = shown.scores
+    score = scores[config.metric]
+    better = progress.best is None or score > progress.best
+    progress.scores.append(score)
+    epoch = progress.epochs_before + progress.epoch + 1
+    if better:
+        progress.best, progress.best_epoch, progress.stale = score, epoch, 0
+        if run.world.first:
+            folder = run.folder / "model"
+            with disk_may_fill("the best model", folder, lambda: _size(captioner), run.say):
+                captioner.save(folder, card=run.card(progress, scores))
+    else:
+        progress.stale += 1
+    progress.done = progress.stale >= config.patience
+    progress.history.append({"epoch": epoch, "step": progress.step, **scores})
+    run.log({f"val/{name}": value for name, value in scores.items()}, progress.step)
+    rows: list[list[Path | str]] = [
+        [Path(record.path), record.captions[0], prediction.caption]
+        for record, prediction in zip(
+            data.validator.records, shown.predictions[: config.samples], strict=False
+        )
+    ]
+    if run.tracker:
+        run.tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
+        run.tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
+    run.say(
+        f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['Bleu_4']:.1f}  "
+        f"ROUGE-L {100 * scores['ROUGE_L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  {pace}"
+        f"{'  *best' if better else ''}"
+    )
+    for _, reference, caption in rows[:3]:
+        run.say(f"           {caption!r}  ({reference!r})")
+
+
+def _save(state: State, config: TrainingConfig, run: Run, progress: Progress) -> None:
+    if run.world.first:
+        folder = run.folder / "checkpoints"
+        needed = lambda: 3 * _size(state.module)  # noqa: E731  with the optimizer's two moments
+        with disk_may_fill("the checkpoint", folder, needed, run.say):
+            checkpoint.save(run.folder, state, progress, experiment=run.experiment, keep=config.keep)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(each.numel() * each.element_size() for each in module.state_dict().values())
 
 
 def peak_memory(device: torch.device) -> int:
@@ -172,61 +312,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def losses(
-    captioner: Captioner, batch: Batch, config: TrainingConfig, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """What is minimised, a mean over the batch's tokens, and the summed cross-entropy without the penalty."""
-    decoder, words = captioner.decoder, batch.words.to(device, non_blocking=True)
-    memory = decoder.remember(captioner.features(to_device(batch.images, device)))
-    steps = decoder(words[..., :-1], memory, batch.running)
-    targets = words[..., 1:].flatten()
-    counts = (targets != captioner.vocabulary.pad).nonzero().squeeze(1)  # the positions that count
-    hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
-    logits = decoder.logits(hidden)
-    entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing)
-    loss = entropy / batch.tokens
-    if steps.looked is not None and steps.attention is not None:
-        valid = words[..., 1:] != captioner.vocabulary.pad
-        logp = caption_logp(logits, targets[counts], valid)
-        loss = loss + hard_attention(steps.attention, steps.looked, logp, valid) / batch.tokens
-    if config.doubly_stochastic:
-        if steps.attention is None:
-            raise UserError(
-                "training.doubly_stochastic needs a decoder that shows its attention while training"
-            )
-        valid = words[..., 1:] != captioner.vocabulary.pad
-        loss = loss + config.doubly_stochastic * doubly_stochastic(steps.attention, valid)
-    return loss, entropy.detach()
-
-
-def _report(
-    shown: Validation,
-    data: Data,
-    tracker: Tracker,
-    progress: Progress,
-    config: TrainingConfig,
-    say: Callable[[str], None],
-    speed: dict[str, float],
-    better: bool,
-) -> None:
-    scores = shown.scores
-    progress.history.append({"epoch": progress.epoch, "step": progress.step, **scores})
-    tracker.log({f"val/{name}": value for name, value in scores.items()}, step=progress.step)
-    tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
-    rows: list[list[Path | str]] = [
-        [Path(record.path), record.captions[0], prediction.caption]
-        for record, prediction in zip(
-            data.validator.records, shown.predictions[: config.samples], strict=False
-        )
-    ]
-    tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
-    say(
-        f"epoch {progress.epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['Bleu_4']:.1f}  "
-        f"ROUGE-L {100 * scores['ROUGE_L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  "
-        f"{speed['captions_per_s']:.0f} captions/s, {100 * speed['waiting_share']:.1f} % waiting for data"
-        f"{'  *best' if better else ''}"
-    )
-    for _, reference, caption in rows[:3]:
-        say(f"           {caption!r}  ({reference!r})")

@@ -1,8 +1,9 @@
-"""Learning rate schedules: pure functions of the step. They know no optimizer."""
+"""Learning rate schedules: pure functions of the step and of what validation has shown. They know no optimizer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ class ConstantConfig:
     kind: Literal["constant"] = "constant"
     warmup: Steps = 0
 
-    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
         return _warmed(step, self.warmup)
 
 
@@ -36,7 +37,7 @@ class CosineConfig:
     warmup: Steps = 200
     final: Annotated[float, Field(ge=0, le=1)] = 0.02
 
-    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
         done = min(1.0, max(0, step - self.warmup) / max(1, steps_per_epoch * epochs - self.warmup))
         return _warmed(step, self.warmup) * (
             self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
@@ -53,5 +54,39 @@ class StepConfig:
     every: Annotated[int, Field(ge=1)] = 3
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
 
-    def factor(self, step: int, *, steps_per_epoch: int, epochs: int) -> float:
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
         return _warmed(step, self.warmup) * self.decay ** (step // (steps_per_epoch * self.every))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoamConfig:
+    """Linear rise for `warmup` steps, then falling with the root of the step (Vaswani et al. 2017, eq. 3).
+
+    Scaled so that the highest rate, at the last step of the rise, is the full one: `learning_rate` is that.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["noam"] = "noam"
+    warmup: Annotated[int, Field(ge=1)] = 10000
+
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
+        return min((step + 1) / self.warmup, math.sqrt(self.warmup / (step + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """The rate times `decay` whenever `stale` validations in a row brought no better score."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["plateau"] = "plateau"
+    warmup: Steps = 0
+    stale: Annotated[int, Field(ge=1)] = 3
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
+        best, waited, drops = -math.inf, 0, 0
+        for score in scores:
+            best, waited = (score, 0) if score > best else (best, waited + 1)
+            if waited == self.stale:
+                drops, waited = drops + 1, 0
+        return _warmed(step, self.warmup) * self.decay**drops

@@ -18,7 +18,10 @@ from captioning.records import ImageId, ImageRecord, Prediction
 from captioning.search import SearchConfig
 from captioning.tensors import Features
 from captioning.tokenizer import tokenize
+from captioning.training.faults import Signals
+from captioning.training.parallel import World
 
+ALONE = World()
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D")
 
 
@@ -27,6 +30,10 @@ class Validation(NamedTuple):
 
     scores: dict[str, float]  # metric name -> corpus score; "loss": nats per token, teacher forced
     predictions: list[Prediction]
+
+
+class Interrupted(Exception):
+    """A signal came during validation."""
 
 
 class Validator:
@@ -52,14 +59,30 @@ class Validator:
             [[tokenize(caption) for caption in record.captions] for record in records]
         )
 
-    def __call__(self, captioner: Captioner, device: torch.device) -> Validation:
-        """`captioner` in eval mode."""
-        predictions: list[Prediction] = []
+    def __call__(
+        self,
+        captioner: Captioner,
+        device: torch.device,
+        *,
+        world: World = ALONE,
+        signals: Signals | None = None,
+    ) -> Validation:
+        """`captioner` in eval mode. Each process takes its part of the images and gets the whole result.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        shown: list[Prediction] = []
         loss, tokens = 0.0, 0
-        for numbers, ids, features in self._features(captioner, device):
-            predictions += describe(captioner, features, ids, config=self.search)
+        mine = np.asarray(world.part(range(len(self.records))))
+        for numbers, ids, features in self._features(captioner, device, mine):
+            if signals and signals.caught:
+                raise Interrupted
+            shown += describe(captioner, features, ids, config=self.search)
             more, counted = self._loss(captioner, features, numbers)
             loss, tokens = loss + more, tokens + counted
+        predictions = world.joined(shown)
+        loss, tokens = world.summed([loss, tokens])
         candidates = [tokenize(prediction.caption) for prediction in predictions]
         found = metrics.score(self.references, candidates, names=METRICS)
         scores = {name: float(value) for name, value in found.corpus.items()}
@@ -67,12 +90,12 @@ class Validator:
 
     @torch.inference_mode()
     def _features(
-        self, captioner: Captioner, device: torch.device
+        self, captioner: Captioner, device: torch.device, mine: np.ndarray
     ) -> Iterator[tuple[np.ndarray, list[ImageId], Features]]:
-        starts = range(0, len(self.records), self.size)
+        starts = range(0, len(mine), self.size)
         for start in tqdm(starts, desc="validating", leave=False, disable=None, delay=2):
-            numbers = np.arange(start, min(start + self.size, len(self.records)))
-            ids = [record.image_id for record in self.records[start : start + self.size]]
+            numbers = mine[start : start + self.size]
+            ids = [self.records[number].image_id for number in numbers]
             yield numbers, ids, captioner.features(to_device(self.images(numbers, 0), device))
 
     @torch.inference_mode()

@@ -1,0 +1,81 @@
+"""What an update lowers: batch -> a loss that sums over an update's batches and processes. Knows no optimizer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioning.captioner import Captioner
+from captioning.errors import UserError
+from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, hard_attention
+from captioning.tensors import Batch
+from captioning.training.config import TrainingConfig
+from captioning.training.validation import to_device
+
+
+class Size(NamedTuple):
+    """How much there is in a batch, or in all batches of an update, over all processes."""
+
+    tokens: float  # targets that count
+    captions: float
+    images: float
+
+    @classmethod
+    def of(cls, batch: Batch, pad: int) -> Size:
+        return cls(batch.tokens, int((batch.words[..., 1] != pad).sum()), len(batch.image_ids))
+
+
+class Loss(NamedTuple):
+    """`value` is this batch's share of the update's loss; `sums` are for the record, each to be divided by `count`."""
+
+    value: Tensor  # ()
+    sums: dict[str, Tensor]
+    count: float
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of the captions' words, a mean over the update's tokens, with label smoothing and penalty."""
+
+    def __init__(self, captioner: Captioner, config: TrainingConfig):
+        super().__init__()
+        self.captioner, self.config = captioner, config
+
+    def forward(self, batch: Batch, update: Size) -> Loss:
+        captioner, config = self.captioner, self.config
+        decoder, pad = captioner.decoder, captioner.vocabulary.pad
+        device = next(decoder.parameters()).device
+        words = batch.words.to(device, non_blocking=True)
+        memory = decoder.remember(captioner.features(to_device(batch.images, device)))
+        steps = decoder(words[..., :-1], memory, batch.running)
+        targets = words[..., 1:].flatten()
+        counts = (targets != pad).nonzero().squeeze(1)  # the positions that count
+        hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
+        logits = decoder.logits(hidden).float()
+        entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing)
+        value = entropy / update.tokens
+        if steps.looked is not None and steps.attention is not None:
+            valid = words[..., 1:] != pad
+            logp = caption_logp(logits, targets[counts], valid)
+            value = value + hard_attention(steps.attention, steps.looked, logp, valid) / update.tokens
+        if config.doubly_stochastic:
+            if steps.attention is None:
+                raise UserError(
+                    "training.doubly_stochastic needs a decoder that shows its attention while training"
+                )
+            penalty = doubly_stochastic(steps.attention, words[..., 1:] != pad)
+            value = value + config.doubly_stochastic / update.captions * penalty
+        return Loss(value, {"loss": entropy.detach()}, batch.tokens)
+
+
+def objective(captioner: Captioner, config: TrainingConfig) -> nn.Module:
+    """What `config` asks for: a module (batch, size of the update) -> Loss."""
+    return CrossEntropy(captioner, config)
+
+
+def precise(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The context in which the forward pass runs."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    enabled = config.precision != "fp32" and device.type != "cpu"
+    return torch.autocast(device.type, dtype=kind if enabled else torch.bfloat16, enabled=enabled)

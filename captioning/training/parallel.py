@@ -1,0 +1,75 @@
+"""Several processes that train one model, launched by torchrun; alone where there is one. Knows no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import distributed
+
+Value = TypeVar("Value")
+
+
+class World(NamedTuple):
+    """This process among `size` processes that train together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Of the process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def part(self, items: Sequence[Value]) -> Sequence[Value]:
+        """This process's share of `items`: every `size`-th from `rank` on."""
+        return items[self.rank :: self.size]
+
+    def summed(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes, in float64."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=_device())
+        distributed.all_reduce(total)
+        return total.tolist()
+
+    def joined(self, items: list[Value]) -> list[Value]:
+        """What `part` divided, put together again in its order; `items` is what this process made of its share."""
+        if self.size == 1:
+            return items
+        parts: list[list[Value]] = [[] for _ in range(self.size)]
+        distributed.all_gather_object(parts, items)
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+def join(device: torch.device) -> World:
+    """Take the place that torchrun's environment names; a world of one without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not distributed.is_initialized():
+        # the first process may be drawing or encoding a data set for hours while the others wait
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12)
+        )
+    return World(rank=distributed.get_rank(), size=size)
+
+
+def local_device(device: torch.device) -> torch.device:
+    """`cuda` becomes the GPU of this process's number on its machine."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def _device() -> Any:
+    return torch.device("cuda", torch.cuda.current_device()) if distributed.get_backend() == "nccl" else "cpu"
