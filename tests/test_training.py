@@ -251,21 +251,24 @@ def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
 
 @pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
-    whole = Experiment(parse(tiny(tmp_path, "whole", kind, epochs=3), where="test"), say=lambda _: None)
-    whole.train()
+    whole_values = tiny(tmp_path, "whole", kind, epochs=3)
     values = tiny(tmp_path, "cut", kind, epochs=3)
+    for each in (values, whole_values):
+        each["training"]["save_every"] = 2  # the fourth save is within the second epoch
+    whole = Experiment(parse(whole_values, where="test"), say=lambda _: None)
+    whole.train()
     cut = Experiment(parse(values, where="test"), say=lambda _: None)
     from captioning.training import checkpoint
 
     real, saves = checkpoint.save, []
 
-    def killed_at_the_second_save(*args, **kwargs):
+    def killed_at_the_fourth_save(*args, **kwargs):
         saves.append(1)
-        if len(saves) == 2:
+        if len(saves) == 4:
             raise KeyboardInterrupt
         real(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save", killed_at_the_second_save)
+    monkeypatch.setattr(checkpoint, "save", killed_at_the_fourth_save)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     monkeypatch.setattr(checkpoint, "save", real)
@@ -274,14 +277,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
     for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
         one, other = (run.folder / "checkpoints" / "last" / file for run in (whole, cut))
         assert one.read_bytes() == other.read_bytes(), f"{file} differs"
-    lines = [
-        [
-            {key: value for key, value in json.loads(line).items() if not key.startswith("speed/")}
-            for line in (run.folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for run in (whole, cut)
-    ]
-    assert lines[0] == lines[1]
+    one, other = ((run.folder / "metrics.jsonl").read_bytes() for run in (whole, cut))
+    assert one == other and b"val/" in one
 
 
 def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
@@ -311,7 +308,7 @@ def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
 def test_diverging_training_stops_with_the_images(tmp_path):
     values = tiny(tmp_path, "run", epochs=1)
     values["training"]["learning_rate"] = 1e30
-    values["training"]["clip"] = 0
+    values["training"] |= {"clip": 0, "bad_steps": 2}
     with pytest.raises(UserError, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
         Experiment(parse(values, where="test"), say=lambda _: None).train()
 
@@ -358,7 +355,7 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path):
 
 def test_loss_of_a_batch_counts_only_its_tokens():
     """Against the plain way: all positions scored, padding ignored."""
-    from captioning.training.loop import losses
+    from captioning.training.objective import CrossEntropy, Size
 
     captions, vocabulary = encoded(5)
     for config in (
@@ -385,7 +382,8 @@ def test_loss_of_a_batch_counts_only_its_tokens():
             (),
             {"decoder": decoder, "vocabulary": vocabulary, "features": staticmethod(lambda x: x)},
         )()
-        loss, _ = losses(holder, batch, TrainingConfig(label_smoothing=0.0), torch.device("cpu"))
+        goal = CrossEntropy(holder, TrainingConfig(label_smoothing=0.0))
+        loss = goal(batch, Size.of(batch, 0)).value
         logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
         plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
         torch.testing.assert_close(loss, plain)

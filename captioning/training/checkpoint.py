@@ -61,7 +61,7 @@ class Progress:
 
     def means(self) -> dict[str, float]:
         """Of each part since the last call, per what it counts."""
-        count = self.sums.pop("count", 0.0)
+        count = self.sums.pop("of", 0.0)
         means = {name: value / count for name, value in self.sums.items()} if count else {}
         self.sums = {}
         return means

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ def _phase(
     if resume:
         checkpoint.load(run.folder, state, say=run.say)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
-    goal = objective(captioner, config)
+    goal: Any = objective(captioner, config)
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
     while progress.epoch < config.epochs and not progress.done:
@@ -103,10 +103,10 @@ def _phase(
         updates = _updates(data, config, run, progress, pad=captioner.vocabulary.pad)
         captioner.train()
         bar = tqdm(
-            initial=progress.batch, total=updates.count, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            initial=progress.batch, total=updates.total, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             leave=False, disable=None if world.first else True,
         )  # fmt: skip
-        for _ in range(progress.batch, updates.count):
+        for _ in range(progress.batch, updates.total):
             asked = time.perf_counter()
             batches = list(itertools.islice(updates.batches, config.accumulate))
             waited += time.perf_counter() - asked
@@ -115,7 +115,7 @@ def _phase(
             update = Size(*total)
             factor = config.schedule.factor(
                 progress.phase_step,
-                steps_per_epoch=updates.count,
+                steps_per_epoch=updates.total,
                 epochs=config.epochs,
                 scores=progress.scores,
             )
@@ -131,7 +131,7 @@ def _phase(
                 ):
                     loss = goal(batch, update)
                 scaler.scale(loss.value * world.size).backward()  # which averages gradients over processes
-                for name, value in [*loss.sums.items(), ("count", loss.count)]:
+                for name, value in [*loss.sums.items(), ("of", loss.of)]:
                     parts[name] = parts.get(name, 0.0) + float(value)
             scaler.unscale_(optimizer)
             norm = get_total_norm([each.grad for each in trained if each.grad is not None])
@@ -157,10 +157,11 @@ def _phase(
                     {**means, "train/gradient": float(norm), "train/rate": rates[0] * factor}, progress.step
                 )
                 bar.set_postfix_str(" ".join(f"{name[6:]} {value:.3f}" for name, value in means.items()))
+            stop = stop or (world.size == 1 and run.signals.caught is not None)  # several must agree on it
             due = (
                 config.save_every
                 and progress.step % config.save_every == 0
-                and progress.batch < updates.count
+                and progress.batch < updates.total
             )
             if stop or due:  # an epoch's end saves for itself
                 _save(state, config, run, progress)
@@ -199,7 +200,7 @@ def _phase(
 
 class _Updates(NamedTuple):
     batches: Iterator[Batch]  # this process's share of each, `accumulate` an update
-    count: int  # updates of the epoch
+    total: int  # updates of the epoch
 
 
 def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *, pad: int) -> _Updates:
@@ -208,8 +209,8 @@ def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *
     batches = order(data.captions, size=config.images, seed=run.seed, epoch=epoch)
     count = -(-len(batches) // config.accumulate)
     left = batches[progress.batch * config.accumulate :]
-    # a process that gets nothing of a small last batch computes with one image that does not count
-    shares = [part if len(part := np.asarray(run.world.part(each))) else each[:1] for each in left]
+    # a process that gets nothing of a small batch computes with one image that does not count
+    shares = [part if len(part := run.world.part(each)) else each[:1] for each in left]
     dataset = TrainingBatches(
         [record.image_id for record in data.records],
         data.captions,

@@ -28,11 +28,11 @@ class Size(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`value` is this batch's share of the update's loss; `sums` are for the record, each to be divided by `count`."""
+    """`value` is this batch's share of the update's loss; `sums` are for the record, each a sum over `of` things."""
 
     value: Tensor  # ()
     sums: dict[str, Tensor]
-    count: float
+    of: float
 
 
 class CrossEntropy(nn.Module):

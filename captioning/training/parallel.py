@@ -24,8 +24,8 @@ class World(NamedTuple):
         """Of the process that writes files and talks to the user."""
         return self.rank == 0
 
-    def part(self, items: Sequence[Value]) -> Sequence[Value]:
-        """This process's share of `items`: every `size`-th from `rank` on."""
+    def part(self, items: Any) -> Any:
+        """This process's share of a sequence or an array: every `size`-th from `rank` on."""
         return items[self.rank :: self.size]
 
     def summed(self, values: Sequence[float]) -> list[float]:

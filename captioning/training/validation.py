@@ -73,7 +73,7 @@ class Validator:
             Interrupted: a signal came.
         """
         shown: list[Prediction] = []
-        loss, tokens = 0.0, 0
+        loss, tokens = 0.0, 0.0
         mine = np.asarray(world.part(range(len(self.records))))
         for numbers, ids, features in self._features(captioner, device, mine):
             if signals and signals.caught:
