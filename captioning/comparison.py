@@ -214,7 +214,7 @@ def _with_flops(system: System) -> System:
 
     def changed(run: SystemRun) -> SystemRun:
         curve = [
-            {**point, "petaflop": point["tokens"] * per_token / 1e15} if "tokens" in point else point
+            {**point, "teraflop": point["tokens"] * per_token / 1e12} if "tokens" in point else point
             for point in run.curve
         ]
         return run._replace(curve=curve)

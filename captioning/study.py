@@ -228,7 +228,7 @@ def plan(study: StudyConfig) -> Plan:
         raise UserError(
             f"study {study.name}: lengths are of the data set shapes, not of {first.dataset.kind}"
         )
-    shape = _shape(_at_length(first, max(study.lengths, default=None)))
+    shape = _shape(_at_length(first, study.search_length))
     sizes = _solve(study, plain, shape)
     for name, size in sizes.items():
         plain[name] = _experiment(study, base, name, size.decoder)
@@ -300,7 +300,7 @@ def _solve(study: StudyConfig, plain: Mapping[str, ExperimentConfig], shape: Sha
     if study.match is None:
         return {name: _size(decoder, decoder, shape) for name, decoder in asked.items()}
     by, target = study.match.by, study.match.target
-    goal = getattr(_size(asked[target], asked[target], shape), by) if isinstance(target, str) else target
+    goal = _measure(by, shape, asked[target]) if isinstance(target, str) else target
     sizes = {}
     for name, decoder in asked.items():
         if name != target:
@@ -316,21 +316,29 @@ def _solve(study: StudyConfig, plain: Mapping[str, ExperimentConfig], shape: Sha
 
 
 def _measure(by: str, shape: Shape, decoder: Any) -> int:
-    return int(getattr(_size(decoder, decoder, shape), by))
+    return _parameters(decoder, shape) if by == "parameters" else _flops(decoder, shape)
+
+
+def _parameters(decoder: Any, shape: Shape) -> int:
+    return cost.parameters(decoder, channels=shape.channels, vocabulary_size=shape.vocabulary)
+
+
+def _flops(decoder: Any, shape: Shape) -> int:
+    return cost.flops_per_caption(
+        decoder,
+        channels=shape.channels,
+        vocabulary_size=shape.vocabulary,
+        regions=shape.regions,
+        words=shape.words,
+        captions=shape.captions,
+    )
 
 
 def _size(decoder: Any, asked: Any, shape: Shape) -> Size:
     return Size(
         TypeAdapter(DecoderConfig).dump_python(decoder, mode="json"),
-        cost.parameters(decoder, channels=shape.channels, vocabulary_size=shape.vocabulary),
-        cost.flops_per_caption(
-            decoder,
-            channels=shape.channels,
-            vocabulary_size=shape.vocabulary,
-            regions=shape.regions,
-            words=shape.words,
-            captions=shape.captions,
-        ),
+        _parameters(decoder, shape),
+        _flops(decoder, shape),
         decoder.hidden / asked.hidden,
     )
 

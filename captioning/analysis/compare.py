@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -283,17 +284,15 @@ def headline(found: Mapping[str, Any], *, split: str) -> str:
         )
     parts = []
     if "supported" in said:
-        parts.append(f"the data support, in {found['primary']}, {_listed(said['supported'])}")
+        parts.append(f"support, in {found['primary']}, {_listed(said['supported'])}")
     if "one seed" in said:
-        parts.append(
-            f"they show for single trained models, not for kinds of model, {_listed(said['one seed'])}"
-        )
+        parts.append(f"show for single trained models, not for kinds of model, {_listed(said['one seed'])}")
     if "seeds overlap" in said:
-        parts.append(f"they leave open, because seeds overlap, {_listed(said['seeds overlap'])}")
+        parts.append(f"leave open, because seeds overlap, {_listed(said['seeds overlap'])}")
     if "not told apart" in said:
-        parts.append(f"they do not tell apart {_listed(said['not told apart'])}")
+        parts.append(f"do not tell apart {_listed(said['not told apart'])}")
     start = f"On {found['images']:,} images of `{split}`"
-    return f"{start}: {'; '.join(parts)}." if parts else f"{start}: one system, nothing to compare."
+    return f"{start} the data {'; '.join(parts)}." if parts else f"{start}: one system, nothing to compare."
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -311,11 +310,11 @@ def limits(found: Mapping[str, Any], *, split: str, chosen_on: str | None) -> li
             "difference between systems."
         )
     else:
+        count = max(counts)
+        chance = math.comb(2 * count, count) / 2
         said.append(
-            f"{seeds} seeds a system: a standard deviation from so few is itself uncertain by a third or more. By "
-            "chance alone, 3 seeds of one system lie above 3 of an equal one (or below) in 1 of 10 cases."
-            if max(counts) <= 3
-            else f"{seeds} seeds a system."
+            f"{seeds} seeds a system: by chance alone, {count} seeds of one system all lie above (or all below) "
+            f"{count} of an equal one in 1 of {chance:.0f} cases, and a deviation from so few is a rough guess."
         )
     said.append(
         "The intervals and p values are over images, for the trained models that there are, seeds pooled; the "

@@ -35,6 +35,19 @@ def picture(drawn: Figure, name: str, *, alt: str, caption: str) -> Picture:
     return Picture(f"{name}.png", content.getvalue(), alt, caption)
 
 
+def metric_name(name: str) -> str:
+    """As papers print it: "BLEU-4", "ROUGE-L"; rates with a blank."""
+    return name.replace("Bleu_", "BLEU-").replace("ROUGE_L", "ROUGE-L").replace("_", " ")
+
+
+def widened(axis: Axes, least: float = 1.0) -> None:
+    """Show a range of `least` at least: figures of next to nothing would look like differences."""
+    low, high = axis.get_xlim()
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.set_xlim(middle - least / 2, middle + least / 2)
+
+
 def style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
@@ -62,10 +75,11 @@ def quality(found: Mapping[str, Any]) -> Picture:
                 markersize=6,
             )
             axis.plot([scores.mean()] * 2, [row - 0.3, row + 0.3], color=look["color"], linewidth=2.5)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(metric_name(name), fontsize=10)
         axis.set_yticks(range(len(found["systems"])), [system["label"] for system in found["systems"]])
         axis.set_ylim(len(found["systems"]) - 0.5, -0.5)
         axis.margins(x=0.12)
+        widened(axis)
         if axis is not axes[0]:
             axis.tick_params(labelleft=False)
     for system in found["systems"]:
@@ -98,12 +112,13 @@ def differences(found: Mapping[str, Any]) -> Picture:
                 color="#0072B2",
                 markerfacecolor="#0072B2" if certain else "white",
             )
-        axis.set_title(name, fontsize=10)
+        axis.set_title(metric_name(name), fontsize=10)
         pairs = [
             f"{labels[pair['a']]} −\\n{labels[pair['b']]}".replace("\\n", "\n") for pair in found["pairs"]
         ]
         axis.set_yticks(range(len(pairs)), pairs, fontsize=8)
         axis.set_ylim(len(pairs) - 0.5, -0.5)
+        widened(axis)
         if axis is not axes[0]:
             axis.tick_params(labelleft=False)
     for pair in found["pairs"]:
@@ -130,8 +145,9 @@ def lengths(found: Mapping[str, Any]) -> Picture:
             spreads = [row["systems"][system["name"]][name] for row in rows]
             at = [row["mean"] for row in rows]
             band(axis, at, [each["seeds"] for each in spreads], label=system["label"], number=number)
-        axis.set_title(name, fontsize=10)
+        axis.set_title(metric_name(name), fontsize=10)
         axis.set_xlabel("mean words of an image's references")
+        axis.set_ylim(bottom=0, top=max(1.0, axis.get_ylim()[1]))
     legend_below(drawn, axes)
     primary = found["primary"]
     said = "; ".join(
@@ -170,7 +186,7 @@ def curves(found: Mapping[str, Any]) -> Picture | None:
     ways = [
         ("step", "steps"),
         ("seconds", "seconds of training"),
-        ("petaflop", "PFLOP of products (decoder)"),
+        ("teraflop", "TFLOP of products (decoder)"),
     ]
     points = [point for system in found["systems"] for curve in system.get("curves", []) for point in curve]
     ways = [way for way in ways if any(way[0] in point for point in points)]
@@ -191,7 +207,7 @@ def curves(found: Mapping[str, Any]) -> Picture | None:
                         **style(number),
                     )
         axis.set_xlabel(title)
-    axes[0].set_ylabel(f"validation {found['metric']} x 100")
+    axes[0].set_ylabel(f"validation {found['metric']} times 100")
     legend_below(drawn, axes)
     said = []
     for system in found["systems"]:

@@ -94,7 +94,7 @@ def metrics_lines(folder: Path) -> list[dict[str, Any]]:
 def learning_curve(
     lines: Sequence[Mapping[str, Any]], metric: str, *, flops_per_token: float | None
 ) -> list[dict[str, float]]:
-    """A point a validation: step, score, loss; seconds and tokens so far; petaflop where FLOPs are known.
+    """A point a validation: step, score, loss; seconds and tokens so far; teraflop where FLOPs are known.
 
     Runs of before seconds were recorded have points without them.
     """
@@ -111,7 +111,7 @@ def learning_curve(
             if seconds:
                 point |= {"seconds": seconds, "tokens": tokens}
                 if flops_per_token:
-                    point["petaflop"] = tokens * flops_per_token / 1e15
+                    point["teraflop"] = tokens * flops_per_token / 1e12
             points.append(point)
     return points
 

@@ -70,7 +70,12 @@ def _quality(found: Mapping[str, Any]) -> list[Block]:
     systems = found["systems"]
     rows = []
     for name in systems[0]["scores"]:
-        rows.append([_metric(name), *(_spread(system["scores"][name], name) for system in systems)])
+        rows.append(
+            [
+                compare_figures.metric_name(name),
+                *(_spread(system["scores"][name], name) for system in systems),
+            ]
+        )
     several = any(len(system["seeds"]) > 1 for system in systems)
     blocks: list[Block] = [
         Heading("Quality"),
@@ -93,9 +98,9 @@ def _quality(found: Mapping[str, Any]) -> list[Block]:
             rows.append(
                 [
                     f"{labels[pair['a']]} − {labels[pair['b']]}",
-                    _metric(name),
-                    f"{100 * test['difference']:+.2f}",
-                    f"{100 * test['low']:+.2f} to {100 * test['high']:+.2f}",
+                    compare_figures.metric_name(name),
+                    _signed(test["difference"]),
+                    f"{_signed(test['low'])} to {_signed(test['high'])}",
                     compare.shown_p(test["p"]),
                     compare.shown_p(test["holm"]),
                     "yes" if test["separated"] else "no",
@@ -117,6 +122,12 @@ def _quality(found: Mapping[str, Any]) -> list[Block]:
             "note",
         ),
     ]
+
+
+def _signed(share: float) -> str:
+    """Times 100, with a sign unless it is nothing."""
+    text = f"{100 * share:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
 
 
 def _length_table(found: Mapping[str, Any]) -> Table:
@@ -244,10 +255,6 @@ def _number(value: float | None) -> str:
 def _logged(system: Mapping[str, Any], key: str) -> str:
     values = [each[key] for each in system["logged"] if key in each]
     return _number(sum(values) / len(values)) if values else ""
-
-
-def _metric(name: str) -> str:
-    return name.replace("_", " ").replace("Bleu ", "BLEU-").replace("ROUGE L", "ROUGE-L")
 
 
 def _spread(values: Mapping[str, Any], name: str) -> str:

@@ -106,6 +106,9 @@ def _card(card: Card) -> str:
     return "\n".join(lines)
 
 
+LONG = 26
+"""Characters of a table's cell from which on it may be broken into lines."""
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #545d68; --line: #d0d7de;
   --band: #f3f5f8; --lead: #eaf2fb; --edge: #0b5cad; }
@@ -132,6 +135,7 @@ th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bo
 th:first-child, td:first-child { text-align: left; }
 thead th { background: var(--band); border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 500; }
+td.long { white-space: normal; min-width: 9rem; max-width: 14rem; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; display: block; background: #ffffff; border-radius: 4px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem;
@@ -190,13 +194,17 @@ def _html(block: Block) -> str:
 def _html_table(table: Table) -> str:
     head = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in table.columns)
     rows = "".join(
-        f'<tr><th scope="row">{_inline(row[0])}</th>{"".join(f"<td>{_inline(cell)}</td>" for cell in row[1:])}</tr>'
+        f'<tr><th scope="row">{_inline(row[0])}</th>{"".join(_cell(cell) for cell in row[1:])}</tr>'
         for row in table.rows
     )
     return (
         f'<div class="scroll" tabindex="0"><table><caption>{_inline(table.title)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _cell(text: str) -> str:
+    return f"<td{' class=long' if len(text) > LONG else ''}>{_inline(text)}</td>"
 
 
 def _html_card(card: Card) -> str:
