@@ -132,7 +132,7 @@ code { background: var(--band); padding: .1em .3em; border-radius: 3px; font-siz
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem; }
 thead th { background: var(--band); border-bottom: 2px solid var(--line); }
 tbody th { font-weight: 500; }
 td.long { white-space: normal; min-width: 9rem; max-width: 14rem; }
@@ -148,6 +148,7 @@ figure img { max-width: 100%; height: auto; display: block; background: #ffffff;
 .card p { margin: .35rem 0; font-size: .93rem; overflow-wrap: anywhere; }
 .card b { font-weight: 600; }
 @media (max-width: 40rem) { main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.4rem; }
+  figure img { max-width: none; width: 42rem; }
   p.lead { font-size: 1rem; } th, td { padding: .25rem .5rem; } }
 @media print { .scroll { overflow: visible; } .card { break-inside: avoid; } }
 """
@@ -187,7 +188,8 @@ def _html(block: Block) -> str:
         return _html_table(block)
     if isinstance(block, Picture):
         alt, caption = html.escape(block.alt, quote=True), _inline(block.caption)
-        return f'<figure><img src="{_data(block)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+        image = f'<div class="scroll" tabindex="0"><img src="{_data(block)}" alt="{alt}"></div>'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     return f'<div class="cards">{"".join(_html_card(card) for card in block.cards)}</div>'
 
 
