@@ -77,7 +77,7 @@ def report_study(plan: Plan, *, say: Say, speed: bool = True) -> Path:
         answers = compare_length.claims(numbers)
         found["headline"] = compare_length.headline(answers)
         found["length_study"] = {**numbers, "claims": [each._asdict() for each in answers]}
-        found["remarks"].append(f"What follows the length study is of captions of {at} words.")
+        found["of"] = f", on captions of {at} words"
         extra = compare_length.blocks(numbers)
     folder = study.folder / "report"
     compare_report.write_report(folder, found, compared, kept, title=f"Study {study.name}", extra=extra)

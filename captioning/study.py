@@ -31,6 +31,7 @@ from captioning.errors import UserError
 from captioning.experiment import ExperimentConfig, parse, read_config
 from captioning.files import read_json, read_text, recovered, sha256, write_json, write_text
 from captioning.tokenizer import tokenize
+from captioning.training.checkpoint import latest
 from captioning.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -375,11 +376,18 @@ def describe(plan: Plan) -> list[str]:
 
 def state(config: ExperimentConfig) -> Literal["new", "begun", "trained"]:
     """How far a run is. A folder without a whole checkpoint is new."""
-    last = recovered(config.folder / "checkpoints" / "last")
-    if not (last / "manifest.json").is_file():
+    try:
+        progress = _progress(config.folder)
+    except UserError:
         return "new"
-    done = read_json(last / "progress.json")["done"]
+    done = progress["done"] and progress["phase"] == len(config.phases)
     return "trained" if done and (config.folder / "model" / "manifest.json").is_file() else "begun"
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """Of a run's newest whole checkpoint. Raises UserError where there is none."""
+    progress: dict[str, Any] = read_json(latest(folder) / "progress.json")
+    return progress
 
 
 def execute(plan: Plan, *, say: Callable[[str], None], tool: Tool | None = None) -> dict[str, float]:
@@ -454,8 +462,7 @@ def tried_rates(plan: Plan) -> dict[str, dict[float, float | None]]:
         if _diverged(run.config).is_file():
             found.setdefault(name, {})[rate] = None
         elif state(run.config) == "trained":
-            progress = read_json(run.config.folder / "checkpoints" / "last" / "progress.json")
-            found.setdefault(name, {})[rate] = progress["best"]
+            found.setdefault(name, {})[rate] = _progress(run.config.folder)["best"]
     return found
 
 

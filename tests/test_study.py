@@ -188,7 +188,7 @@ def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path):
         for part in ("checkpoints/last", "model"):
             (folder / part).mkdir(parents=True)
             (folder / part / "manifest.json").write_text("{}")
-        (folder / "checkpoints/last/progress.json").write_text('{"done": true, "best": 0.1}')
+        (folder / "checkpoints/last/progress.json").write_text('{"done": true, "best": 0.1, "phase": 0}')
         return 0, ""
 
     assert studies._try_rates(plan, train, lambda line: None) == {"lstm": 0.01, "transformer": 0.01}

@@ -30,7 +30,7 @@ def agreement(captions: Sequence[str]) -> float:
 
 
 class Claim(NamedTuple):
-    """A claim, the answer (yes, no, depends, not measured) and the numbers that give it."""
+    """A claim, the answer (yes, no, depends, open, not measured) and the numbers that give it."""
 
     claim: str
     answer: str
@@ -61,6 +61,9 @@ def _carry(study: Mapping[str, Any]) -> Claim:
     )
     why = f"Last name foreseen, by length ({_percent([CHANCE])} is chance): {numbers}."
     if not won:
+        learned = [words for words in lengths if statistics.fmean(recall["rnn"][words]) >= CHANCE + CLEAR]
+        if not learned and not lost:
+            return Claim(claim, "open", f"Neither remembers more than chance would at any length. {why}")
         return Claim(claim, "no", f"The LSTM is clearly ahead at no length tried. {why}")
     if lost or lengths[-1] not in won:
         left = f"not at {_words(each for each in lengths if each not in won)}"
@@ -126,7 +129,9 @@ def _long(study: Mapping[str, Any]) -> Claim:
         f"its seconds a word in decoding, which from {study['lengths'][0]} words on grew {grown[0]:.1f}-fold, the "
         f"LSTM's {grown[1]:.1f}-fold."
     )
-    if worse or not any(better.values()):
+    if not worse and not any(better.values()):
+        return Claim(claim, "open", f"Not told apart. {why}")
+    if worse:
         return Claim(claim, "depends" if any(better.values()) else "no", f"Not clearly better. {why}")
     dear = [name for name, ratio in (("training", train), ("decoding", decode)) if ratio > ALIKE]
     if dear or not all(better.values()):
@@ -260,7 +265,8 @@ def recall_figure(study: Mapping[str, Any]) -> Picture | None:
         "memory",
         alt=f"{shown[0][1]} by caption length: {said}.",
         caption="The caption's last word is the name in its first sentence; nothing between says it. Left: foreseen "
-        "from the reference's own words; right: in captions found by the search. Bands span the seeds.",
+        "from the reference's own words; right: in captions found by the search, "
+        "which may name the same one each time. Bands span the seeds.",
     )
 
 

@@ -36,7 +36,7 @@ def write_report(
 
     Args:
         found: `compare.results`, with "split", "metric", "chosen_on", "remarks", "plan" and "costs" where known.
-        extra: goes behind the quality: the length study's part.
+        extra: comes first: the length study's part.
     """
     split = found["split"]
     found["headline"] = found.get("headline") or compare.headline(found, split=split)
@@ -44,15 +44,15 @@ def write_report(
     found["limits"] = compare.limits(found, split=split, chosen_on=found.get("chosen_on"))
     blocks: list[Block] = [Text(found["headline"], "lead")]
     blocks += [Text(f"**{remark}**") for remark in found.get("remarks", [])]
+    blocks += extra
     if found["pairs"]:
         blocks += [
-            Heading("What the data support"),
+            Heading("What the data support" + found.get("of", "")),
             Bullets([each["sentence"] for each in found["findings"]]),
             Heading("What they do not", 3),
             Bullets(found["limits"]),
         ]
     blocks += _quality(found)
-    blocks += extra
     if found["by_length"]:
         blocks += [
             Heading("Quality by reference length"),
