@@ -75,7 +75,8 @@ class StudyConfig:
     learning_rates: tried by every decoder alike with `search_epochs` epochs and the first seed; the best by the
         validation metric is used for all of its seeds. None: the experiment's own.
     lengths: of `shapes` captions, in words; every decoder and seed is then trained on each, and
-        `search_length` is where rates are tried.
+        `search_length` is where rates are tried. `length_epochs` gives some lengths epochs of their own, the same
+        for all systems: what is compared is one length's systems, never one length with another.
     split: what is captioned and reported on.
     """
 
@@ -92,6 +93,7 @@ class StudyConfig:
     split: str = "test"
     lengths: tuple[int, ...] = ()
     search_length: int | None = None
+    length_epochs: dict[int, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -239,6 +241,14 @@ def plan(study: StudyConfig) -> Plan:
             for name, config in plain.items():
                 place = f"{name}-words{words}-seed{seed}" if words else f"{name}-seed{seed}"
                 changed = replace(_at_length(config, words), name=place, seed=seed)
+                if words is not None and words in study.length_epochs:
+                    epochs = study.length_epochs[words]
+                    training = replace(
+                        changed.training,
+                        epochs=epochs,
+                        validate_every=min(epochs, changed.training.validate_every),
+                    )
+                    changed = replace(changed, training=training)
                 runs.append(Run(name, seed, words, changed))
     trials = []
     for name, config in plain.items():

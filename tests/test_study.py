@@ -85,13 +85,16 @@ def test_the_plan_has_every_run_with_the_same_data_batches_and_search(tmp_path):
 
 
 def test_lengths_multiply_the_runs(tmp_path):
-    study = studies.read_study(write_study(tmp_path, lengths=[7, 11], learning_rates=[0.01], seeds=[3]))
+    study = studies.read_study(
+        write_study(tmp_path, lengths=[7, 11], length_epochs={7: 5}, learning_rates=[0.01], seeds=[3])
+    )
     plan = studies.plan(study)
     assert {(run.system, run.words) for run in plan.runs} == {
         (system, words) for system in ("lstm", "transformer") for words in (7, 11)
     }
     assert all(run.config.dataset.words == run.words for run in plan.runs)
     assert {run.words for _, _, run in plan.trials} == {11}
+    assert {(run.words, run.config.training.epochs) for run in plan.runs} == {(7, 5), (11, 2)}
 
 
 @pytest.mark.parametrize(
