@@ -309,6 +309,10 @@ class Experiment:
         """
         config, folder = self.config, self.folder
         self.world = join(self.device)
+        if int(
+            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        ):  # torchrun starts again with the same command
+            resume = (folder / "checkpoints").exists()
         if not resume and (folder / "checkpoints").exists():
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."

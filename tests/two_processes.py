@@ -1,0 +1,26 @@
+"""A training run as one process of several: started by torchrun in `test_parallel.py`, with a file of settings."""
+
+import json
+import sys
+
+from captioning.captioner import Captioner
+from captioning.errors import run
+from captioning.experiment import Experiment, parse
+
+
+def main() -> int:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        experiment = Experiment(parse(json.load(file), where="test"), say=lambda _: None)
+    trained: list[Captioner] = []
+    build = experiment.build
+    experiment.build = lambda words: trained.append(build(words)) or trained[-1]  # type: ignore[method-assign]
+    experiment.train()
+    own = [each.double().sum().item() for each in trained[0].parameters()]
+    every = experiment.world.joined([own])
+    if any(other != own for other in every):
+        raise RuntimeError("the processes' weights differ")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
