@@ -269,6 +269,8 @@ def test_learning_curves_count_seconds_and_tokens():
 def test_lines_torn_by_a_crash_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "a": 1}\n{"step": 5, "a"')
     assert compare_files.metrics_lines(tmp_path) == [{"step": 3, "a": 1}]
+    (tmp_path / "timings.jsonl").write_text('{"step": 3, "b": 2}\n')
+    assert compare_files.metrics_lines(tmp_path) == [{"step": 3, "b": 2}, {"step": 3, "a": 1}]
 
 
 def test_files_of_captions_are_compared_without_torch(tmp_path):

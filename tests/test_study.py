@@ -146,7 +146,7 @@ def test_a_study_is_gone_on_with_wherever_it_was_killed(tmp_path):
     second = plan.runs[1].config.folder
     (second / "checkpoints" / ".last.part").mkdir(parents=True)
     progress = first / "checkpoints" / "last" / "progress.json"
-    before = first / "metrics.jsonl"
+    before = first / "timings.jsonl"
     assert {"speed/seconds", "speed/memory_mb"} <= {
         key for line in before.read_text().splitlines() for key in json.loads(line)
     }

@@ -83,12 +83,18 @@ def _captions(file: str | Path) -> dict[ImageId, str]:
 
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one torn by a crash is left out."""
+    """The lines of a run's timings.jsonl and metrics.jsonl by step; one torn by a crash is left out.
+
+    Older runs have their speed in metrics.jsonl.
+    """
     lines = []
-    for line in read_text(folder / "metrics.jsonl").splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
+    for name in ("timings.jsonl", "metrics.jsonl"):  # in this order: an epoch's seconds before its scores
+        if not (folder / name).is_file():
+            continue
+        for line in read_text(folder / name).splitlines():
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return sorted(lines, key=lambda line: line["step"])
 
 
 def learning_curve(
