@@ -36,7 +36,7 @@ from captioning.records import Collection, ImageRecord, Skip
 from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
 from captioning.training import Data, Run, TrainingConfig, train
-from captioning.training.checkpoint import Progress, steps_done
+from captioning.training.checkpoint import Progress, begun, steps_done
 from captioning.training.faults import Signals
 from captioning.training.parallel import World, join, local_device
 from captioning.training.validation import Validator
@@ -312,8 +312,8 @@ class Experiment:
         if int(
             os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         ):  # torchrun starts again with the same command
-            resume = (folder / "checkpoints").exists()
-        if not resume and (folder / "checkpoints").exists():
+            resume = begun(folder)
+        if not resume and begun(folder):
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."
             )

@@ -59,6 +59,13 @@ def test_no_whole_checkpoint_is_an_error(tmp_path):
         run.train(resume=True)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    run = experiment(tmp_path, epochs=1)
+    (run.folder / "checkpoints" / ".part").mkdir(parents=True)
+    (run.folder / "checkpoints" / ".part" / "model.safetensors").write_bytes(b"half")
+    assert run.train().epoch == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("where", ["step", "validation"])
 def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tmp_path, number, where, monkeypatch):

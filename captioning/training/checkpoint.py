@@ -203,6 +203,11 @@ def latest(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Path:
     raise UserError(f"{folder / 'last'}: no checkpoint to resume from; start without --resume")
 
 
+def begun(run: Path) -> bool:
+    """Whether there is a checkpoint, whole or not. A run killed before its first has none."""
+    return any((run / "checkpoints").glob("*/manifest.json"))
+
+
 def steps_done(run: Path) -> int:
     """The step of a run's newest whole checkpoint. Raises UserError where there is none."""
     return int(read_json(latest(run) / "progress.json")["step"])
