@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from searching import END, START, VOCABULARY, make, scene
 
-from captioning.search import BeamConfig, GreedyConfig, SearchConfig, search
+from captioning.search import BeamConfig, GreedyConfig, SearchConfig, scores, search
 from captioning.search.scores import best, length_score, next_logp
 
 
@@ -45,15 +45,18 @@ def test_best_is_the_head_of_the_sorted_list(images, width, size, count, levels,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_next_logp_is_float32_at_least_and_leaves_the_logits(dtype):
-    logits = (torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
-    before = logits.clone()
-    logp = next_logp(logits, torch.tensor([1, 4]))
-    assert torch.equal(logits, before)
-    assert logp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+@pytest.mark.parametrize("block", [1, 31, 1 << 18])  # an image at a time, two, all of them
+@pytest.mark.parametrize("grad", [False, True])
+def test_next_logp_is_float32_at_least(dtype, block, grad, monkeypatch):
+    monkeypatch.setattr(scores, "BLOCK", block)
+    logits = (torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
     expected = logits.double() - logits.double().exp().sum(-1, keepdim=True).log()
+    logp = next_logp(logits.clone().requires_grad_(grad), torch.tensor([1, 4])).detach()
+    assert logp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert (logp[..., [1, 4]] == -math.inf).all()
     torch.testing.assert_close(logp[..., [0, 2, 3]].double(), expected[..., [0, 2, 3]], rtol=1e-5, atol=1e-5)
+    alone = next_logp(logits[3:4].clone(), torch.tensor([1, 4]))
+    assert torch.equal(alone, logp[3:4])  # where the blocks end changes no bit
 
 
 def test_length_rules_on_paper():

@@ -78,7 +78,7 @@ def read(decoder: Decoder, memory: Any, words: Tensor, limits: Limits) -> Readin
     logp, entropy, allowed = [], [], []
     for t, chosen in enumerate(words.unbind(-1)):  # (B, K, V) at a time
         logits = decoder.logits(hidden[:, :, t])
-        each = next_logp(logits, nothing)
+        each = next_logp(logits.clone(), nothing)  # which writes into what it is given
         logp.append(each.gather(-1, chosen[..., None])[..., 0])
         entropy.append(torch.special.entr(each.exp()).sum(-1))
         ruled = next_scores(logits, words[..., :t], limits).gather(-1, chosen[..., None])[..., 0]

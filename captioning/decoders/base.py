@@ -46,7 +46,7 @@ class Decoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., H) -> (..., V): call it on the positions that count, no others."""
+        """(..., H) -> (..., V), which the caller may write into: call it on the positions that count, no others."""
 
 
 def select(carry: Nested, parents: Tensor) -> Nested:

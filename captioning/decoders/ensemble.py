@@ -90,7 +90,7 @@ class Ensemble(Decoder):
         return Steps(hidden=hidden, attention=attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return hidden
+        return hidden.clone()  # the caller may write into it
 
     def _averaged(self, steps: Sequence[Step | Steps]) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (..., V), and the mean attention (..., N) where all members have it over N regions."""

@@ -102,6 +102,7 @@ def beam(
             ways = by_banks(scores, live.words, logp, config.width, limits.forced)
         else:
             ways = best(scores, logp, 2 * config.width)
+        del scores  # as large as all else together: not to be there when the next ones are
         beams, top = grown(beams, ways, ranking, may_end=length > config.min_length, end=end)
         if watch is not None:
             watch(Turn(ways=ways, chosen=top, beams=beams))

@@ -116,6 +116,7 @@ def diverse_beam(
             width,
             config.diversity,
         )
+        del scores  # as in `beam`
         beams, top = grown(beams, top, ranking, may_end=length > config.min_length, end=end)
         if length == config.max_length or (beams.live.logp == IMPOSSIBLE).all():
             break

@@ -41,6 +41,7 @@ def follow(
         scores = next_scores(decoder.logits(step.hidden), words[..., : length - 1], limits)
         reading = choose(scores, length)
         each.append(scores.gather(-1, reading[..., None]).masked_fill_(~running[..., None], 0.0))
+        del scores  # as in `beam`
         words[..., length - 1] = reading.masked_fill(~running, PAD)
         running = running & (reading != limits.end)
         if not running.any():

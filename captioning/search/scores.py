@@ -16,6 +16,8 @@ from captioning.vocabulary import Vocabulary
 
 PAD = Vocabulary.pad
 IMPOSSIBLE = float("-inf")
+BLOCK = 1 << 18
+"""Numbers that are normalised at a time on a CPU: a megabyte in float32, half of a usual core's own cache."""
 LengthRule = Literal["sum", "mean", "gnmt"]
 Length = TypeVar("Length", int, Tensor)
 
@@ -35,15 +37,21 @@ def next_logp(logits: Tensor, banned: Tensor) -> Tensor:
     The others are not renormalised: what is banned takes no part in the choice and keeps its share.
 
     Args:
-        logits: (B, K, V) of any floating type; left as it is.
+        logits: (B, K, V) of any floating type; written into, where autograd does not need it.
         banned: (U,) int64 ids.
 
     Returns:
         (B, K, V), float32 at least. The caller may write into it: further rules on what is chosen go there.
     """
-    # on a CPU the fused log_softmax is no slower than the three passes of a logsumexp
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return torch.log_softmax(logits, -1, dtype=dtype).index_fill_(-1, banned, IMPOSSIBLE)
+    logp = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logp.device.type != "cpu" or logp.requires_grad:
+        logp = torch.log_softmax(logp, -1)
+    else:
+        # A few images at a time stay in a core's cache, and a second tensor of this size, the largest of a search,
+        # would cost its memory and the time to get it. The fused log_softmax is no slower than a logsumexp.
+        for part in logp.split(max(1, BLOCK // max(1, logp[:1].numel()))):
+            part.copy_(torch.log_softmax(part, -1))
+    return logp.index_fill_(-1, banned, IMPOSSIBLE)
 
 
 def best(word_logp: Tensor, logp: Tensor, count: int) -> Candidates:

@@ -101,6 +101,7 @@ def stochastic_beam(
         branches, parents, reading = _grown(branches, logp, state, config.samples, end)
         each = select(scores, parents).gather(-1, reading[..., None])
         each = each.masked_fill_(select(over, parents)[..., None], 0.0)
+        del scores, kept, logp  # as in `beam`
         words = torch.cat([select(words, parents), reading[..., None]], -1)
         word_logp = torch.cat([select(word_logp, parents), each], -1)
         if (branches.ended | (branches.gumbel == IMPOSSIBLE)).all():
