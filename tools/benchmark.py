@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from captioning.errors import run
 
+DECODED = ("soft_attention_lstm", "transformer")
+"""Decoders whose beam search is measured."""
+
 EXAMPLES = """\
 examples:
   python tools/benchmark.py train
+  python tools/benchmark.py train --decoder up_down --json
+  python tools/benchmark.py train --decoder transformer --decoder-option layers=6
+  python tools/benchmark.py train --decoder all            every decoder.kind there is, as a table
   python tools/benchmark.py decode --json
   python tools/benchmark.py decode --decoder transformer
   python tools/benchmark.py metrics --captions captions_val2017.json"""
@@ -26,15 +33,24 @@ def main() -> int:
     parser.add_argument(
         "name",
         choices=["train", "decode", "metrics"],
-        help="train: a training step of the soft attention LSTM; decode: beam search of width 5; metrics: "
-        "tokenizing and scoring 5,000 captions beside pycocoevalcap, and resampling the scores",
+        help="train: a training step of 50 captions; decode: beam search of width 5; metrics: tokenizing and "
+        "scoring 5,000 captions beside pycocoevalcap, and resampling the scores",
     )
     parser.add_argument(
         "--decoder",
-        choices=["soft_attention_lstm", "transformer"],
         default="soft_attention_lstm",
-        help="of decode: the LSTM beside the textbook way (default), or the Transformer beside Hugging Face's "
-        "BART and its generate (needs transformers, which the extra dev has; fetches nothing)",
+        metavar="KIND",
+        help="of train: any decoder.kind, or all; the soft attention LSTM (default) beside the textbook way, "
+        "others beside their own step unrolled, word for word, with features repeated for every caption. Of "
+        "decode: the soft attention LSTM, or the transformer beside Hugging Face's BART and its generate (needs "
+        "transformers, which the extra dev has; fetches nothing)",
+    )
+    parser.add_argument(
+        "--decoder-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of train: a setting of the decoder (default: sizes of 512, Transformers with 3 layers)",
     )
     parser.add_argument(
         "--captions", metavar="FILE", help="of metrics: references of one split (default: made-up captions)"
@@ -45,16 +61,17 @@ def main() -> int:
         type=int,
         default=None,
         metavar="N",
-        help="interleaved repeats (default: 15; decode 5, transformer 3; metrics 3)",
+        help="interleaved repeats (default: 15, of other decoders 7; decode 5, transformer 3; metrics 3)",
     )
     parser.add_argument(
         "--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)"
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args()
-    if options.name == "train" and options.decoder != "soft_attention_lstm":
-        parser.error("--decoder is for decode; train measures the soft attention LSTM")
-
+    if options.name == "decode" and options.decoder not in DECODED:
+        parser.error(f"--decoder of decode: one of {', '.join(DECODED)}")
+    if options.decoder_option and (options.name != "train" or options.decoder == "all"):
+        parser.error("--decoder-option is for train with one --decoder")
     if options.captions and options.name != "metrics":
         parser.error("--captions is for metrics")
     if options.name == "metrics":
@@ -67,6 +84,11 @@ def main() -> int:
     result = benchmark_of(options)(**({"repeats": options.repeats} if options.repeats else {}))
     if options.json:
         print(json.dumps(result))
+        return 0
+    if options.name == "train":
+        from captioning.analysis.benchmark_decoders import lines
+
+        print("\n".join(lines(result.get("decoders", [result]))))
         return 0
     unit, memory = result["unit"], result["memory_mb"]
     beside = "huggingface" if "huggingface" in memory else "textbook"
@@ -88,14 +110,20 @@ def metrics(options: argparse.Namespace) -> int:
 
 
 def benchmark_of(options: argparse.Namespace) -> Callable[..., dict[str, Any]]:
-    """The benchmark asked for. Raises UserError where transformers is needed and missing."""
+    """The benchmark asked for. Raises UserError for an unknown decoder, or where transformers is missing."""
+    if options.name == "train":
+        from captioning.analysis.benchmark_decoders import benchmark_all, benchmark_decoder, config_of
+
+        if options.decoder == "all":
+            return benchmark_all
+        return partial(benchmark_decoder, config_of(options.decoder, options.decoder_option))
     if options.decoder == "transformer":
         from captioning.analysis.benchmark_transformer import benchmark_transformer
 
         return benchmark_transformer
-    from captioning.analysis.benchmark import benchmark_decode, benchmark_train
+    from captioning.analysis.benchmark import benchmark_decode
 
-    return {"train": benchmark_train, "decode": benchmark_decode}[options.name]
+    return benchmark_decode
 
 
 if __name__ == "__main__":

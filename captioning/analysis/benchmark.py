@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from captioning.allocator import keep_freed_memory
 from captioning.analysis import yardstick
+from captioning.analysis.cost import counting
 from captioning.batches import pack
-from captioning.decoders import SoftAttentionLSTMConfig, build
+from captioning.decoders import Decoder, SoftAttentionLSTMConfig, build
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTM
-from captioning.losses import cross_entropy
+from captioning.losses import caption_logp, cross_entropy, hard_attention
 from captioning.search import BeamConfig, search
 from captioning.tensors import Features
 from captioning.vocabulary import SPECIALS, Vocabulary
@@ -111,15 +111,10 @@ def large_product(size: int = 2048) -> tuple[Callable[[], Any], int]:
 
 
 def flops(work: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products in `work` (`torch.utils.flop_counter`, which does not know packed ones)."""
-    packed = {torch.ops.mkl._mkl_linear: _packed_flops} if torch.backends.mkl.is_available() else {}
-    with FlopCounterMode(display=False, custom_mapping=packed) as counter:
+    """FLOPs of the products in `work`, counted where `cost` counts."""
+    with counting() as counter:
         work()
     return counter.get_total_flops()
-
-
-def _packed_flops(x: Any, packed: Any, weight: Any, bias: Any, rows: int, **_: Any) -> int:
-    return 2 * int(np.prod(x[:-1])) * weight[0] * weight[1]
 
 
 def peak_memory(work: Callable[[], Any]) -> int:
@@ -198,7 +193,17 @@ def _beside(
     return told, *results
 
 
-def _training_ways(seed: int) -> Ways:
+class Training(NamedTuple):
+    """50 captions of 8 to 14 words of 10 images, as the training loop gets them."""
+
+    features: Tensor  # (B, N, D)
+    words: Tensor  # (B, K, T + 1) int64
+    running: tuple[int, ...]
+    tokens: int
+    pad: int
+
+
+def training_data(seed: int) -> Training:
     generator = np.random.default_rng(seed)
     vocabulary = Vocabulary(words=(*SPECIALS, *(f"w{i}" for i in range(WORDS - len(SPECIALS)))))
 
@@ -209,51 +214,68 @@ def _training_ways(seed: int) -> Ways:
     chosen = [sorted((caption() for _ in range(5)), key=len, reverse=True) for _ in range(10)]
     words, running, tokens = pack(chosen, width=5, pad=vocabulary.pad)
     features = torch.from_numpy(generator.standard_normal((10, REGIONS, CHANNELS), np.float32))
+    return Training(features, words, running, tokens, vocabulary.pad)
 
-    def ours(model: SoftAttentionLSTM) -> Tensor:
-        steps = model(words[..., :-1], model.remember(Features(features)), running)
-        targets = words[..., 1:].flatten()
-        counts = (targets != vocabulary.pad).nonzero().squeeze(1)
-        hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
-        return cross_entropy(model.logits(hidden), targets[counts], smoothing=0.0) / tokens
 
-    def textbook(model: SoftAttentionLSTM) -> Tensor:
-        return yardstick.loss(model, features, words, pad=vocabulary.pad)
+def trained(model: Decoder, data: Training) -> Tensor:
+    """The loss of the training loop (`training.objective`), without what moves numbers at random."""
+    steps = model(data.words[..., :-1], model.remember(Features(data.features)), data.running)
+    targets = data.words[..., 1:].flatten()
+    counts = (targets != data.pad).nonzero().squeeze(1)
+    hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
+    logits = model.logits(hidden)
+    value = cross_entropy(logits, targets[counts], smoothing=0.0)
+    if steps.looked is not None:
+        valid = data.words[..., 1:] != data.pad
+        logp = caption_logp(logits, targets[counts], valid)
+        value = value + hard_attention(steps.attention, steps.looked, logp, valid)
+    return value / data.tokens
 
-    def updating(loss: Callable[[SoftAttentionLSTM], Tensor], *, plain: bool) -> Callable[[], Tensor]:
-        model = _decoder(seed)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=not plain)
 
-        def update() -> Tensor:
-            optimizer.zero_grad()
-            value = loss(model)
-            value.backward()
-            if plain:
-                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            else:
-                norm = nn.utils.get_total_norm(
-                    [each.grad for each in model.parameters() if each.grad is not None]
-                )
-                if norm > 5.0:
-                    nn.utils.clip_grads_with_norm_(model.parameters(), 5.0, norm)
-            optimizer.step()
-            return value.detach()
+def updating(model: nn.Module, loss: Callable[[], Tensor], *, plain: bool) -> Callable[[], Tensor]:
+    """A training step: forward, backward, clipping, Adam; as the loop has it, or `plain`, with torch's defaults."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=not plain)
 
-        return update
+    def update() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        if plain:
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        else:
+            norm = nn.utils.get_total_norm(
+                [each.grad for each in model.parameters() if each.grad is not None]
+            )
+            if norm > 5.0:
+                nn.utils.clip_grads_with_norm_(model.parameters(), 5.0, norm)
+        optimizer.step()
+        return value.detach()
 
-    # ours as the training loop has it; the textbook with torch's defaults
-    return Ways(updating(ours, plain=False), updating(textbook, plain=True))
+    return update
+
+
+def _training_ways(seed: int) -> Ways:
+    data, ours, theirs = training_data(seed), _decoder(seed), _decoder(seed)
+    return Ways(
+        updating(ours, lambda: trained(ours, data), plain=False),
+        updating(theirs, lambda: yardstick.loss(theirs, data.features, data.words, pad=data.pad), plain=True),
+    )
 
 
 def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
     """A training step (forward, backward, clipping, Adam) on 50 captions of 8 to 14 words of 10 images."""
-    apart = Apart(_training_ways, seed)
+    return {"name": "train", **training_beside(_training_ways, repeats=repeats, seed=seed)}
+
+
+def training_beside(make: Callable[[int], Ways], *, repeats: int, seed: int) -> dict[str, Any]:
+    """Training steps in the two ways of `make(seed)`, the textbook's in a process of its own."""
+    apart = Apart(make, seed)
     keep_freed_memory()  # as tools/train.py does
-    told, ours, textbook = _beside(_training_ways(seed), apart, repeats=repeats, units=50, unit="captions")
+    told, ours, textbook = _beside(make(seed), apart, repeats=repeats, units=50, unit="captions")
     difference = float(abs(ours - textbook) / textbook)
     if difference > 1e-4:  # a benchmark of two different things would be worth nothing
         raise RuntimeError(f"the two ways disagree: losses {ours} and {textbook}")
-    return {"name": "train", **told, "loss_difference": difference}
+    return {**told, "loss_difference": difference}
 
 
 def _decoding_ways(seed: int) -> Ways:

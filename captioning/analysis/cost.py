@@ -54,7 +54,7 @@ def flops_per_caption(
     with torch.device("meta"):
         features = Features(torch.empty(1, regions, channels))
         read = torch.empty(1, captions, words, dtype=torch.int64)
-    with _counting() as counter, torch.set_grad_enabled(train):
+    with counting() as counter, torch.set_grad_enabled(train):
         scores = decoder.logits(decoder(read, decoder.remember(features)).hidden)
         if train:
             scores.sum().backward()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def flops_of_decoding(
     config: DecoderConfig, *, channels: int, vocabulary_size: int, regions: int, words: int, width: int
 ) -> int:
     """FLOPs (see `flops_per_caption`) of finding one image's caption of `words` words by a beam of `width`."""
-    with _counting() as counter:
+    with counting() as counter:
         _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
     return counter.get_total_flops()
 
@@ -167,11 +167,13 @@ def _tensors(carry: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _counting() -> Iterator[FlopCounterMode]:
-    """torch's counter, and the products of a matrix and a vector, which it leaves out."""
+def counting() -> Iterator[FlopCounterMode]:
+    """torch's counter, and what it leaves out: products of a matrix and a vector, and those of packed weights."""
     aten = torch.ops.aten
-    added = dict.fromkeys((aten.addmv, aten.addmv_), _matrix_by_vector_added)
-    with FlopCounterMode(display=False, custom_mapping={aten.mv: _matrix_by_vector, **added}) as counter:
+    known = {aten.mv: _matrix_by_vector, **dict.fromkeys((aten.addmv, aten.addmv_), _matrix_by_vector_added)}
+    if torch.backends.mkl.is_available():
+        known[torch.ops.mkl._mkl_linear] = _packed
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
 
 
@@ -181,3 +183,7 @@ def _matrix_by_vector(matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
 
 def _matrix_by_vector_added(added: torch.Size, matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
     return _matrix_by_vector(matrix, vector)
+
+
+def _packed(x: torch.Size, packed: Any, weight: torch.Size, bias: Any, rows: int, **_: Any) -> int:
+    return 2 * x[:-1].numel() * weight[0] * weight[1]
