@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from captioning import datasets
 from captioning.batches import EncodedCaptions, Images, PixelImages, RegionImages, StoredImages
-from captioning.captioner import Captioner, count_parameters
+from captioning.captioner import Captioner, count_parameters, load_weights
 from captioning.datasets import DatasetConfig, ShapesConfig, of_split
 from captioning.datasets.checks import write_skipped
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
@@ -68,7 +68,12 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Everything that decides a run's result, and where the run goes."""
+    """Everything that decides a run's result, and where the run goes.
+
+    Attributes:
+        start: a finished run, or a model folder, whose weights the first phase begins with (null: new ones).
+        phases: trained after `training`, each from the best model so far.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
     name: str
@@ -84,7 +89,8 @@ class ExperimentConfig:
     decoder: DecoderConfig = field(default_factory=SoftAttentionLSTMConfig)
     search: SearchConfig = field(default_factory=BeamConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    phases: tuple[TrainingConfig, ...] = ()  # trained after `training`, each from the best model so far
+    start: str | None = None
+    phases: tuple[TrainingConfig, ...] = ()
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -93,6 +99,10 @@ class ExperimentConfig:
             "vocabulary.max_length": self.vocabulary.max_length + 1,
             "search.max_length": self.search.max_length,
         }
+        for number, phase in enumerate((self.training, *self.phases)):
+            if phase.self_critical:
+                place = f"phases.{number - 1}" if number else "training"
+                reads[f"{place}.self_critical.max_length"] = phase.self_critical.max_length
         for key, count in reads.items():
             if longest is not None and count > longest:
                 raise ValueError(
@@ -250,6 +260,27 @@ class Experiment:
             return Source(config, [record for record in records if record.image_id in store], store)
         return Source(config, self._readable(records), None)
 
+    def begin_with(self, start: str, captioner: Captioner) -> None:
+        """Fill `captioner` with the weights of a finished run or a model folder.
+
+        Raises:
+            UserError: it is neither, or of other words, other preprocessing or another architecture.
+        """
+        folder = Path(start) / "model" if (Path(start) / "model").is_dir() else Path(start)
+        model = Captioner.open(folder)
+        if model.vocabulary.words != captioner.vocabulary.words:
+            raise UserError(
+                f"start: {folder} has {len(model.vocabulary):,} words, these training captions give "
+                f"{len(captioner.vocabulary):,} or others; use that run's dataset and vocabulary.min_count="
+                f"{model.vocabulary.min_count}"
+            )
+        if model.config.preprocessing != self.config.preprocessing:
+            raise UserError(
+                f"start: {folder} was trained with other preprocessing than this config's; use that run's"
+            )
+        load_weights(captioner, folder / "model.safetensors")
+        self.say(f"begins with the weights of {folder}")
+
     def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
         if isinstance(self.config.encoder, RegionsConfig):
@@ -326,6 +357,8 @@ class Experiment:
             min_count=config.vocabulary.min_count,
         )
         captioner = self.build(vocabulary)
+        if config.start and not resume:
+            self.begin_with(config.start, captioner)
         source = self.source(captioner, [*training, *validation])
         if self.world.first:
             self.world.wait()

@@ -29,8 +29,9 @@ from captioning.training import checkpoint
 from captioning.training.checkpoint import Progress, State
 from captioning.training.config import TrainingConfig
 from captioning.training.faults import Signals, disk_may_fill, explained
-from captioning.training.objective import Size, objective, precise
+from captioning.training.objective import objective, precise
 from captioning.training.parallel import World
+from captioning.training.update import Size
 from captioning.training.validation import Interrupted, Validation, Validator
 
 
@@ -95,7 +96,8 @@ def _phase(
     if resume:
         checkpoint.load(run.folder, state, say=run.say)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
-    goal: Any = objective(captioner, config)
+    ids = [record.image_id for record in data.records]
+    goal: Any = objective(captioner, config, ids=ids, captions=data.captions, seed=run.seed)
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
     while progress.epoch < config.epochs and not progress.done:
@@ -112,7 +114,7 @@ def _phase(
             waited += time.perf_counter() - asked
             mine = [Size.of(each, captioner.vocabulary.pad) for each in batches]
             *total, stop = world.summed([*map(sum, zip(*mine, strict=True)), run.signals.caught is not None])
-            update = Size(*total)
+            update = Size._make(total)._replace(step=progress.step)
             factor = config.schedule.factor(
                 progress.phase_step,
                 steps_per_epoch=updates.total,

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from captioning.batches import EncodedCaptions
 from captioning.captioner import Captioner
 from captioning.errors import UserError
 from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, hard_attention
+from captioning.records import ImageId
 from captioning.tensors import Batch
 from captioning.training.config import TrainingConfig
+from captioning.training.rewards import References
+from captioning.training.self_critical import SelfCritical
+from captioning.training.update import Loss, Size
 from captioning.training.validation import to_device
-
-
-class Size(NamedTuple):
-    """How much there is in a batch, or in all batches of an update, over all processes."""
-
-    tokens: float  # targets that count
-    captions: float
-    images: float
-
-    @classmethod
-    def of(cls, batch: Batch, pad: int) -> Size:
-        return cls(batch.tokens, int((batch.words[..., 1] != pad).sum()), len(batch.image_ids))
-
-
-class Loss(NamedTuple):
-    """`value` is this batch's share of the update's loss; `sums` are for the record, each a sum over `of` things."""
-
-    value: Tensor  # ()
-    sums: dict[str, Tensor]
-    of: float
 
 
 class CrossEntropy(nn.Module):
@@ -69,9 +54,24 @@ class CrossEntropy(nn.Module):
         return Loss(value, {"loss": entropy.detach()}, batch.tokens)
 
 
-def objective(captioner: Captioner, config: TrainingConfig) -> nn.Module:
-    """What `config` asks for: a module (batch, size of the update) -> Loss."""
-    return CrossEntropy(captioner, config)
+def objective(
+    captioner: Captioner,
+    config: TrainingConfig,
+    *,
+    ids: Sequence[ImageId],
+    captions: EncodedCaptions,
+    seed: int,
+) -> nn.Module:
+    """What `config` asks for: a module (batch, size of the update) -> Loss.
+
+    Args:
+        ids, captions: of the training split's images, in the same order: what samples are rewarded by.
+        seed: of the run: what is sampled depends on it, the update and the image.
+    """
+    if config.self_critical is None:
+        return CrossEntropy(captioner, config)
+    references = References(captions, vocabulary_size=len(captioner.vocabulary))
+    return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
 
 
 def precise(config: TrainingConfig, device: torch.device) -> torch.autocast:
