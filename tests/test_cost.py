@@ -16,6 +16,7 @@ from captioning.analysis.cost import (
     solve_width,
 )
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig, build, select
+from captioning.decoders.prefixes import Prefixes
 from captioning.errors import UserError
 from captioning.tensors import Features
 
@@ -29,6 +30,8 @@ SIZES = {"channels": D, "vocabulary_size": V}
 
 
 def tensors(carry):
+    if isinstance(carry, Prefixes):  # whose room may be larger than what it holds
+        return [carry.own, *(each[:, :, : carry.kept] for each in carry.room.held)]
     return [carry] if isinstance(carry, torch.Tensor) else [each for part in carry for each in tensors(part)]
 
 

@@ -9,7 +9,7 @@ from plain_transformer import attention, linear, norm, sinusoid, turned
 
 from captioning.decoders import TransformerConfig, build, select
 from captioning.decoders.positions import rotated, sinusoids
-from captioning.decoders.prefixes import Layer, Prefixes, no_words
+from captioning.decoders.prefixes import no_words
 from captioning.search import BeamConfig, GreedyConfig, search
 from captioning.tensors import Features
 
@@ -189,32 +189,31 @@ def test_turned_queries_and_keys_know_their_distance_alone():
     torch.testing.assert_close(rotated(query, torch.tensor([7]), heads=3)[0], turned(query[0], 7, 3))
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed):
+def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
     generator = torch.Generator().manual_seed(seed)
     images, size = 3, 2
     cache = no_words(torch.zeros(0), images=images, width=1, size=size, layers=2)
     plain_cache = torch.zeros(images, 1, 0, size)
     width = 1
     for step in range(11):
-        own, allowed = cache.longer()
+        with torch.set_grad_enabled(gradients):
+            cache, allowed = cache.longer()
         new = torch.randn(images, width, size, generator=generator)
-        layers = tuple(
-            Layer(torch.cat([layer.keys, new * n], 1), torch.cat([layer.values, -new * n], 1))
-            for n, layer in enumerate(cache.layers, 1)
-        )
-        cache = Prefixes(own=own, layers=layers)
-        assert allowed.shape == (images, 1, width, layers[0].keys.shape[1])
+        with torch.set_grad_enabled(gradients):
+            seen = [cache.add(n, new * (n + 1), -new * (n + 1)) for n in range(2)]
+        assert allowed.shape == (images, 1, width, cache.kept) and seen[1][0].shape[1] == cache.kept
         assert (allowed.sum(-1) == step + 1).all()
         plain_cache = torch.cat([plain_cache, new[:, :, None]], 2)
         wider = 5 if step else 4
         parents = torch.randint(width, (images, wider), generator=generator)
         cache, plain_cache, width = select(cache, parents), select(plain_cache, parents), wider
-        for n, layer in enumerate(cache.layers, 1):
+        for n, held in enumerate(cache.room.held, 1):
             for b in range(images):
-                torch.testing.assert_close(layer.keys[b][cache.own[b]], plain_cache[b] * n)
-                torch.testing.assert_close(layer.values[b][cache.own[b]], -plain_cache[b] * n)
-        assert cache.layers[0].keys.shape[1] == max(len(each.unique()) for each in cache.own)
+                torch.testing.assert_close(held[0, b, cache.own[b]], plain_cache[b] * n)
+                torch.testing.assert_close(held[1, b, cache.own[b]], -plain_cache[b] * n)
+        assert cache.kept == max(len(each.unique()) for each in cache.own)
 
 
 def test_a_carry_may_be_gone_on_from_twice():

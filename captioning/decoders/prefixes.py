@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+SPARE = 24
+"""Words a sequence that room is made for at a time: most captions are done with that, and nothing is copied."""
 
-class Layer(NamedTuple):
-    keys: Tensor  # (B, U, H)
-    values: Tensor  # (B, U, H)
+
+class Room:
+    """Keys and values of all layers with space behind them, for words to be added without copying those before.
+
+    The one thing here that changes: words are written behind the `filled` first, which no one has seen yet.
+    Whoever holds the first ones only keeps what they are. With gradients nothing is written in place.
+    """
+
+    def __init__(self, held: list[Tensor], filled: int):
+        self.held, self.filled = held, filled  # a layer's keys and values: (2, B, capacity, H)
+
+    def with_more(self, kept: int, count: int) -> Room:
+        """A room that holds the first `kept` words of this one, `count` more being claimed behind them."""
+        if torch.is_grad_enabled():
+            return Room(list(self.held), kept + count)
+        taken = self.filled != kept  # another continuation of these words has claimed the place behind them
+        if taken or kept + count > self.held[0].shape[2]:
+            held = _held(self.held, kept + SPARE * count)
+            for new, old in zip(held, self.held, strict=True):
+                new[:, :, :kept] = old[:, :, :kept]
+            return Room(held, kept + count)
+        self.filled = kept + count
+        return self
 
 
 class Prefixes(NamedTuple):
     """A key/value cache: the words that an image's K hypotheses have read, as a tree of U words.
 
-    The hypotheses of a beam have most of their words in common. A cache of K x t words would hold these K
-    times and be copied whole whenever the hypotheses are reordered; here only `own` is, and the words of
-    hypotheses that died are dropped. For a beam of 5 U is near 2 t, where K x t is 5 t.
+    The hypotheses of a trained model's beam have most of their words in common. A cache of K x t words would
+    hold these K times and be copied whole whenever the hypotheses are reordered; here only `own` is, and the
+    words of hypotheses that died are dropped.
     """
 
     own: Tensor  # (B, K, t) int64: which of the U words are those of each sequence, in their order
-    layers: tuple[Layer, ...]
+    room: Room
+    kept: int  # U
 
-    def longer(self) -> tuple[Tensor, Tensor]:
-        """With one more word a sequence, to be kept behind the others.
+    def longer(self) -> tuple[Prefixes, Tensor]:
+        """With one more word a sequence behind the others, yet to be written by `add`.
 
         Returns:
-            own: (B, K, t + 1).
+            the next cache, `own` (B, K, t + 1).
             allowed: (B, 1, K, U + K) bool, a sequence's own words, as attention takes it.
         """
         images, width, _ = self.own.shape
-        kept = self.layers[0].keys.shape[1]
-        new = torch.arange(kept, kept + width, device=self.own.device).expand(images, width)
+        new = torch.arange(self.kept, self.kept + width, device=self.own.device).expand(images, width)
         own = torch.cat([self.own, new[..., None]], 2)
-        allowed = torch.zeros(images, width, kept + width, dtype=torch.bool, device=own.device)
-        return own, allowed.scatter_(2, own, True)[:, None]
+        allowed = torch.zeros(images, width, self.kept + width, dtype=torch.bool, device=own.device)
+        room = self.room.with_more(self.kept, width)
+        return Prefixes(own, room, self.kept + width), allowed.scatter_(2, own, True)[:, None]
+
+    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new words' (B, K, H) and give those of all U + K words, (B, U + K, H)."""
+        before, held = self.kept - keys.shape[1], self.room.held
+        if torch.is_grad_enabled():  # an in-place write would change what earlier words' gradients need
+            held[layer] = torch.cat([held[layer][:, :, :before], torch.stack([keys, values])], 2)
+        else:
+            held[layer][0, :, before : self.kept], held[layer][1, :, before : self.kept] = keys, values
+        return held[layer][0, :, : self.kept], held[layer][1, :, : self.kept]
 
     def select(self, parents: Tensor) -> Prefixes:
         """As `base.select`, without the words that no sequence has any more."""
         own = self.own.gather(1, parents[..., None].expand(-1, -1, self.own.shape[2]))  # (B, W, t)
-        images, kept, _ = self.layers[0].keys.shape
+        images, kept = len(own), self.kept
         if own.is_meta or not kept:  # how many words are left cannot be known without numbers
             return self._replace(own=own)
         used = torch.zeros(images, kept, dtype=torch.bool, device=own.device)
@@ -51,21 +84,22 @@ class Prefixes(NamedTuple):
             return self._replace(own=own)
         # the words in use come first and in their order; an image with fewer than `most` keeps some others
         order = used.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-        rows = (order + kept * torch.arange(images, device=own.device)[:, None]).flatten()
         place = used.cumsum(1) - 1
-        return Prefixes(
-            own=place.gather(1, own.flatten(1)).view_as(own),
-            layers=tuple(
-                Layer(
-                    *(part.flatten(0, 1).index_select(0, rows).unflatten(0, (images, most)) for part in layer)
-                )
-                for layer in self.layers
-            ),
-        )
+        held = self.room.held
+        rows = order + held[0].shape[2] * torch.arange(images, device=own.device)[:, None]
+        moved = [
+            each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
+        ]
+        return Prefixes(place.gather(1, own.flatten(1)).view_as(own), Room(moved, most), most)
+
+
+def _held(like: Sequence[Tensor], capacity: int) -> list[Tensor]:
+    """Empty room of `capacity` words in each layer, one block of memory: many of all sizes would break it up."""
+    _, images, _, size = like[0].shape
+    return list(like[0].new_empty(len(like), 2, images, capacity, size).unbind(0))
 
 
 def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> Prefixes:
     """Before the first word; `like` tells type and device."""
-    empty = like.new_empty(images, 0, size)
     own = torch.empty(images, width, 0, dtype=torch.int64, device=like.device)
-    return Prefixes(own=own, layers=(Layer(keys=empty, values=empty),) * layers)
+    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0), kept=0)

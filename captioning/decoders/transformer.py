@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captioning.decoders.attention import multi_head
 from captioning.decoders.base import Decoder
 from captioning.decoders.positions import rotated, sinusoids
-from captioning.decoders.prefixes import Layer, Prefixes, no_words
+from captioning.decoders.prefixes import Prefixes, no_words
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
@@ -214,17 +214,17 @@ def read_word(
 ) -> tuple[Tensor, Tensor | None, Prefixes]:
     """One word `x` (B, K, H) a sequence through all layers: output (B, K, H), attention (B, K, N), next carry."""
     before = carry.own.shape[2]
-    own, allowed = carry.longer()
-    kept, shown = [], []
-    for layer, past, looked_at in zip(layers, carry.layers, regions, strict=True):
+    after, allowed = carry.longer()
+    shown = []
+    for number, (layer, looked_at) in enumerate(zip(layers, regions, strict=True)):
         query, key, value = layer.ask(x)
         query, key = (turned(part[:, :, None], before)[:, :, 0] for part in (query, key))
-        past = Layer(keys=torch.cat([past.keys, key], 1), values=torch.cat([past.values, value], 1))
-        seen = multi_head(query, *past, heads=heads, allowed=allowed, dropout=layer.drop_rate())
+        seen = multi_head(
+            query, *after.add(number, key, value), heads=heads, allowed=allowed, dropout=layer.drop_rate()
+        )
         x, weights = layer.answer(x, seen, looked_at, valid)
-        kept.append(past)
         shown.append(weights)
-    return x, _mean_attention(shown), Prefixes(own=own, layers=tuple(kept))
+    return x, _mean_attention(shown), after
 
 
 def read_words(
