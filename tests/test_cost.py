@@ -16,7 +16,7 @@ from captioning.analysis.cost import (
     solve_width,
 )
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig, TransformerConfig, build, select
-from captioning.decoders.prefixes import Prefixes
+from captioning.decoders.base import tensors_of
 from captioning.errors import UserError
 from captioning.tensors import Features
 
@@ -27,12 +27,6 @@ CONFIGS = [  # small: some of the weights are filled
 every_kind = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
 D, V, N, T, K = 13, 31, 7, 5, 3
 SIZES = {"channels": D, "vocabulary_size": V}
-
-
-def tensors(carry):
-    if isinstance(carry, Prefixes):  # whose room may be larger than what it holds
-        return [carry.own, *(each[:, :, : carry.kept] for each in carry.room.held)]
-    return [carry] if isinstance(carry, torch.Tensor) else [each for part in carry for each in tensors(part)]
 
 
 @every_kind
@@ -103,7 +97,7 @@ def test_bytes_of_carry_are_those_of_the_tensors_where_all_hypotheses_live_on(co
             live = K if t else 1
             _, carry = decoder.step(torch.zeros(1, live, dtype=torch.int64), carry, memory)
             carry = select(carry, (torch.arange(K) % live)[None])
-    held = sum(each.nbytes for each in tensors(carry))
+    held = sum(each.nbytes for each in tensors_of(carry))
     assert bytes_of_carry(config, **SIZES, regions=N, words=T, width=K) == held
 
 

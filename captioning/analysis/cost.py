@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioning.decoders import Decoder, DecoderConfig, build, select
@@ -79,7 +78,7 @@ def bytes_of_carry(
     what hypotheses take that all parted at the first.
     """
     carry = _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(carry))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(carry))
 
 
 def solve_width(config: Any, target: int, measure: Measure) -> Any:
@@ -156,14 +155,6 @@ def _decoded(
             decoder.logits(step.hidden)
             carry = select(carry, torch.empty(1, width, dtype=torch.int64))
     return carry
-
-
-def _tensors(carry: Any) -> Iterator[Tensor]:
-    if isinstance(carry, Tensor):
-        yield carry
-    else:
-        for part in carry:
-            yield from _tensors(part)
 
 
 @contextmanager

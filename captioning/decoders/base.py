@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -64,6 +64,17 @@ def select(carry: Nested, parents: Tensor) -> Nested:
         parts = [select(part, parents) for part in carry]
         return type(carry)(*parts) if hasattr(carry, "_fields") else tuple(parts)  # type: ignore[return-value]
     raise TypeError(f"a carry holds tensors and tuples of them, found {type(carry).__name__}")
+
+
+def tensors_of(carry: Any) -> Iterator[Tensor]:
+    """The tensors that a carry holds; a part that is more than them says which by `tensors`."""
+    if isinstance(carry, Tensor):
+        yield carry
+    elif hasattr(carry, "tensors"):
+        yield from carry.tensors()
+    else:
+        for part in carry:
+            yield from tensors_of(part)
 
 
 def unroll(decoder: Decoder, words: Tensor, memory: Any) -> Steps:

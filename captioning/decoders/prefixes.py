@@ -71,6 +71,10 @@ class Prefixes(NamedTuple):
             held[layer][0, :, before : self.kept], held[layer][1, :, before : self.kept] = keys, values
         return held[layer][0, :, : self.kept], held[layer][1, :, : self.kept]
 
+    def tensors(self) -> list[Tensor]:
+        """What is held, without the room that is empty yet."""
+        return [self.own, *(each[:, :, : self.kept] for each in self.room.held)]
+
     def select(self, parents: Tensor) -> Prefixes:
         """As `base.select`, without the words that no sequence has any more."""
         own = self.own.gather(1, parents[..., None].expand(-1, -1, self.own.shape[2]))  # (B, W, t)
