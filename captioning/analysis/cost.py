@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioning.decoders import Decoder, DecoderConfig, build, select
+from captioning.decoders.base import tensors_of
 from captioning.errors import UserError
 from captioning.tensors import Features
 
