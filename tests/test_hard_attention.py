@@ -11,7 +11,7 @@ from captioning.decoders import HardAttentionLSTMConfig, build
 from captioning.losses import caption_logp, cross_entropy, hard_attention
 from captioning.tensors import Batch, Features, Looked
 from captioning.training.config import TrainingConfig
-from captioning.training.loop import losses
+from captioning.training.objective import CrossEntropy, Size
 from captioning.vocabulary import SPECIALS, Vocabulary
 
 CHANNELS, VOCABULARY, REGIONS, LENGTH = 5, 7, 3, 2
@@ -164,7 +164,7 @@ def test_the_training_loss_has_it_per_token():
         torch.manual_seed(seed)
         decoder.baseline.fill_(-3.0)
         decoder.float()
-        loss, _ = losses(holder, batch, config, torch.device("cpu"))
+        loss = CrossEntropy(holder, config)(batch, Size.of(batch, Vocabulary.pad)).value
         decoder.baseline.fill_(-3.0)
         torch.manual_seed(seed)
         steps = decoder(words[..., :-1], decoder.remember(Features(features.regions.float())), running)
