@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from captioning.batches import EncodedCaptions, TrainingBatches, order, pack
 from captioning.captioner import Captioner
 from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
+from captioning.encoders import RegionsConfig
 from captioning.errors import UserError
 from captioning.experiment import Experiment, parse, read_config
 from captioning.losses import cross_entropy, doubly_stochastic
 from captioning.records import ImageRecord
+from captioning.tensors import Features
 from captioning.training import TrainingConfig
 from captioning.training.average import Average
 from captioning.training.schedule import ConstantConfig, CosineConfig, StepConfig
@@ -182,10 +184,15 @@ def test_every_config_parses_and_builds(path):
     assert lines[0].startswith("# python tools/"), "the first line gives the command"
     config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
     captioner = Experiment(config).build(Vocabulary.build(CAPTIONS, min_count=1))
-    size = config.preprocessing.size
+    channels, size = captioner.encoder.channels, config.preprocessing.size
+    given = isinstance(config.encoder, RegionsConfig)  # what stands in files is no work of the encoder's
+    images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
     with torch.inference_mode():
-        features = captioner.eval().features(torch.zeros(1, 3, size, size))
-    assert features.regions.shape[2] == captioner.encoder.channels
+        features = captioner.eval().features(images)
+        decoder, memory = captioner.decoder, captioner.decoder.remember(features)
+        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.start(memory, 2), memory)
+        assert decoder.logits(step.hidden).shape == (1, 2, decoder.vocabulary_size)
+    assert features.regions.shape[2] == channels
 
 
 @pytest.mark.parametrize(
