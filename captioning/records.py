@@ -59,13 +59,20 @@ def write_predictions(path: str, predictions: Iterable[Prediction]) -> None:
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
-    """The prediction as a COCO result with our further keys; `alternatives` only where there are any."""
+    """The prediction as a COCO result with our further keys.
+
+    Where there are several captions, all of them are in `captions`, the chosen one first, as `read_results` reads
+    them; `alternatives` has the further ones with their numbers.
+    """
     entry = asdict(prediction)
     alternatives = [
         {key: value for key, value in entry_.items() if key not in ("image_id", "alternatives")}
         for entry_ in entry.pop("alternatives")
     ]
-    return {**entry, **({"alternatives": alternatives} if alternatives else {})}
+    if not alternatives:
+        return entry
+    captions = [prediction.caption, *(each["caption"] for each in alternatives)]
+    return {**entry, "captions": captions, "alternatives": alternatives}
 
 
 class Result(NamedTuple):
@@ -79,16 +86,15 @@ class Result(NamedTuple):
 def read_results(path: str, *, several: bool = False) -> list[Result]:
     """The images of a COCO result file, in the file's order, from any system.
 
-    An image's captions are its key `captions`, a list of strings; or else its `caption` with those of its
-    `alternatives`, a list of objects with `caption`, as `as_json` gives it. Where there is no `caption`, the
-    first of `captions` is.
+    An image's captions are its key `captions`, a list of strings, or else its `caption` alone. Where there is no
+    `caption`, the first of `captions` is.
 
     Args:
         several: an image may have several entries, each with a caption of its own; the first one's counts.
 
     Raises:
         UserError: not a list of objects with `image_id` and `caption`, an image id occurs twice (not `several`),
-            or some images have more `captions` (or entries) than others.
+            or some images have more entries than others (`several`).
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -98,12 +104,10 @@ def read_results(path: str, *, several: bool = False) -> list[Result]:
         )
     found: dict[ImageId, Result] = {}
     repeated: dict[ImageId, None] = {}
-    even = several
     for number, entry in enumerate(entries):
         result = _result(entry)
         if result is None:
             raise UserError(f'{path}: entry {number} is not {{"image_id": ..., "caption": "..."}}')
-        even = even or "captions" in entry
         earlier = found.get(result.image_id)
         if earlier is None:
             found[result.image_id] = result
@@ -117,7 +121,7 @@ def read_results(path: str, *, several: bool = False) -> list[Result]:
             f"{path}: {len(repeated)} image ids occur twice (first {list(repeated)[:5]}); give one caption an image"
         )
     sizes = {len(result.captions): result.image_id for result in found.values()}
-    if even and len(sizes) > 1:
+    if several and len(sizes) > 1:
         told = " and ".join(
             f"{size} captions of image {image_id!r}" for size, image_id in sorted(sizes.items())[:2]
         )
@@ -133,10 +137,7 @@ def _result(entry: Any) -> Result | None:
     if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
         return None
     if captions is None:
-        alternatives = entry.get("alternatives", [])
-        if not (isinstance(alternatives, list) and all(isinstance(each, dict) for each in alternatives)):
-            return None
-        captions = [entry.get("caption"), *(each.get("caption") for each in alternatives)]
+        captions = [entry.get("caption")]
     if not (isinstance(captions, list) and captions and all(isinstance(each, str) for each in captions)):
         return None
     caption = entry.get("caption", captions[0])

@@ -47,6 +47,7 @@ CONFIGS = {
     "transformer": TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2),
 }
 DECODERS = ("toy", *CONFIGS)
+FEW = ("toy", "soft_attention_lstm", "up_down", "transformer")  # one, one and two layers of state, a cache
 CHANNELS, VOCABULARY = 5, 13
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 UNWANTED = (PAD, START, UNKNOWN)

@@ -190,13 +190,14 @@ def test_json_lines(models, photos):
     assert [each["image_id"] for each in found][:2] == ["deeper/img5.JPG", "img1.png"]
     for each in found:
         assert set(each) == {
-            "path", "image_id", "caption", "logp", "score", "confidence", "finished", "alternatives",
+            "path", "image_id", "caption", "logp", "score", "confidence", "finished", "captions", "alternatives",
         }  # fmt: skip
         words = len(each["caption"].split()) + each["finished"]
         assert each["confidence"] == pytest.approx(np.exp(each["logp"] / words))
         assert each["score"] == pytest.approx(each["logp"] / words)  # the model's length rule is the mean
         assert set(each["caption"].split()) <= set(WORDS)
-        assert len(each["alternatives"]) == 1
+        assert each["captions"] == [each["caption"], *(other["caption"] for other in each["alternatives"])]
+        assert len(each["captions"]) == 2
 
 
 def test_results_file_is_coco_s(model, photos, tmp_path, capfd):

@@ -17,6 +17,7 @@ from captioning.datasets.folder import FolderConfig
 from captioning.describe import describe
 from captioning.experiment import ExperimentConfig
 from captioning.images import load_image, prepare
+from captioning.records import Prediction, write_predictions
 from captioning.search import BeamConfig
 from captioning.tokenizer import tokenize
 
@@ -410,22 +411,18 @@ SETS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["captions", "alternatives", "several rows"])
+@pytest.mark.parametrize("kind", ["captions", "our own", "several rows"])
 def test_diversity_of_n_captions(tmp_path, kind):
-    rows = [
-        {"image_id": name, "captions": texts}
-        if kind == "captions"
-        else {
-            "image_id": name,
-            "caption": texts[0],
-            "alternatives": [{"caption": text} for text in texts[1:]],
-        }
-        for name, texts in SETS.items()
-    ]
+    rows = [{"image_id": name, "captions": texts} for name, texts in SETS.items()]
     if kind == "several rows":
         rows = [{"image_id": name, "caption": SETS[name][n]} for n in range(3) for name in SETS]
     path = tmp_path / "p.json"
     path.write_text(json.dumps(rows))
+    if kind == "our own":
+        each = {name: [Prediction(name, text) for text in texts] for name, texts in SETS.items()}
+        write_predictions(
+            str(path), [replace(first, alternatives=tuple(rest)) for first, *rest in each.values()]
+        )
     training = write_coco(tmp_path, {"t.png": ["two cats!", "A dog runs, on grass"]})
     arguments = ["--predictions", path, "--references", write_karpathy(tmp_path), "--split", "val"]
     several = ["--several"] if kind == "several rows" else []
@@ -460,16 +457,12 @@ def test_diversity_of_n_captions(tmp_path, kind):
         ([{"image_id": "b.png", "captions": []}], "entry 0 is not"),
         ([{"image_id": "b.png", "captions": "a cat"}], "entry 0 is not"),
         ([{"image_id": "b.png", "captions": ["a cat", 7]}], "entry 0 is not"),
-        ([{"image_id": "b.png", "caption": "a", "alternatives": ["b"]}], "entry 0 is not"),
+        ([{"image_id": "b.png", "caption": 7, "captions": ["a cat"]}], "entry 0 is not"),
         ([{"image_id": "b.png", "caption": 5}], "entry 0 is not"),
         ([{"image_id": None, "caption": "a cat"}], "entry 0 is not"),
         (["a cat"], "entry 0 is not"),
         ({"b.png": "a cat"}, "expected a list of results at the root, found dict"),
         ([], "holds no results"),
-        (
-            [{"image_id": name, "captions": ["x"] * (3 - (name == "b.png"))} for name in VAL],
-            "2 captions of image 'b.png' and 3 captions of image 'c.png'; give as many to each image",
-        ),
     ],
 )
 def test_predictions_of_a_wrong_shape(tmp_path, rows, said):
@@ -481,9 +474,18 @@ def test_predictions_of_a_wrong_shape(tmp_path, rows, said):
     assert done.err.startswith(f"error: {path}: ") and said in done.err and len(done.err.splitlines()) == 1
 
 
-def test_alternatives_that_not_all_images_have_keep_diversity_out(tmp_path):
+def test_as_many_entries_of_each_image(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"image_id": name, "caption": "a"} for name in (*VAL, "b.png")]))
+    arguments = ["--predictions", path, "--references", write_karpathy(tmp_path), "--split", "val"]
+    done = tool("evaluate", *arguments, "--several")
+    assert (done.code, done.out) == (2, "") and len(done.err.splitlines()) == 1
+    assert "1 captions of image 'c.png' and 2 captions of image 'b.png'; give as many" in done.err
+
+
+def test_captions_that_not_all_images_have_keep_diversity_out(tmp_path):
     rows = [{"image_id": name, "caption": text} for name, text in CAPTIONS.items()]
-    rows[1]["alternatives"] = [{"caption": "a cat"}]
+    rows[1]["captions"] = [rows[1]["caption"], "a cat"]  # as a search that finds fewer for some
     path = tmp_path / "p.json"
     path.write_text(json.dumps(rows))
     done = tool(

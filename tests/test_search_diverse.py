@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from searching import (
-    DECODERS,
     END,
+    FEW,
     VOCABULARY,
     all_captions,
     assert_same,
@@ -31,7 +31,7 @@ from captioning.search.drawing import blocks
 from captioning.search.stochastic_beam import below
 from captioning.tensors import Features
 
-each_decoder = pytest.mark.parametrize("name", DECODERS)
+a_few_decoders = pytest.mark.parametrize("name", FEW)
 
 
 def plain_diverse_beam(decoder, features, config):
@@ -58,7 +58,7 @@ def plain_diverse_beam(decoder, features, config):
     return ended, live
 
 
-@each_decoder
+@a_few_decoders
 @settings(max_examples=8, deadline=None)
 @given(
     width=st.integers(1, 3),
@@ -97,7 +97,7 @@ def test_diverse_beam_is_the_plain_one(name, width, groups, diversity, high, rul
         assert_same(captions(found, image), ordered)
 
 
-@each_decoder
+@a_few_decoders
 def test_one_group_is_a_beam_and_no_diversity_is_as_many_equal_ones(name):
     decoder, features = make(name, seed=2, end=1.0), scene(5, seed=2)
     beam = run(decoder, features, BeamConfig(width=3, n_best=3, max_length=6))
@@ -109,7 +109,7 @@ def test_one_group_is_a_beam_and_no_diversity_is_as_many_equal_ones(name):
             assert_same(captions(found, image), captions(beam, image))
 
 
-@each_decoder
+@a_few_decoders
 def test_the_best_of_each_group_come_first_and_differ(name):
     decoder, features = make(name, seed=2, end=-1e9), scene(5, seed=2)
     config = DiverseBeamConfig(width=6, groups=3, n_best=3, max_length=6, diversity=50.0, patience=None)
@@ -122,7 +122,7 @@ def test_the_best_of_each_group_come_first_and_differ(name):
     assert sum(map(len, first)) < 15
 
 
-@each_decoder
+@a_few_decoders
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_stochastic_beam_draws_without_replacement(name, temperature):
     decoder, features = make(name, vocabulary=6, seed=5, end=0.5), scene(1, seed=5)
@@ -148,7 +148,7 @@ def test_stochastic_beam_draws_without_replacement(name, temperature):
         assert abs(count - 3000 * share) < 5 * (3000 * share * (1 - share)) ** 0.5 + 1
 
 
-@each_decoder
+@a_few_decoders
 def test_a_stochastic_beam_of_one_is_a_sample(name):
     decoder, features = make(name, vocabulary=6, seed=5, end=0.5), scene(1, seed=5)
     single = all_captions(decoder, features, 3, lambda words, logp: renormalised(logp))
@@ -158,7 +158,7 @@ def test_a_stochastic_beam_of_one_is_a_sample(name):
     assert chi_square(seen, single) > 1e-4
 
 
-@each_decoder
+@a_few_decoders
 def test_stochastic_samples_are_distinct_and_change_with_seed_and_key(name):
     decoder, features = make(name, seed=1), scene(7, seed=1)
     config = StochasticBeamConfig(samples=11, max_length=6)

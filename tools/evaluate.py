@@ -51,9 +51,9 @@ examples, scoring alone (no model, no images, no torch; any system's captions):
   python tools/evaluate.py --predictions p.json --references c.json --metrics METEOR SPICE NLTK_Bleu_4
 
 PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; where all images have n captions, as
-"captions": ["...", ...] or as the "alternatives" that tools/caption.py --top N --out writes, their diversity is
-told too. REFERENCES are one of COCO's captions_*.json, Karpathy's JSON, Flickr8k.token.txt or captions.txt (with
-their lists beside them), Flickr30k's results.csv, a CSV or JSONL with file_name and caption.
+"captions": ["...", ...] (tools/caption.py --top N --out writes that), their diversity is told too. REFERENCES
+are one of COCO's captions_*.json, Karpathy's JSON, Flickr8k.token.txt or captions.txt (with their lists beside
+them), Flickr30k's results.csv, a CSV or JSONL with file_name and caption.
 
 Every image of the split needs one caption: leaving out hard ones raises the scores. Numbers are printed times
 100; files and --json have pycocoevalcap's scale (BLEU 0..1), and a signature of all that a score depends on.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from captioning.errors import UserError
 from captioning.metrics.evaluation import BAD_ENDINGS
+from captioning.search.beam import BeamConfig
+from captioning.search.diverse_beam import DiverseBeamConfig
 from captioning.search.rules import RuleIds, Rules
 from captioning.tokenizer import tokenize
-from captioning.vocabulary import Vocabulary
+from captioning.vocabulary import SPECIALS, Vocabulary
 
 
 def rule_ids(config: Rules, vocabulary: Vocabulary) -> RuleIds:
@@ -15,8 +17,15 @@ def rule_ids(config: Rules, vocabulary: Vocabulary) -> RuleIds:
     Banned words that the vocabulary does not have cannot come anyway and are left out.
 
     Raises:
-        UserError: words to be said are not in the vocabulary, are banned or do not fit the longest caption.
+        UserError: words to be said are not in the vocabulary, are banned or do not fit the longest caption; a beam
+            has more places than the vocabulary words (its first word could not fill them).
     """
+    words = len(vocabulary) - len(SPECIALS)
+    if isinstance(config, (BeamConfig, DiverseBeamConfig)) and config.width > words:
+        raise UserError(
+            f"search.width: a beam of {config.width:,}, but the model knows {words:,} words; lower it to {words:,} "
+            "or less"
+        )
     banned = {}
     for text in config.banned:
         tokens = tokenize(text)
