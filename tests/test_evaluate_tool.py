@@ -723,10 +723,18 @@ def test_what_is_no_run(tmp_path):
             ["--split", "train"],
             "no images in the split 'train'; there are val (3 images), test (2 images)",
         ),
+        (run, ["--beam", "99"], "search.width: a beam of 99, but the model knows 9 words"),
+        (
+            run,
+            ["--search-option", "forced=zebra"],
+            "search.forced: 'zebra' is not among the model's 13 words",
+        ),
+        (run, ["--search-option", "min_length=50"], "min_length must be from 0 to max_length"),
     ):
         done = tool("evaluate", folder, *arguments)
         assert (done.code, done.out) == (2, "")
         assert said in done.err and len(done.err.splitlines()) == 1
+    assert not list(run.glob("predictions*")) + list(run.glob("scores*"))
     weights = bytearray((run / "model" / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (run / "model" / "model.safetensors").write_bytes(weights)
