@@ -30,7 +30,10 @@ def add_search(parser: Any, *, default: str) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting of the search section of a config, as in no_repeat=3; may be given more than once",
+        help="any setting of a config's search section, its value YAML; may be given more than once. Of all: "
+        "max_length, min_length, prefix, forced, banned, no_repeat, no_bad_ending; of all but greedy: length_rule, "
+        "alpha; of beams: width, n_best, patience (diverse_beam: groups, diversity); of sample and stochastic_beam: "
+        "samples, temperature, top_k, top_p, typical, min_p, seed",
     )
     add("--beam", type=positive, metavar="N", help=f"width of the beam search (default: {default})")
     add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from running import tool
 
-from captioning.analysis.benchmark import Training, flops, trained
+from captioning.analysis.benchmark import Training, flops, memory_ratios, trained
 from captioning.analysis.benchmark_decoders import KINDS, config_of, lines, unrolled
 from captioning.batches import pack
 from captioning.decoders import build
@@ -63,6 +63,12 @@ def test_products_of_packed_weights_are_counted():
     x, weight = torch.randn(3, 5, 7), torch.randn(11, 7)
     with torch.no_grad():
         assert flops(lambda: product(weight, 15)(x)) == 2 * 15 * 7 * 11 == flops(lambda: x @ weight.t())
+
+
+def test_memory_of_a_beam_on_paper():
+    bytes_of = {"ours": 39, "ours_greedy": 23, "beam_logits": 7, "weights": 10}
+    told = {"memory_ratio": 49 / 40, "memory_ratio_without_weights": 1.3}
+    assert memory_ratios(bytes_of) == pytest.approx(told)
 
 
 def test_settings_of_the_decoder():

@@ -696,6 +696,15 @@ def test_another_search_and_a_run_that_moved(tmp_path):
     assert (signature["width"], signature["max_length"], signature["length_rule"]) == (5, 4, "sum")
     assert not (tmp_path / "runs" / "tiny").exists()
     assert "only punctuation" in (moved / "skipped.csv").read_text()  # what the data set passed over
+    options = ["--search", "sample", "--search-option", "samples=3", "--search-option", "temperature=2"]
+    done = tool("evaluate", moved, *options, cwd=tmp_path)
+    assert done.code == 0 and "search sample, max_length=9, temperature=2.0, samples=3" in done.out
+    path = moved / "predictions_val.json"
+    written = json.loads(path.read_text())
+    assert all(len(each["captions"]) == 3 and each["captions"][0] == each["caption"] for each in written)
+    references = ["--references", tmp_path / "data" / "captions.jsonl", "--split", "val"]
+    scores = json.loads(tool("evaluate", "--predictions", path, *references, "--json").out)
+    assert scores["signature"]["captions_per_image"] == 3 and 0 < scores["Div_1"] < 1
 
 
 def test_an_image_that_cannot_be_read_lowers_the_coverage(tmp_path):

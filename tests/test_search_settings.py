@@ -1,6 +1,7 @@
 """A search's settings as users give them: words to ids, changes from a command line, what cannot be had."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from captioning.captioner import Captioner
 from captioning.describe import describe, key
 from captioning.errors import UserError
 from captioning.images import load_image, prepare
+from captioning.options import SEARCHES
 from captioning.search import (
     BeamConfig,
     DiverseBeamConfig,
@@ -24,6 +26,7 @@ from captioning.search import (
     rule_ids,
 )
 from captioning.search.adjust import KINDS, adjusted
+from captioning.search.rules import names
 from captioning.vocabulary import SPECIALS, Vocabulary
 
 VOCABULARY = Vocabulary(words=(*SPECIALS, *WORDS))
@@ -150,11 +153,13 @@ def test_changes_that_contradict(asked, said):
         adjusted(BEAM, **asked)
 
 
-def test_kinds_have_their_names():
-    assert {kind: type_.kind for kind, type_ in KINDS.items()} == {kind: kind for kind in KINDS}
-    from captioning.options import SEARCHES
-
-    assert set(SEARCHES) == set(KINDS)
+@pytest.mark.parametrize("name", ["caption", "evaluate"])
+def test_help_names_every_kind_and_setting(name):
+    told = tool(name, "--help").out
+    assert set(SEARCHES) == set(KINDS) and all(kind in told for kind in KINDS)
+    settings = re.search(r"--search-option KEY=VALUE(.*?)--beam", told, re.DOTALL)
+    assert settings is not None
+    assert set(re.findall(r"\w+", settings[1])) >= {each for kind in KINDS.values() for each in names(kind)}
 
 
 @pytest.fixture(scope="module")

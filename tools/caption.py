@@ -43,6 +43,10 @@ examples:
   python tools/caption.py photo.jpg --model MODEL --top 3      the three best, with their scores
   python tools/caption.py photos/ --model MODEL --json         one JSON object a line
   python tools/caption.py photos/ --model MODEL --json --words   with each word's probability and entropy
+  python tools/caption.py photo.jpg --model MODEL --search diverse_beam --top 5       five that differ
+  python tools/caption.py photo.jpg --model MODEL --search sample --top 5 --search-option top_p=0.9
+  python tools/caption.py photo.jpg --model MODEL --search-option prefix='a photo of' --search-option no_repeat=3
+  python tools/caption.py photo.jpg --model MODEL --search-option 'forced=[dog, "on the grass"]'   said somewhere
   python tools/caption.py photo.jpg --model A --model B        several models of one vocabulary as one
   python tools/caption.py val2017/ --model MODEL --out p.json  also COCO results, for tools/evaluate.py
   python tools/caption.py photo.jpg --model MODEL --attention see/   where it looked at each word

@@ -40,6 +40,8 @@ examples, captioning and scoring (needs a run of tools/train.py and its data set
   python tools/evaluate.py runs/shapes                            its validation split
   python tools/evaluate.py runs/shapes --split test test_unseen   other splits
   python tools/evaluate.py runs/shapes --beam 3 --length-rule gnmt   another search than the run's own
+  python tools/evaluate.py runs/shapes --search sample --search-option samples=5 --search-option top_p=0.9
+  python tools/evaluate.py runs/shapes --search-option no_repeat=3 --search-option no_bad_ending=true
   python tools/evaluate.py runs/shapes --errors                   is it the search that errs, or the model?
   python tools/evaluate.py runs/a runs/b --out runs/a_and_b       an ensemble of models of one vocabulary
 

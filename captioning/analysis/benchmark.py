@@ -7,7 +7,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from captioning.batches import pack
 from captioning.decoders import Decoder, SoftAttentionLSTMConfig, build
 from captioning.decoders.soft_attention_lstm import SoftAttentionLSTM
 from captioning.losses import caption_logp, cross_entropy, hard_attention
-from captioning.search import BeamConfig, search
+from captioning.search import BeamConfig, GreedyConfig, SearchConfig, search
 from captioning.tensors import Features
 from captioning.vocabulary import SPECIALS, Vocabulary
 
@@ -278,24 +278,57 @@ def training_beside(make: Callable[[int], Ways], *, repeats: int, seed: int) -> 
     return {**told, "loss_difference": difference}
 
 
-def _decoding_ways(seed: int) -> Ways:
-    generator = np.random.default_rng(seed)
-    features = torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CHANNELS), np.float32))
-    model = _decoder(seed).eval()
-    config = BeamConfig(width=WIDTH, min_length=LENGTH, max_length=LENGTH)
-    words = Vocabulary(words=SPECIALS)
-    ids: dict[str, Any] = {"start": words.start, "end": words.end, "unwanted": words.unwanted}
-    banned = torch.tensor([*words.unwanted, words.end])
+class _Finding:
+    """Words of the best caption of each image by a search; `beam` and `greedy` give exactly `LENGTH` words."""
 
-    def ours() -> Tensor:
+    def __init__(self, seed: int):
+        generator = np.random.default_rng(seed)
+        self.features = torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CHANNELS), np.float32))
+        self.model = _decoder(seed).eval()
+        self.words = Vocabulary(words=SPECIALS)
+
+    def beam(self) -> Tensor:
+        return self._find(BeamConfig(width=WIDTH, min_length=LENGTH, max_length=LENGTH))
+
+    def greedy(self) -> Tensor:
+        return self._find(GreedyConfig(min_length=LENGTH, max_length=LENGTH))
+
+    def _find(self, config: SearchConfig) -> Tensor:
+        words = self.words
+        ids: dict[str, Any] = {"start": words.start, "end": words.end, "unwanted": words.unwanted}
         with torch.inference_mode():
-            found = search(model, model.remember(Features(features)), config, **ids)
-            return found.words[:, 0]
+            memory = self.model.remember(Features(self.features))
+            return search(self.model, memory, config, **ids).words[:, 0]
+
+
+def _decoding_ways(seed: int) -> Ways:
+    finding = _Finding(seed)
+    start = finding.words.start
+    banned = torch.tensor([*finding.words.unwanted, finding.words.end])
 
     def textbook() -> Tensor:
-        return yardstick.beam(model, features, width=WIDTH, length=LENGTH, start=words.start, banned=banned)
+        return yardstick.beam(
+            finding.model, finding.features, width=WIDTH, length=LENGTH, start=start, banned=banned
+        )
 
-    return Ways(ours, textbook)
+    return Ways(finding.beam, textbook)
+
+
+def memory_ratios(memory: Mapping[str, int]) -> dict[str, float]:
+    """Memory of a beam as a multiple of greedy search's with the beam's logits (B, K, V) added.
+
+    Args:
+        memory: bytes: `ours` and `ours_greedy` above the model's own, `beam_logits`, the model's `weights`.
+
+    Returns:
+        memory_ratio: with the weights, what a process must have. memory_ratio_without_weights: of what the
+        searches take themselves.
+    """
+    allowed = memory["ours_greedy"] + memory["beam_logits"]
+    return {
+        "memory_ratio": (memory["weights"] + memory["ours"]) / (memory["weights"] + allowed),
+        "memory_ratio_without_weights": memory["ours"] / max(1, allowed),
+    }
 
 
 def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
@@ -305,4 +338,12 @@ def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
     same = float((ours == textbook).all(1).mean())
     if same < 0.9:  # rounding may tip a near tie, no more
         raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
-    return {"name": "decode", **told, "same_captions": same}
+    finding = _Finding(seed)
+    memory = {
+        "ours": peak_memory(finding.beam),
+        "ours_greedy": peak_memory(finding.greedy),
+        "beam_logits": IMAGES * WIDTH * WORDS * 4,
+        "weights": sum(each.numel() * each.element_size() for each in finding.model.parameters()),
+    }
+    told["memory_mb"] |= {name: round(value / 2**20, 1) for name, value in memory.items()}
+    return {"name": "decode", **told, "same_captions": same, **memory_ratios(memory)}

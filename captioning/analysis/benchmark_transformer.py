@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioning.analysis.benchmark import flops, large_product, peak_memory, rounds, summary
+from captioning.analysis.benchmark import flops, large_product, memory_ratios, peak_memory, rounds, summary
 from captioning.decoders import TransformerConfig, build
 from captioning.decoders.transformer import DecoderLayer, Transformer
 from captioning.errors import UserError
@@ -191,7 +191,6 @@ def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
         "beam_logits": IMAGES * WIDTH * WORDS * 4,
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     }
-    allowed = memory["ours_greedy"] + memory["beam_logits"]
     return {
         "name": "decode transformer",
         **summary(
@@ -206,9 +205,7 @@ def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
         "same_captions": same,
         "huggingface_attention": attention,
         "transformers": transformers.__version__,
-        # with the weights: what a process must have; without: what the search itself takes
-        "memory_ratio": (memory["weights"] + memory["ours"]) / (memory["weights"] + allowed),
-        "memory_ratio_without_weights": memory["ours"] / max(1, allowed),
+        **memory_ratios(memory),
     }
 
 
