@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import io
+from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioning.compact import Compact
 from captioning.encoders.region_files import RegionsConfig, padded, read_regions
+from captioning.errors import UserError
 from captioning.features import FeatureStore
 from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, prepare
+from captioning.members import read_bytes
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Batch, Features
 from captioning.tokenizer import tokenize
@@ -38,8 +44,7 @@ class EncodedCaptions(NamedTuple):
         cls, records: Sequence[ImageRecord], vocabulary: Vocabulary, *, max_length: int
     ) -> EncodedCaptions:
         """`<start> words <end>` of every caption, at most `max_length` words each."""
-        words: list[int] = []
-        start, first, cut = [0], [0], 0
+        words, start, first, cut = array("i"), array("q", [0]), array("q", [0]), 0
         for record in records:
             for caption in record.captions:
                 ids = vocabulary.encode(tokenize(caption), max_length=max_length)
@@ -48,9 +53,9 @@ class EncodedCaptions(NamedTuple):
                 start.append(len(words))
             first.append(len(start) - 1)
         return cls(
-            words=np.array(words, np.int32),
-            start=np.array(start, np.int64),
-            first=np.array(first, np.int64),
+            words=np.frombuffer(words, np.int32) if words else np.zeros(0, np.int32),
+            start=np.frombuffer(start, np.int64),
+            first=np.frombuffer(first, np.int64),
             cut=cut,
         )
 
@@ -71,9 +76,7 @@ def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> lis
     """
     images = len(captions.first) - 1
     generator = np.random.default_rng((seed, epoch, 0))
-    longest = np.array(
-        [np.diff(captions.start[captions.first[i] : captions.first[i + 1] + 1]).max() for i in range(images)]
-    )
+    longest = np.maximum.reduceat(np.diff(captions.start), captions.first[:-1])
     shuffled = generator.permutation(images)
     batches: list[np.ndarray] = []
     for begin in range(0, images, size * POOL):
@@ -107,29 +110,50 @@ class StoredImages:
     """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image)."""
 
     def __init__(self, store: FeatureStore, ids: Sequence[ImageId], *, seed: int, mirrored: bool):
-        self.store, self.ids, self.seed, self.mirrored = store, ids, seed, mirrored
+        self.store, self.places, self.seed, self.mirrored = store, store.places(ids), seed, mirrored
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        ids = [self.ids[number] for number in numbers]
-        views = None
-        if self.mirrored:
-            views = [
-                int(np.random.default_rng((self.seed, epoch, 2, number)).integers(2)) for number in numbers
-            ]
-        return Features(torch.from_numpy(self.store.rows(ids, views=views)))
+        views = _views(numbers, epoch, self.seed) if self.mirrored else None
+        return Features(torch.from_numpy(self.store.rows_at(self.places[numbers], views=views)))
+
+
+def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int) -> list[int]:
+    """0 (as it is) or 1 (mirrored) for each image."""
+    return [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
 
 
 class RegionImages:
     """Regions that others computed, read from a file an image; fewer than the most in a batch are padded."""
 
     def __init__(self, paths: Sequence[str], config: RegionsConfig):
-        self.paths, self.config = paths, config
+        self.paths, self.config = Compact(paths), config
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
         channels, most = self.config.channels, self.config.most
-        read = [read_regions(self.paths[number], channels=channels, most=most) for number in numbers]
+        read = [read_regions(str(self.paths[number]), channels=channels, most=most) for number in numbers]
         regions, valid = padded(read)
         return Features(torch.from_numpy(regions), torch.from_numpy(valid))
+
+
+class ShardFeatures:
+    """Features that shards hold, an array (views, N, D) an image. `mirrored` as for `StoredImages`."""
+
+    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool):
+        self.paths, self.seed, self.mirrored = Compact(paths), seed, mirrored
+
+    def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
+        views = _views(numbers, epoch, self.seed) if self.mirrored else [0] * len(numbers)
+        rows = [_read_array(str(self.paths[n]))[view] for n, view in zip(numbers, views, strict=True)]
+        return Features(torch.from_numpy(np.stack(rows)))
+
+
+def _read_array(path: str) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path}: no array of numbers ({error}); write the shards again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 class PixelImages:
@@ -144,7 +168,7 @@ class PixelImages:
         seed: int,
     ):
         self.paths, self.preprocessing, self.augmentation, self.seed = (
-            paths,
+            Compact(paths),
             preprocessing,
             augmentation,
             seed,
@@ -154,7 +178,7 @@ class PixelImages:
         return torch.stack([self._one(int(number), epoch) for number in numbers])
 
     def _one(self, number: int, epoch: int) -> Tensor:
-        image = load_image(self.paths[number])
+        image = load_image(str(self.paths[number]))
         if self.augmentation is None:
             return prepare(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
@@ -166,7 +190,7 @@ class TrainingBatches(Dataset):
 
     def __init__(
         self,
-        ids: Sequence[ImageId],
+        ids: Sequence[ImageId] | Compact,
         captions: EncodedCaptions,
         images: Images,
         *,
@@ -206,4 +230,10 @@ def loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_share_memory,
     )
+
+
+def _share_memory(worker: int) -> None:
+    """Keep the search for reference cycles off what was inherited: it would write to every object, and so copy it."""
+    gc.freeze()

@@ -20,15 +20,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from captioning import datasets
-from captioning.batches import EncodedCaptions, Images, PixelImages, RegionImages, StoredImages
+from captioning.batches import EncodedCaptions, Images, PixelImages, RegionImages, ShardFeatures, StoredImages
 from captioning.captioner import Captioner, count_parameters, load_weights
+from captioning.compact import Compact
 from captioning.datasets import DatasetConfig, ShapesConfig, of_split
 from captioning.datasets.checks import write_skipped
+from captioning.datasets.shards import ShardsConfig, read_index
 from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
 from captioning.encoders import Encoder, EncoderConfig, RegionsConfig
 from captioning.encoders.region_files import file_of, list_files
 from captioning.errors import UserError
-from captioning.features import FeatureStore, Origin, build_store
+from captioning.features import FeatureStore, Origin, build_store, refuse_other_origin
 from captioning.files import fingerprint, read_text, write_json, write_text
 from captioning.images import AugmentationConfig, BadImage, Preprocessing, read_image
 from captioning.metrics.evaluation import code_version
@@ -255,6 +257,13 @@ class Experiment:
         if isinstance(config.encoder, RegionsConfig):
             return Source(config, self._with_regions(records, config.encoder), None)
         augmented = config.augmentation is not None and not config.augmentation.nothing
+        if isinstance(config.dataset, ShardsConfig):
+            holds = read_index(config.dataset.root)["holds"]
+            if holds["kind"] == "features":
+                self._refuse_other_features(holds, captioner.encoder, augmented=augmented)
+                return Source(config, records, None, features=True)
+            if config.features.use == "never" or augmented or not captioner.encoder.frozen:
+                return Source(config, records, None)  # they were opened when the shards were written
         if config.features.use == "auto" and captioner.encoder.frozen and not augmented:
             store = self.store(captioner.encoder, records)
             return Source(config, [record for record in records if record.image_id in store], store)
@@ -280,6 +289,17 @@ class Experiment:
             )
         load_weights(captioner, folder / "model.safetensors")
         self.say(f"begins with the weights of {folder}")
+
+    def _refuse_other_features(self, holds: Mapping[str, Any], encoder: Encoder, *, augmented: bool) -> None:
+        """Raises UserError where the features in the shards are not those that this model would compute."""
+        config = self.config
+        root = config.dataset.root
+        if augmented or not encoder.frozen or (config.features.flip and holds["views"] < 2):
+            raise UserError(
+                f"{root}: holds features ({holds['views']} view(s) an image), which serve neither a trained encoder "
+                "nor augmentation nor, with one view, features.flip; write shards of images"
+            )
+        refuse_other_origin(root, Origin(**holds["origin"]), Origin.of(encoder, config.preprocessing))
 
     def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
@@ -381,7 +401,7 @@ class Experiment:
         if encoded[0].cut:
             self.say(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
         data = Data(
-            records=training,
+            ids=Compact(record.image_id for record in training),
             captions=encoded[0],
             images=source.images(training, training=True),
             validator=Validator(
@@ -426,14 +446,25 @@ class Experiment:
 class Source:
     """The records whose images can be read, and how to read them."""
 
-    def __init__(self, config: ExperimentConfig, records: Sequence[ImageRecord], store: FeatureStore | None):
-        self.config, self.store = config, store
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        records: Sequence[ImageRecord],
+        store: FeatureStore | None,
+        *,
+        features: bool = False,
+    ):
+        self.config, self.store, self.features = config, store, features  # whether shards hold features
         self._ids = {record.image_id for record in records}
 
     @property
     def where(self) -> str:
         if isinstance(self.config.encoder, RegionsConfig):
             return f"the regions in {self.config.encoder.folder}"
+        if isinstance(self.config.dataset, ShardsConfig) and not self.store:
+            return (
+                f"the {'features' if self.features else 'images'} in the shards of {self.config.dataset.root}"
+            )
         return f"the feature store {self.store.folder}" if self.store else "their files"
 
     def of(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -447,9 +478,12 @@ class Source:
             files = list_files(config.encoder.folder)
             paths = (file_of(record, files) for record in records)
             return RegionImages([path for path in paths if path], config.encoder)
+        mirrored = training and config.features.flip
+        if self.features:
+            return ShardFeatures([record.path for record in records], seed=config.seed, mirrored=mirrored)
         if self.store is not None:
             ids = [record.image_id for record in records]
-            return StoredImages(self.store, ids, seed=config.seed, mirrored=training and config.features.flip)
+            return StoredImages(self.store, ids, seed=config.seed, mirrored=mirrored)
         return PixelImages(
             [record.path for record in records],
             config.preprocessing,

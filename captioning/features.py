@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,17 +23,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from captioning.compact import Compact
 from captioning.datasets.checks import write_skipped
 from captioning.encoders import Encoder, for_inference
 from captioning.errors import UserError
 from captioning.files import fingerprint, read_json, replacing, sha256, write_json
 from captioning.images import BadImage, Preprocessing, normalize, prepare_bytes, read_image
+from captioning.members import size_of
 from captioning.records import ImageId, ImageRecord, Skip
 from captioning.tensors import Features
 
 FORMAT = 1
 INDEX = "index.json"
 ROWS_PER_SHARD = 1024
+SOUND = ".sound.json"
+SETTLED = 100_000_000  # ns; file systems count time in steps of up to 10 ms
 
 Precision = Literal["float16", "float32"]
 
@@ -101,10 +107,11 @@ class FeatureStore:
         if index is None:
             raise UserError(f"{folder}: not a feature store (no {INDEX}); build it with tools/features.py")
         store = cls(folder, index)
-        refuse_other_origin(store, expect)
+        refuse_other_origin(folder, store.origin, expect)
         for shard in index["shards"]:
             if problem := store._cut(shard):
                 raise UserError(f"{problem}; run tools/features.py again to encode its images anew")
+        store.verify(all_of_it=False)
         return store
 
     @property
@@ -140,14 +147,21 @@ class FeatureStore:
         Raises:
             UserError: an image is not in the store.
         """
+        return self.rows_at(self.places(image_ids), views=views)
+
+    def places(self, image_ids: Sequence[ImageId]) -> np.ndarray:
+        """Where the images' features lie, (B, 2): shard and row. Raises UserError as `require` does."""
+        self.require(image_ids)
+        return np.array([self._places[image_id] for image_id in image_ids], np.int32).reshape(-1, 2)
+
+    def rows_at(self, places: np.ndarray, *, views: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """As `rows`, for images whose `places` are known."""
         if views is not None and len(views) and not 0 <= min(views) <= max(views) < self.views:
             raise UserError(
                 f"{self.folder}: holds {self.views} view(s) of an image; build it with flip for two"
             )
-        self.require(image_ids)
-        out = np.empty((len(image_ids), *self.shape), self.dtype)
-        for i, image_id in enumerate(image_ids):
-            shard, row = self._places[image_id]
+        out = np.empty((len(places), *self.shape), self.dtype)
+        for i, (shard, row) in enumerate(places):
             rows = self._maps[shard]
             if rows is None:
                 rows = self._maps[shard] = self._map(shard)
@@ -169,22 +183,35 @@ class FeatureStore:
                 "run tools/features.py on all records"
             )
 
-    def verify(self) -> None:
-        """Read every shard and compare it with the index.
+    def verify(self, *, all_of_it: bool = True) -> None:
+        """Read shards and compare their sha256 with the index: every one, or those not found sound as they are now.
+
+        Which have been found sound is kept in `.sound.json`, each by its file's number, length and times, so a store is
+        read through when it is opened for the first time. A bit that the disk itself loses later changes none of
+        these; `tools/features.py --verify` reads everything.
 
         Raises:
             UserError: shards are damaged, each named.
         """
-        damaged = []
         shards = self._index["shards"]
-        for shard in tqdm(shards, desc="verifying", unit="shard", disable=None):
-            if self._cut(shard) or sha256(self.folder / shard["file"]) != shard["sha256"]:
-                damaged.append(shard["file"])
+        known = set() if all_of_it else _read_sound(self.folder)
+        unread = [shard for shard in shards if _state(self.folder, shard) not in known]
+        with ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1)
+        ) as pool:  # hashing leaves Python's lock to others
+            bar = tqdm(unread, desc="verifying", unit="shard", disable=None, delay=2)
+            sound = list(pool.map(self._sound, bar))
+        damaged = [shard["file"] for shard, good in zip(unread, sound, strict=True) if not good]
         if damaged:
             raise UserError(
                 f"{self.folder}: {len(damaged)} of {len(shards)} shards are damaged ({', '.join(damaged)}); "
                 "delete these files and run tools/features.py again"
             )
+        if unread:
+            _write_sound(self.folder, shards)
+
+    def _sound(self, shard: dict[str, Any]) -> bool:
+        return not self._cut(shard) and sha256(self.folder / shard["file"]) == shard["sha256"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": [None] * len(self._maps)}  # another process maps the files itself
@@ -200,6 +227,35 @@ class FeatureStore:
         if path.stat().st_size != shard["bytes"]:
             return f"{path}: {path.stat().st_size} bytes, expected {shard['bytes']}"
         return None
+
+
+def _state(folder: Path, shard: dict[str, Any]) -> str:
+    """What changes when a shard's file does, and what it should hold."""
+    try:
+        found = (folder / shard["file"]).stat()
+    except OSError:
+        return f"{shard['file']} is not there"
+    times = f"{found.st_mtime_ns} {found.st_ctime_ns}"  # the second is not the user's to set
+    return f"{shard['sha256']} {found.st_ino} {found.st_size} {times}"
+
+
+def _read_sound(folder: Path) -> set[str]:
+    """The states in which shards were found sound; none where that is not known."""
+    try:
+        known = read_json(folder / SOUND)
+    except UserError:
+        return set()
+    return {state for state in known if isinstance(state, str)} if isinstance(known, list) else set()
+
+
+def _write_sound(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """Note these shards as sound, but for files so new that a change to them might leave their times as they are."""
+    settled = time.time_ns() - SETTLED
+    states = [
+        _state(folder, shard) for shard in shards if (folder / shard["file"]).stat().st_ctime_ns < settled
+    ]
+    with contextlib.suppress(OSError):  # a store that may only be read is verified each time
+        write_json(folder / SOUND, states)
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
@@ -219,16 +275,16 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def refuse_other_origin(store: FeatureStore, expect: Origin | str | None) -> None:
-    """Raises UserError where the features were made with something else than expected."""
+def refuse_other_origin(where: str | os.PathLike[str], origin: Origin, expect: Origin | str | None) -> None:
+    """Raises UserError where the features in `where`, made with `origin`, were to be made with something else."""
     wanted = expect.fingerprint if isinstance(expect, Origin) else expect
-    if wanted is None or wanted == store.fingerprint:
+    if wanted is None or wanted == origin.fingerprint:
         return
     what = ""
     if isinstance(expect, Origin):
-        what = f" (store / asked for: {'; '.join(store.origin.differences(expect))})"
+        what = f" (there / asked for: {'; '.join(origin.differences(expect))})"
     raise UserError(
-        f"{store.folder}: features of another encoder or preprocessing: the store has {store.fingerprint}, "
+        f"{where}: features of another encoder or preprocessing: there they have {origin.fingerprint}, "
         f"asked for is {wanted}{what}; name another folder or delete this one"
     )
 
@@ -246,19 +302,18 @@ class _Images(Dataset):
     """Loads and scales images, in whatever process asks."""
 
     def __init__(self, paths: list[str], preprocessing: Preprocessing):
-        self.paths, self.preprocessing = paths, preprocessing
+        self.paths, self.preprocessing = Compact(paths), preprocessing
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Loaded:
+        path = str(self.paths[number])
         try:
-            image = read_image(self.paths[number]).image
+            image = read_image(path).image
         except BadImage as error:
             return Loaded(number, None, 0, error.reason)
-        return Loaded(
-            number, prepare_bytes(image, self.preprocessing), os.path.getsize(self.paths[number]), ""
-        )
+        return Loaded(number, prepare_bytes(image, self.preprocessing), size_of(path), "")
 
 
 def build_store(
@@ -340,7 +395,7 @@ def _index_to_fill(folder: Path, origin: Origin, *, dtype: Precision, views: int
             "skipped": [],
         }
     store = FeatureStore(folder, index)
-    refuse_other_origin(store, origin)
+    refuse_other_origin(folder, store.origin, origin)
     for key, wanted in (("dtype", dtype), ("views", views)):
         if index[key] != wanted:
             raise UserError(
@@ -357,7 +412,7 @@ def _refuse_changed(folder: Path, index: dict[str, Any], records: Sequence[Image
         if (size := sizes.get(record.image_id)) is None:
             continue
         try:
-            now = os.path.getsize(record.path)
+            now = size_of(record.path)
         except OSError:
             continue  # features are made to do without the images
         if now != size:

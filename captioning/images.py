@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from captioning.errors import UserError
 from captioning.files import fingerprint
+from captioning.members import Member, read_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is opened. Nothing else: PostScript runs programs, and rarely used decoders are rarely mended."""
@@ -52,7 +53,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """The image as upright RGB: EXIF rotation applied, transparency over white, first frame of several.
 
     Args:
-        source: a path, or an open binary file (standard input, say), read from where it stands.
+        source: a path (also of a part of a file, see `members`), or an open binary file (standard input, say),
+            read from where it stands.
         max_pixels: larger images are refused from their header, before anything is decoded.
 
     Raises:
@@ -66,6 +68,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedIm
     name = shown(source)
     if not isinstance(source, (str, os.PathLike)):
         return _read(_seekable(source, name), name, max_pixels)
+    if Member.of(os.fsdecode(source)):
+        return _read(_part(os.fsdecode(source), name), name, max_pixels)
     try:
         with open(source, "rb", opener=_open_regular) as file:
             return _read(file, name, max_pixels)
@@ -76,6 +80,15 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedIm
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(name, f"cannot be read ({reason})") from None
+
+
+def _part(path: str, name: str) -> BinaryIO:
+    try:
+        return io.BytesIO(read_bytes(path))
+    except UserError as error:
+        raise BadImage(name, str(error).removeprefix(f"{path}: ")) from None
+    except OSError as error:
+        raise BadImage(name, f"cannot be read ({error.strerror})") from None
 
 
 def shown(source: ImageSource) -> str:

@@ -15,10 +15,11 @@ from captioning.errors import UserError
 if TYPE_CHECKING:
     from captioning.datasets import DatasetConfig
     from captioning.datasets.guide import Guide
+    from captioning.datasets.shards import Payload
     from captioning.datasets.survey import FileSurvey, Survey
     from captioning.records import Collection, ImageRecord
 
-KINDS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder")
+KINDS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder", "shards")
 EXAMPLES = """\
 examples:
   tools/prepare.py shapes                             draw the shapes data and show it
@@ -28,6 +29,7 @@ examples:
   tools/prepare.py coco --download captions,val train=null    0.25 + 0.82 GB into data/coco; then verify
   tools/prepare.py karpathy --download captions images=null   Karpathy's splits, captions alone
   tools/prepare.py folder --root photos --json        the report as JSON on stdout
+  tools/prepare.py shard --help                       any data set as tars: one file a thousand images
 
 KEY=VALUE are the data set's settings, as under `dataset:` in a config.
 exit code: 0 fit for training; 2 not, with the reason on stderr."""
@@ -54,11 +56,123 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+SHARD_EXAMPLES = """\
+examples:
+  tools/prepare.py shard flickr8k --to data/flickr8k-shards               images and captions
+  tools/prepare.py shard coco --root /data/coco --to shards images=train2017
+  tools/prepare.py shard flickr8k --to shards --features features/flickr8k-0123    stored features in their place
+  tools/prepare.py shard --adopt /data/cc3m                               tars of webdataset or img2dataset
+  tools/prepare.py shards --root data/flickr8k-shards                     what is in them; all bytes verified
+  tools/train.py configs/flickr8k_lstm.yaml dataset.kind=shards dataset.root=data/flickr8k-shards
+
+Killed, the same command goes on behind the last whole shard.
+exit code: 0 written; 2 not, with the reason on stderr."""
+
+
+def parse_shard_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="prepare.py shard",
+        description="Write a data set as shards: webdataset tars that training reads from in any order.",
+        epilog=SHARD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = [kind for kind in KINDS if kind != "shards"]
+    parser.add_argument("kind", nargs="?", choices=kinds, help="the data set")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set")
+    parser.add_argument("--root", help="its folder (default: data/KIND)")
+    parser.add_argument("--to", metavar="FOLDER", help="folder to write to")
+    parser.add_argument(
+        "--features",
+        metavar="FOLDER",
+        help="write what this feature store has, no images (tools/features.py)",
+    )
+    parser.add_argument("--per-shard", type=int, default=1000, help="records in a tar (default: 1000)")
+    parser.add_argument("--adopt", metavar="FOLDER", help="list the tars in this folder, whoever wrote them")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_intermixed_args(sys.argv[2:])
+    if (args.adopt is None) == (args.kind is None) or (args.kind and not args.to):
+        parser.error("name a data set and --to FOLDER, or --adopt FOLDER")
+    if args.per_shard < 1:
+        parser.error(f"--per-shard must be at least 1, got {args.per_shard}")
+    return args
+
+
+def shard(args: argparse.Namespace) -> int:
+    """Write, or list, shards, and say what they hold."""
+    from captioning.datasets import load, shards
+    from captioning.datasets.survey import in_order
+
+    if args.adopt:
+        index = shards.adopt(args.adopt)
+    else:
+        config = read_settings(args.kind, args.root, args.settings)
+        records = load(config).records
+        payload, holds = features_of(args.features, records) if args.features else (image, {"kind": "images"})
+        index = shards.write(
+            records, args.to, payload, holds=holds, per_shard=args.per_shard, max_bad=config.max_bad
+        )
+    size = sum(entry["bytes"] for entry in index["shards"])
+    found = ", ".join(f"{split} {index['splits'][split]:,}" for split in in_order(index["splits"]))
+    skipped = sum(len(entry["skipped"]) for entry in index["shards"])
+    print(
+        f"{args.to or args.adopt}: {len(index['shards']):,} shards of {index['holds']['kind']}, {size / 1e9:.3f} GB: "
+        f"{found}" + (f"; {skipped:,} passed over" if skipped else "")
+    )
+    return 0
+
+
+def image(record: ImageRecord) -> tuple[str, bytes]:
+    """What a shard holds of a record: its file, once it is sure that it can be opened."""
+    import io
+
+    from captioning.datasets.shards import IMAGES, Unfit
+    from captioning.images import BadImage, load_image
+    from captioning.members import read_bytes
+
+    extension = Path(record.path).suffix.lower().removeprefix(".")
+    if extension not in IMAGES:
+        raise Unfit(f"its name ends in none of {', '.join(sorted(IMAGES))}")
+    try:
+        content = read_bytes(record.path)
+        load_image(io.BytesIO(content))
+    except BadImage as error:
+        raise Unfit(error.reason) from None
+    except OSError as error:
+        raise Unfit(error.strerror or str(error)) from None
+    return extension, content
+
+
+def features_of(folder: str, records: list[ImageRecord]) -> tuple[Payload, dict[str, Any]]:
+    """How a record's features are had from a store, and what the shards' index says of them."""
+    import io
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from captioning.datasets.shards import Unfit
+    from captioning.features import FeatureStore
+
+    store = FeatureStore.open(folder)
+
+    def payload(record: ImageRecord) -> tuple[str, bytes]:
+        if record.image_id not in store:
+            raise Unfit("not in the feature store")
+        views = [store.rows([record.image_id], views=[view])[0] for view in range(store.views)]
+        file = io.BytesIO()
+        np.save(file, np.stack(views), allow_pickle=False)
+        return "npy", file.getvalue()
+
+    return payload, {"kind": "features", "views": store.views, "origin": asdict(store.origin)}
+
+
 def main() -> int:
+    if sys.argv[1:2] == ["shard"]:
+        return shard(parse_shard_arguments())
     args = parse_arguments()
     # after the arguments are parsed: these take a second
     from captioning.datasets import load
     from captioning.datasets.guide import GUIDES, describe, published
+    from captioning.datasets.shards import verify
     from captioning.datasets.survey import survey
     from captioning.files import write_json
 
@@ -76,7 +190,9 @@ def main() -> int:
     out = Path(args.out or f"runs/prepare-{args.kind}")
     collection = load(config, skipped_csv=out / "skipped.csv")
     found = survey(collection.records, min_count=args.min_count)
-    has_images = getattr(config, "images", "") is not None
+    if args.kind == "shards":
+        verify(config.root)
+    has_images = getattr(config, "images", "") is not None and not collection.records[0].path.endswith(".npy")
     files = look_at_files(collection.records, args) if has_images and not args.quick else None
     sheet = draw(collection.records, out) if has_images else None
     report = as_json(config, collection, found, files, sheet, published(config, collection.records))

@@ -21,11 +21,18 @@ from captioning.datasets.flickr30k import Flickr30kConfig
 from captioning.datasets.folder import FolderConfig
 from captioning.datasets.karpathy import KarpathyConfig
 from captioning.datasets.shapes import ShapesConfig
+from captioning.datasets.shards import ShardsConfig
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 
 DatasetConfig = Annotated[
-    ShapesConfig | Flickr8kConfig | Flickr30kConfig | KarpathyConfig | CocoConfig | FolderConfig,
+    ShapesConfig
+    | Flickr8kConfig
+    | Flickr30kConfig
+    | KarpathyConfig
+    | CocoConfig
+    | FolderConfig
+    | ShardsConfig,
     Field(discriminator="kind"),
 ]
 

@@ -179,6 +179,16 @@ captions.csv   file_name,caption,split a line, the last column optional; an imag
                several lines. Or captions.jsonl: {"file_name": ..., "caption": ..., "split": ...}""",
     source="you",
 )
+SHARDS = Guide(
+    title="shards: tars of images, or of stored features, with their captions",
+    layout="""\
+index.json          the shards, their lengths and sha256
+train-000000.tar    webdataset tars: KEY.jpg (or KEY.npy) and KEY.json
+train-000000.jsonl  a line a record: captions, and where in the tar its image lies""",
+    source="""\
+`prepare.py shard KIND --to FOLDER` writes them of any other data set; `prepare.py shard --adopt FOLDER`
+lists tars that are there: of webdataset, or img2dataset.""",
+)
 GUIDES = {
     "shapes": SHAPES,
     "flickr8k": FLICKR8K,
@@ -186,6 +196,7 @@ GUIDES = {
     "coco": COCO_2017,
     "karpathy": KARPATHY_COCO,
     "folder": FOLDER,
+    "shards": SHARDS,
 }
 
 KARPATHY_COCO_COUNTS = {"train": 113_287, "val": 5000, "test": 5000}

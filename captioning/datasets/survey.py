@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from captioning.errors import UserError
+from captioning.members import read_bytes
 from captioning.records import ImageRecord, Skip
 from captioning.tokenizer import tokenize
 
@@ -99,12 +100,10 @@ def survey_files(
 
     def look(record: ImageRecord) -> tuple[bytes, str | None]:
         try:
-            with open(record.path, "rb") as file:
-                content = file.read()
+            content = read_bytes(record.path)
+            open_image(io.BytesIO(content))
         except OSError as error:
             return b"", error.strerror or str(error)
-        try:
-            open_image(io.BytesIO(content))
         except UserError as error:
             return b"", getattr(error, "reason", str(error))
         return hashlib.sha256(content).digest(), None

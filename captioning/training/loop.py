@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
 from captioning.captioner import Captioner, load_weights
+from captioning.compact import Compact
 from captioning.errors import UserError
 from captioning.files import append_jsonl
-from captioning.records import ImageRecord
 from captioning.tensors import Batch
 from captioning.tracking import Tracker
 from captioning.training import checkpoint
@@ -38,7 +38,7 @@ from captioning.training.validation import Interrupted, Validation, Validator
 class Data(NamedTuple):
     """What the loop trains on and validates with."""
 
-    records: Sequence[ImageRecord]  # of the training split
+    ids: Compact  # of the images of the training split
     captions: EncodedCaptions
     images: Images
     validator: Validator
@@ -214,7 +214,7 @@ def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *
     # a process that gets nothing of a small batch computes with one image that does not count
     shares = [part if len(part := run.world.part(each)) else each[:1] for each in left]
     dataset = TrainingBatches(
-        [record.image_id for record in data.records],
+        data.ids,
         data.captions,
         data.images,
         width=config.captions,
