@@ -1,4 +1,4 @@
-"""Shards: written and read as they were, by webdataset too; hostile and damaged ones refused; they train as files do."""
+"""Shards: written and read as they were, by webdataset too; hostile and damaged ones refused; trained on as files."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _phase(
     if resume:
         checkpoint.load(run.folder, state, say=run.say)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
-    ids = [record.image_id for record in data.records]
+    ids = list(data.ids)
     goal: Any = objective(captioner, config, ids=ids, captions=data.captions, seed=run.seed)
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
