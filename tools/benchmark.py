@@ -21,7 +21,8 @@ examples:
   python tools/benchmark.py train --decoder all            every decoder.kind there is, as a table
   python tools/benchmark.py decode --json
   python tools/benchmark.py decode --decoder transformer
-  python tools/benchmark.py metrics --captions captions_val2017.json"""
+  python tools/benchmark.py metrics --captions captions_val2017.json
+  python tools/benchmark.py reward --json"""
 
 
 def main() -> int:
@@ -32,9 +33,10 @@ def main() -> int:
     )
     parser.add_argument(
         "name",
-        choices=["train", "decode", "metrics"],
+        choices=["train", "decode", "metrics", "reward"],
         help="train: a training step of 50 captions; decode: beam search of width 5; metrics: tokenizing and "
-        "scoring 5,000 captions beside pycocoevalcap, and resampling the scores",
+        "scoring 5,000 captions beside pycocoevalcap, and resampling the scores; reward: CIDEr-D of 50 images x "
+        "5 samples beside pycocoevalcap's scorer, and its share of a self-critical step",
     )
     parser.add_argument(
         "--decoder",
@@ -61,7 +63,7 @@ def main() -> int:
         type=int,
         default=None,
         metavar="N",
-        help="interleaved repeats (default: 15, of other decoders 7; decode 5, transformer 3; metrics 3)",
+        help="interleaved repeats (default: 15, of other decoders 7; decode 5, transformer 3; metrics 3; reward 9)",
     )
     parser.add_argument(
         "--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)"
@@ -84,6 +86,11 @@ def main() -> int:
     result = benchmark_of(options)(**({"repeats": options.repeats} if options.repeats else {}))
     if options.json:
         print(json.dumps(result))
+        return 0
+    if options.name == "reward":
+        from captioning.analysis.benchmark_reward import lines as reward_lines
+
+        print("\n".join(reward_lines(result)))
         return 0
     if options.name == "train":
         from captioning.analysis.benchmark_decoders import lines
@@ -111,6 +118,10 @@ def metrics(options: argparse.Namespace) -> int:
 
 def benchmark_of(options: argparse.Namespace) -> Callable[..., dict[str, Any]]:
     """The benchmark asked for. Raises UserError for an unknown decoder, or where transformers is missing."""
+    if options.name == "reward":
+        from captioning.analysis.benchmark_reward import benchmark_reward
+
+        return benchmark_reward
     if options.name == "train":
         from captioning.analysis.benchmark_decoders import benchmark_all, benchmark_decoder, config_of
 
