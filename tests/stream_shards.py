@@ -46,7 +46,9 @@ def draw(folder: Path, count: int) -> list[ImageRecord]:
         path = folder / f"{number}.png"
         pixels = generator.integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         Image.fromarray(pixels).save(path, compress_level=0)
-        records.append(ImageRecord(number, str(path), (f"a record of number {number % 997}",), "train"))
+        records.append(
+            ImageRecord(100_000 + number, str(path), (f"a record of number {number % 997}",), "train")
+        )
     return records
 
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from captioning import features
+from captioning import features, files
 from captioning.encoders import Encoder, SmallCNNConfig, TorchvisionConfig, build
 from captioning.errors import UserError
 from captioning.experiment import Experiment, read_config
@@ -540,3 +540,44 @@ def test_the_tools_help_does_not_wait_for_torch():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.returncode == 0 and "examples:" in done.stdout
+
+
+def test_two_hundred_flips_and_cuts_are_found_when_the_store_is_opened(
+    tmp_path: Path, encoder: Encoder, pictures: list[ImageRecord]
+):
+    make(pictures, encoder, tmp_path)
+    time.sleep(0.15)  # files so new are read at every opening
+    FeatureStore.open(tmp_path)  # and from here on believed for as long as nobody touches them
+    assert (tmp_path / ".sound.json").is_file()
+    shards = sorted(tmp_path.glob("*.npy"))
+    generator = np.random.default_rng(5)
+    found = 0
+    for _ in range(200):
+        shard = shards[generator.integers(len(shards))]
+        times, content = shard.stat(), shard.read_bytes()
+        at = int(generator.integers(len(content)))
+        flipped = content[:at] + bytes([content[at] ^ 1 << int(generator.integers(8))]) + content[at + 1 :]
+        shard.write_bytes(content[:at] if generator.random() < 0.5 else flipped)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))  # a copy that keeps the time hides nothing
+        try:
+            FeatureStore.open(tmp_path)
+        except UserError as error:
+            found += shard.name in str(error)
+        shard.write_bytes(content)
+    assert found == 200
+    FeatureStore.open(tmp_path)
+
+
+def test_an_opened_store_is_read_through_once(
+    tmp_path: Path, encoder: Encoder, pictures: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+):
+    make(pictures, encoder, tmp_path)
+    (tmp_path / ".sound.json").unlink(missing_ok=True)
+    time.sleep(0.15)
+    read: list[Path] = []
+    monkeypatch.setattr(features, "sha256", lambda path: read.append(path) or files.sha256(path))
+    for _ in range(3):
+        store = FeatureStore.open(tmp_path)
+    assert sorted(read) == sorted(tmp_path.glob("*.npy"))
+    store.verify()
+    assert len(read) == 2 * len(list(tmp_path.glob("*.npy")))
