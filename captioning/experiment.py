@@ -195,8 +195,8 @@ def _inner(config: Any, part: str) -> tuple[Any, bool]:
     """What `part` of an error's place leads to (a config class, or those of a union), and whether a user wrote it."""
     if isinstance(config, list):  # a union: pydantic names the kind, which in the file is a value and no key
         return next((option for option in config if option.kind == part), None), False
-    if not is_dataclass(config):
-        return None, True
+    if not is_dataclass(config) or part.isdigit():  # a number: which of several of that class
+        return config if part.isdigit() else None, True
     hint = typing.get_type_hints(config).get(part)
     options = [option for option in typing.get_args(hint) or (hint,) if is_dataclass(option)]
     return (options[0] if len(options) == 1 else options), True

@@ -208,6 +208,10 @@ def test_every_config_parses_and_builds(path):
             r"settings: the decoder reads no more than 64 words, but with search\.max_length up to 65; lower",
         ),
         (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
+        (
+            ["phases=[{epochs: 1}, {epoch: 2}]"],
+            r"phases\.1\.epoch: unknown key; did you mean phases\.1\.epochs\?",
+        ),
         (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
         (["training.epochs=0"], r"training\.epochs: .*got 0"),
         (["search.width=0"], r"search\.width: .*got 0"),
