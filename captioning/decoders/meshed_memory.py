@@ -186,7 +186,7 @@ class MeshedLayer(nn.Module):
 
     def see(self, regions: Tensor) -> Regions:
         """Keys and values of one encoder layer's output (B, N, H)."""
-        return Regions(*(in_heads(part, self.heads) for part in self.region_in(regions).chunk(2, -1)))
+        return in_heads(*self.region_in(regions).chunk(2, -1), heads=self.heads, plain=not self.training)
 
     def ask(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.self_in(x).chunk(3, -1)
