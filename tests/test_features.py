@@ -515,6 +515,7 @@ dataset: {{kind: folder, root: {data}}}
 encoder: {{kind: torchvision, name: mobilenet_v3_small}}
 preprocessing: {{size: 32}}
 vocabulary: {{min_count: 1}}
+search: {{kind: beam, width: 2}}
 features: {{root: {tmp_path / "features"}}}
 """)
     code, printed, errors = tool(config, "features.flip=true")

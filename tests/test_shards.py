@@ -381,10 +381,10 @@ def test_the_tool_writes_lists_and_trains(tmp_path, pictures):
         assert shard(*mistake).code == 2
     values = {
         "name": "x", "runs": str(tmp_path / "runs"), "dataset": {"kind": "shards", "root": str(tmp_path / "s")},
-        "encoder": {"kind": "small_cnn", "channels": [8, 12]}, "preprocessing": {"size": 20}, "device": "cpu",
+        "encoder": {"kind": "small", "channels": [8, 12]}, "preprocessing": {"size": 20}, "device": "cpu",
         "features": {"root": str(tmp_path / "features")}, "vocabulary": {"min_count": 1},
-        "decoder": {"kind": "soft_attention_lstm", "embedding": 11, "hidden": 13, "attention": 7},
-        "training": {"epochs": 1, "images": 5, "captions": 2, "workers": 0}, "tracking": {"mode": "off"},
+        "decoder": {"kind": "soft_attention_lstm", "embedding": 11, "hidden": 13, "attention_size": 7},
+        "training": {"epochs": 1, "images": 5, "captions": 2, "workers": 0}, "tracking": {"mode": "disabled"},
     }  # fmt: skip
     told = []
     Experiment(parse(values, where="test"), say=told.append).train()
