@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from captioning.decoders.attention import additive_energy, attend
 from captioning.decoders.base import Decoder
 from captioning.decoders.cells import LSTM, State
-from captioning.decoders.loop import Product, loop, read, running_of
+from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import mean_region
 from captioning.decoders.settings import RecurrentConfig, Size
@@ -104,22 +104,15 @@ class AdaptiveAttention(Decoder):
         return zero, zero
 
     def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
-        _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, carry, memory, self._products())
+        return read_word(self, words, carry, memory)
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
-        return loop(
-            runs,
-            self.word_gates(self.dropout(self.embedding(runs.gathered(words)))),
-            self.start(memory, runs.width),
-            lambda said, carry: self._cell(said, carry, memory, products),
-        )
+        return read_words(self, words, memory, running)
 
-    def _products(self) -> Products:
+    def products(self) -> Products:
         return Products(*(LoopLinear(each) for each in (self.from_hidden, self.query, self.sentinel_key)))
 
-    def _cell(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
+    def cell_step(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
         """One step for what words (B, K) say to the gates."""
         sizes = [4 * self.config.hidden, self.config.hidden]
         entered, to_gate = (said + memory.mean).split(sizes, -1)

@@ -15,7 +15,7 @@ from torch.nn.utils import skip_init
 from captioning.decoders.attention import multi_head
 from captioning.decoders.base import Decoder
 from captioning.decoders.cells import LSTM, State
-from captioning.decoders.loop import Product, loop, read, running_of
+from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import MultiHead, Seen, mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Share, Size
@@ -119,22 +119,15 @@ class AoA(Decoder):
         return Carry(state=(zero, zero), context=zero)
 
     def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, carry, memory, self._products())
+        return read_word(self, words, carry, memory)
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
-        return loop(
-            runs,
-            self.word_gates(self.dropout(self.embedding(runs.gathered(words)))),
-            self.start(memory, runs.width),
-            lambda said, carry: self._cell(said, carry, memory, products),
-        )
+        return read_words(self, words, memory, running)
 
-    def _products(self) -> Products:
+    def products(self) -> Products:
         return Products(*(LoopLinear(each) for each in (self.recall, self.query, self.judge)))
 
-    def _cell(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
+    def cell_step(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
         """One step for what words (B, K) say to the gates."""
         recalled = products.recall(torch.cat([carry.context, carry.state[0]], -1))
         state, gates = self.cell(said + memory.mean, recalled, carry.state)

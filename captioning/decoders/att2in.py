@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from captioning.decoders.base import Decoder
 from captioning.decoders.cells import State
-from captioning.decoders.loop import Product, loop, read, running_of
+from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Seen, projection
 from captioning.decoders.settings import RecurrentConfig, Size
@@ -84,22 +84,15 @@ class Att2in(Decoder):
         return zero, zero
 
     def step(self, words: Tensor, carry: State, memory: Seen) -> tuple[Step, State]:
-        _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, carry, memory, self._products())
+        return read_word(self, words, carry, memory)
 
     def forward(self, words: Tensor, memory: Seen, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
-        return loop(
-            runs,
-            self.word_gates(self.dropout(self.embedding(runs.gathered(words)))),
-            self.start(memory, runs.width),
-            lambda said, carry: self._cell(said, carry, memory, products),
-        )
+        return read_words(self, words, memory, running)
 
-    def _products(self) -> Products:
+    def products(self) -> Products:
         return Products(from_hidden=LoopLinear(self.from_hidden), from_context=LoopLinear(self.from_context))
 
-    def _cell(self, said: Tensor, state: State, memory: Seen, products: Products) -> tuple[Step, State]:
+    def cell_step(self, said: Tensor, state: State, memory: Seen, products: Products) -> tuple[Step, State]:
         """One step for what words (B, K) say to the gates."""
         size = self.config.hidden
         recalled, query = products.from_hidden(state[0]).split([5 * size, self.config.attention_size], -1)

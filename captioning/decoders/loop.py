@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -90,3 +90,36 @@ def read(
     distinct, place = words.unique(return_inverse=True)
     embedded = embedding(distinct)
     return embedded[place], gates(embedded)[place]
+
+
+class Reader(Protocol):
+    """A decoder whose step needs of a word no more than what it says to the gates."""
+
+    embedding: nn.Embedding
+    dropout: nn.Dropout
+    word_gates: nn.Linear
+
+    def start(self, memory: Any, width: int) -> Any: ...
+
+    def products(self) -> Any:
+        """The products of its step, for use in a loop."""
+
+    def cell_step(self, said: Tensor, carry: Any, memory: Any, products: Any) -> tuple[Step, Any]:
+        """One step for what words (B, K) say to the gates, (B, K, X)."""
+
+
+def read_word(decoder: Reader, words: Tensor, carry: Any, memory: Any) -> tuple[Step, Any]:
+    """`Decoder.step` of a `Reader`."""
+    _, said = read(words, decoder.embedding, decoder.dropout, decoder.word_gates)
+    return decoder.cell_step(said, carry, memory, decoder.products())
+
+
+def read_words(decoder: Reader, words: Tensor, memory: Any, running: Sequence[int] | None) -> Steps:
+    """`Decoder.forward` of a `Reader`: what all words say in one large product, then the loop."""
+    runs, products = running_of(words, running), decoder.products()
+    return loop(
+        runs,
+        decoder.word_gates(decoder.dropout(decoder.embedding(runs.gathered(words)))),
+        decoder.start(memory, runs.width),
+        lambda said, carry: decoder.cell_step(said, carry, memory, products),
+    )

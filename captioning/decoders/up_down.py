@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from captioning.decoders.base import Decoder
 from captioning.decoders.cells import LSTM, State
-from captioning.decoders.loop import Product, loop, read, running_of
+from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Seen, mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Size
@@ -105,23 +105,15 @@ class UpDown(Decoder):
         return Carry(attention=(zero, zero), language=(zero, zero))
 
     def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, carry, memory, self._products())
+        return read_word(self, words, carry, memory)
 
     def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
-        embedded = self.dropout(self.embedding(runs.gathered(words)))
-        return loop(
-            runs,
-            self.word_gates(embedded),
-            self.start(memory, runs.width),
-            lambda said, carry: self._cell(said, carry, memory, products),
-        )
+        return read_words(self, words, memory, running)
 
-    def _products(self) -> Products:
+    def products(self) -> Products:
         return Products(*(LoopLinear(each) for each in (self.recall, self.from_attention, self.to_language)))
 
-    def _cell(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
+    def cell_step(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
         """One step for what words (B, K) say to the gates of the attention LSTM."""
         before = carry.language[0]
         recalled = products.recall(torch.cat([carry.attention[0], before], -1))
