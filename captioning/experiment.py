@@ -38,7 +38,7 @@ from captioning.records import Collection, ImageRecord, Skip
 from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
 from captioning.training import Data, Run, TrainingConfig, train
-from captioning.training.checkpoint import Progress, begun, steps_done
+from captioning.training.checkpoint import Progress, begun, latest, steps_done
 from captioning.training.faults import Signals
 from captioning.training.parallel import World, join, local_device
 from captioning.training.validation import Validator
@@ -368,6 +368,7 @@ class Experiment:
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."
             )
+        kept = latest(folder, say=self.say) if resume else None
         if not self.world.first:
             self.world.wait()
         collection = self.collect()
@@ -418,7 +419,7 @@ class Experiment:
                 config.tracking,
                 folder,
                 run_config=config.as_json(),
-                resume_step=steps_done(folder) if resume else None,
+                resume_step=steps_done(kept) if kept else None,
             )
         try:
             with Signals() as signals:
@@ -433,7 +434,7 @@ class Experiment:
                     device=self.device,
                     signals=signals,
                 )
-                progress = train(captioner, data, (config.training, *config.phases), run, resume=resume)
+                progress = train(captioner, data, (config.training, *config.phases), run, resume=kept)
         except BaseException:
             if tracker:
                 tracker.finish(exit_code=1)

@@ -132,8 +132,9 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
     config = run.config.training
     captioner = run.build(checkpoint_vocabulary(run))
     state = checkpoint.State.of(captioner, config, torch.device("cpu"))
-    checkpoint.load(run.folder, state, say=lambda _: None)
-    progress = checkpoint.progress_of(run.folder, run.config.fingerprint)
+    kept = checkpoint.latest(run.folder)
+    checkpoint.load(kept, state)
+    progress = checkpoint.progress_of(kept, run.config.fingerprint)
     keep = run.folder.with_name("kept")
     shutil.copytree(run.folder, keep)
     owner, name = {
@@ -162,7 +163,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
             struck += 1
         finally:
             monkeypatch.setattr(owner, name, real)
-        assert checkpoint.steps_done(run.folder) in (5, 1000)
+        assert checkpoint.steps_done(checkpoint.latest(run.folder)) in (5, 1000)
     assert struck >= 2
 
 

@@ -142,13 +142,9 @@ def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: 
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def progress_of(run: Path, experiment: str) -> Progress:
-    """The progress of the newest whole checkpoint.
-
-    Raises:
-        UserError: there is no checkpoint, none is whole, or it is of other settings.
-    """
-    return _progress(latest(run), experiment)[0]
+def progress_of(folder: Path, experiment: str) -> Progress:
+    """The progress of the checkpoint `folder`, of `latest`. Raises UserError where it is of other settings."""
+    return _progress(folder, experiment)[0]
 
 
 def _progress(folder: Path, experiment: str | None) -> tuple[Progress, dict[str, Any]]:
@@ -161,9 +157,8 @@ def _progress(folder: Path, experiment: str | None) -> tuple[Progress, dict[str,
     return Progress(**kept), rest
 
 
-def load(run: Path, state: State, *, say: Callable[[str], None]) -> None:
-    """Fill `state` from the newest whole checkpoint. Raises UserError as `progress_of`."""
-    folder = latest(run, say=say)
+def load(folder: Path, state: State) -> None:
+    """Fill `state` from the checkpoint `folder`, of `latest`."""
     _, rest = _progress(folder, None)
     load_weights(state.module, folder / "model.safetensors")
     state.average.load_state_dict(load_file(folder / "average.safetensors"))
@@ -208,9 +203,9 @@ def begun(run: Path) -> bool:
     return any((run / "checkpoints").glob("*/manifest.json"))
 
 
-def steps_done(run: Path) -> int:
-    """The step of a run's newest whole checkpoint. Raises UserError where there is none."""
-    return int(read_json(latest(run) / "progress.json")["step"])
+def steps_done(folder: Path) -> int:
+    """The step of the checkpoint `folder`."""
+    return int(read_json(folder / "progress.json")["step"])
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
 
 def train(
-    captioner: Captioner, data: Data, phases: Sequence[TrainingConfig], run: Run, *, resume: bool
+    captioner: Captioner, data: Data, phases: Sequence[TrainingConfig], run: Run, *, resume: Path | None
 ) -> Progress:
     """Train phase after phase; the best model by `metric` is in `folder/model`.
 
@@ -73,20 +73,28 @@ def train(
         Stopped: a signal asked for the end; the state is on disk.
         UserError: the gradients stay without number, memory ran out, or a loader process died.
     """
-    progress = checkpoint.progress_of(run.folder, run.experiment) if resume else Progress()
+    progress = checkpoint.progress_of(resume, run.experiment) if resume else Progress()
     for number in range(progress.phase, len(phases)):
         config = phases[number]
         if number > progress.phase:
             progress.begin_phase()
             load_weights(captioner, run.folder / "model" / "model.safetensors")
         with explained(images=config.images, captions=config.captions):
-            _phase(captioner, data, config, run, progress, resume=resume and number == progress.phase)
-        resume = False
+            _phase(
+                captioner, data, config, run, progress, resume=resume if number == progress.phase else None
+            )
+        resume = None
     return progress
 
 
 def _phase(
-    captioner: Captioner, data: Data, config: TrainingConfig, run: Run, progress: Progress, *, resume: bool
+    captioner: Captioner,
+    data: Data,
+    config: TrainingConfig,
+    run: Run,
+    progress: Progress,
+    *,
+    resume: Path | None,
 ) -> None:
     world, device = run.world, run.device
     state = State.of(captioner, config, device)
@@ -94,7 +102,7 @@ def _phase(
     rates = [group["lr"] for group in optimizer.param_groups]
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if resume:
-        checkpoint.load(run.folder, state, say=run.say)
+        checkpoint.load(resume, state)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
     goal: Any = objective(captioner, config, ids=ids, captions=data.captions, seed=run.seed)
