@@ -56,9 +56,16 @@ def join(device: torch.device) -> World:
     if size == 1:
         return World()
     if not distributed.is_initialized():
-        # the first process may be drawing or encoding a data set for hours while the others wait
+        patience = timedelta(hours=12)  # the first process may be drawing or encoding a data set meanwhile
+        store, rank, size = next(distributed.rendezvous("env://", timeout=patience))
+        # torchrun's restarts share one store: without a prefix an address of a process that is dead may be read
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12)
+            "nccl" if device.type == "cuda" else "gloo",
+            store=distributed.PrefixStore(f"attempt-{attempt}", store),
+            rank=rank,
+            world_size=size,
+            timeout=patience,
         )
     return World(rank=distributed.get_rank(), size=size)
 
