@@ -24,25 +24,26 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float) -> Tenso
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """`F.cross_entropy` with two thirds of its passes over (M, V): no gradient of the picked and of the mean alone."""
+    """`F.cross_entropy` with half its passes over (M, V): the softmax kept is the gradient, but for the target."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        logp = torch.log_softmax(logits, -1)
-        ctx.save_for_backward(logp, targets)
+        share = torch.softmax(logits, -1)
+        ctx.save_for_backward(share, targets)
         ctx.smoothing = smoothing
-        loss = (smoothing - 1) * logp.gather(1, targets[:, None]).sum()
-        return loss - smoothing / logits.shape[1] * logp.sum() if smoothing else loss
+        total = logits.amax(-1) - share.amax(-1).log()  # the logarithm of the sum of exponentials
+        loss = total.sum() + (smoothing - 1) * logits.gather(1, targets[:, None]).sum()
+        return loss - smoothing / logits.shape[1] * logits.sum() if smoothing else loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        logp, targets = ctx.saved_tensors
-        gradient = logp.exp()  # softmax - (1 - smoothing) picked - smoothing / V
+        share, targets = ctx.saved_tensors
+        gradient = share * slope  # softmax - (1 - smoothing) picked - smoothing / V
         if ctx.smoothing:
-            gradient.sub_(ctx.smoothing / logp.shape[1])
-        picked = gradient.new_full((), ctx.smoothing - 1).expand(len(targets), 1)
-        return gradient.scatter_add_(1, targets[:, None], picked).mul_(slope), None, None
+            gradient.sub_(ctx.smoothing / share.shape[1] * slope)
+        picked = ((ctx.smoothing - 1) * slope).expand(len(targets), 1)
+        return gradient.scatter_add_(1, targets[:, None], picked), None, None
 
 
 def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from captioning.decoders import (
 )
 from captioning.decoders.attention import additive_energy
 from captioning.decoders.recurrence import LoopLinear
+from captioning.decoders.word_scores import WordScores
 from captioning.losses import caption_logp, cross_entropy, hard_attention
 from captioning.search import GreedyConfig, greedy
 from captioning.tensors import Features
@@ -294,11 +295,48 @@ def test_additive_energy_gradients():
 
 def test_additive_energy_in_blocks_equals_it_whole():
     torch.manual_seed(0)
-    keys, query, weight = torch.randn(11, 49, 512), torch.randn(11, 5, 512), torch.randn(512)
+    shapes = ((11, 49, 512), (11, 5, 512), (512,))
+    keys, query, weight = (torch.randn(*shape, dtype=torch.double) for shape in shapes)
     with torch.no_grad():
         torch.testing.assert_close(
             additive_energy(keys, query, weight), torch.tanh(keys[:, None] + query[:, :, None]) @ weight
         )
+
+
+def test_additive_energy_is_as_exact_as_tanh_in_float32():
+    """Also where tanh has long been 1, where it is nearly 0 and where keys and query nearly cancel."""
+    torch.manual_seed(0)
+    keys, query, weight = torch.randn(3, 7, 61), torch.randn(3, 5, 61), torch.randn(61)
+    for scale in (1e-3, 1.0, 30.0, 1e3):
+        large, small = keys * scale, query - keys[:, :5] * scale
+        exact = torch.tanh((large[:, None] + small[:, :, None]).double()) @ weight.double()
+        torch.testing.assert_close(
+            additive_energy(large, small, weight).double(),
+            exact,
+            rtol=0,
+            atol=3e-7 * float(weight.abs().sum()),
+        )
+
+
+@pytest.mark.parametrize("size", [11, 16, 37])
+def test_word_scores_are_those_of_a_linear(size):
+    """Values and gradients, in rows as wide as the vocabulary or wider, one row and many."""
+    torch.manual_seed(0)
+    ours = WordScores(5, size).double()
+    plain = torch.nn.Linear(5, size).double()
+    plain.load_state_dict(ours.state_dict())
+    for shape in ((5,), (7, 5), (2, 3, 5)):
+        x = torch.randn(*shape, dtype=torch.double, requires_grad=True)
+        same, there = x.detach().clone().requires_grad_(), torch.randn(*shape[:-1], size, dtype=torch.double)
+        for linear, read in ((ours, x), (plain, same)):
+            linear.zero_grad()
+            (linear(read) * there).sum().backward()
+        torch.testing.assert_close(ours(x), plain(same))
+        torch.testing.assert_close(x.grad, same.grad)
+        for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad)
+        with torch.inference_mode():
+            torch.testing.assert_close(ours(x), plain(x))
 
 
 def test_loop_linear_gradients_equal_plain_ones():

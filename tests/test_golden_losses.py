@@ -49,9 +49,9 @@ def losses(folder: Path, kind: str) -> dict[str, list[float]]:
 def test_fifty_updates_of_each_phase_are_as_stored(tmp_path, kind):
     stored, now = json.loads(STORED.read_text())[kind], losses(tmp_path, kind)
     assert {name: len(values) for name, values in now.items()} == dict.fromkeys(stored, 50)
-    # other processors round differently; it adds up over fifty updates
+    # other processors, and other orders of sums, round differently; it adds up over fifty updates
     assert now["cross_entropy"] == pytest.approx(stored["cross_entropy"], rel=2e-3)
-    assert now["cross_entropy"][:10] == pytest.approx(stored["cross_entropy"][:10], rel=1e-5)
+    assert now["cross_entropy"][:5] == pytest.approx(stored["cross_entropy"][:5], rel=2e-6)
     for name, slack in (("reward", 0.02), ("length", 0.5)):  # and may tip a draw
         mean = {key: sum(each) / 50 for key, each in (("now", now[name]), ("stored", stored[name]))}
         assert mean["now"] == pytest.approx(mean["stored"], abs=slack)

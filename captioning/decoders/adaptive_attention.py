@@ -17,6 +17,7 @@ from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import mean_region
 from captioning.decoders.settings import RecurrentConfig, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 
@@ -74,7 +75,7 @@ class AdaptiveAttention(Decoder):
         self.from_hidden = skip_init(nn.Linear, size, 5 * size, bias=False)
         self.query = nn.Linear(size, config.attention_size, bias=False)
         self.sentinel_key = nn.Linear(size, config.attention_size, bias=False)
-        self.words = nn.Linear(size, vocabulary_size)
+        self.words = WordScores(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 

@@ -19,6 +19,7 @@ from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import MultiHead, Seen, mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Share, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 
@@ -90,7 +91,7 @@ class AoA(Decoder):
         self.query = nn.Linear(size, size, bias=False)
         self.judge = nn.Linear(2 * size, 2 * size, bias=False)  # of [V', Q]: the information, then its gate
         self.judge_bias = nn.Parameter(torch.zeros(2 * size))
-        self.words = nn.Linear(size, vocabulary_size)
+        self.words = WordScores(size, vocabulary_size)
         self.dropout, self.gate_dropout = nn.Dropout(config.dropout), nn.Dropout(config.gate_dropout)
         self._initialise()
 

@@ -16,6 +16,7 @@ from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Seen, projection
 from captioning.decoders.settings import RecurrentConfig, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Gates, Step, Steps
 
 
@@ -61,7 +62,7 @@ class Att2in(Decoder):
         # one product gives what the state says to the gates and to the attention
         self.from_hidden = skip_init(nn.Linear, size, 5 * size + config.attention_size, bias=False)
         self.from_context = skip_init(nn.Linear, context, 2 * size, bias=False)
-        self.words = nn.Linear(size, vocabulary_size)
+        self.words = WordScores(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 

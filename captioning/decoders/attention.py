@@ -46,8 +46,10 @@ def _blocks(keys: Tensor, query: Tensor) -> list[slice]:
 
 def _bend(keys: Tensor, query: Tensor, weight: Tensor, *, bent: Tensor, energy: Tensor) -> None:
     """tanh(key + query) into `bent` (B, K, N, A), its product with the weight into `energy` (B, K, N)."""
-    torch.add(keys[:, None], query[:, :, None], out=bent)
-    torch.mv(bent.tanh_().flatten(0, 2), weight, out=energy.view(-1))
+    # tanh(x) as 1 - 2 sigmoid(-2 x): torch's tanh takes three times as long
+    torch.add(-2 * keys[:, None], query[:, :, None], alpha=-2, out=bent)
+    torch.sub(bent.new_ones(()), bent.sigmoid_(), alpha=2, out=bent)
+    torch.mv(bent.flatten(0, 2), weight, out=energy.view(-1))
 
 
 class _AdditiveEnergy(torch.autograd.Function):

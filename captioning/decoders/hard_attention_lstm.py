@@ -19,6 +19,7 @@ from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Looked, Step, Steps
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -92,7 +93,7 @@ class HardAttentionLSTM(Decoder):
         self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
         self.from_context = skip_init(nn.Linear, context, self.gates, bias=False)
         self.deep = nn.Linear(size + context + config.embedding, config.embedding)
-        self.words = nn.Linear(config.embedding, vocabulary_size)
+        self.words = WordScores(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("baseline", torch.tensor(float("nan")))  # b, once there is one
         self._initialise()

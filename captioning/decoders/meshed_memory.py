@@ -17,6 +17,7 @@ from captioning.decoders.base import Decoder
 from captioning.decoders.positions import sinusoids
 from captioning.decoders.prefixes import Prefixes, no_words
 from captioning.decoders.transformer import Regions, check_sizes, in_heads, look, read_word, read_words
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
@@ -84,7 +85,7 @@ class MeshedMemory(Decoder):
         self.encoder = nn.ModuleList(MemoryLayer(config) for _ in range(config.encoder_layers))
         self.embedding = nn.Embedding(vocabulary_size, config.hidden)
         self.layers = nn.ModuleList(MeshedLayer(config) for _ in range(config.layers))
-        self.words = nn.Linear(config.hidden, vocabulary_size)
+        self.words = WordScores(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
 

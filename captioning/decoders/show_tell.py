@@ -15,6 +15,7 @@ from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import mean_region
 from captioning.decoders.settings import RecurrentConfig
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 
@@ -52,7 +53,7 @@ class ShowTell(Decoder):
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
         self.word_gates = nn.Linear(config.embedding, gates)
         self.from_hidden = skip_init(nn.Linear, config.hidden, gates, bias=False)
-        self.words = nn.Linear(config.hidden, vocabulary_size)
+        self.words = WordScores(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         for gate in self.from_hidden.weight.data.split(config.hidden):

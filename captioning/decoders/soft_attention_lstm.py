@@ -16,6 +16,7 @@ from captioning.decoders.loop import Product, loop, read, running_of
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Dot, Look, MultiHead, Seen, mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 
@@ -90,7 +91,7 @@ class SoftAttentionLSTM(Decoder):
         self.beta_bias = nn.Parameter(torch.zeros(()))
         self.from_context = skip_init(nn.Linear, self.look.context, self.gates, bias=False)
         self.deep = nn.Linear(size + self.look.context + config.embedding, config.embedding)
-        self.words = nn.Linear(config.embedding, vocabulary_size)
+        self.words = WordScores(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 

@@ -15,6 +15,7 @@ from captioning.decoders.attention import multi_head
 from captioning.decoders.base import Decoder
 from captioning.decoders.positions import rotated, sinusoids
 from captioning.decoders.prefixes import Prefixes, no_words
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 Size = Annotated[int, Field(ge=1)]
@@ -110,7 +111,7 @@ class Transformer(Decoder):
         self.positions = nn.Embedding(config.max_length, config.hidden) if learned else None
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden) if last_norm else nn.Identity()
-        self.words = nn.Linear(config.hidden, vocabulary_size)
+        self.words = WordScores(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
         if self.positions is not None:

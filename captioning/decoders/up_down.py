@@ -16,6 +16,7 @@ from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import Additive, Seen, mean_region, projection
 from captioning.decoders.settings import RecurrentConfig, Size
+from captioning.decoders.word_scores import WordScores
 from captioning.tensors import Features, Step, Steps
 
 
@@ -80,7 +81,7 @@ class UpDown(Decoder):
         self.from_attention = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
         self.to_language = skip_init(nn.Linear, context + size, self.gates, bias=False)
         self.language_bias = nn.Parameter(torch.empty(self.gates))
-        self.words = nn.Linear(size, vocabulary_size)
+        self.words = WordScores(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 

@@ -63,7 +63,8 @@ def best(word_logp: Tensor, logp: Tensor, count: int) -> Candidates:
         word_logp: (B, K, V) of the next words.
         logp: (B, K) of the sequences so far.
     """
-    _, width, size = word_logp.shape
+    images, width, size = word_logp.shape
+    image = torch.arange(images, device=word_logp.device)[:, None]
     count = min(count, width * size)
     # topk over rows of V is slow. No word is among the best whose block's best is not, so: the maximum of
     # each block, the best blocks, the best inside those. As many words a block as makes the last two equal.
@@ -84,14 +85,11 @@ def best(word_logp: Tensor, logp: Tensor, count: int) -> Candidates:
         parents = (chosen // blocks)[..., None].expand(-1, -1, depth).flatten(1)  # (B, C x depth)
         words = ((chosen % blocks)[..., None] + inside).flatten(1)
         outside = words >= size
-        index = (parents * size + words).clamp_(max=width * size - 1)
-        sums = word_logp.flatten(1).gather(1, index) + logp.gather(1, parents)
+        words.clamp_(max=size - 1)
+        sums = word_logp[image, parents, words] + logp.gather(1, parents)
         sums, order = sums.masked_fill_(outside, IMPOSSIBLE).topk(count)
-        parents, words = parents.gather(1, order), words.gather(1, order).clamp_(max=size - 1)
-        index = parents * size + words
-    return Candidates(
-        parents=parents, words=words, word_logp=word_logp.flatten(1).gather(1, index), logp=sums
-    )
+        parents, words = parents.gather(1, order), words.gather(1, order)
+    return Candidates(parents=parents, words=words, word_logp=word_logp[image, parents, words], logp=sums)
 
 
 def length_score(logp: Tensor, length: Length, rule: LengthRule, alpha: float) -> Tensor:
