@@ -10,16 +10,18 @@ from tqdm import tqdm
 
 from captioning.metrics import Scores
 from captioning.metrics.bleu import BleuStatistics, bleu
+from captioning.metrics.meteor import meteor_score
 from captioning.metrics.ngrams import ORDERS, Floats, Ints
 
 _COVERED = 0.95
 _DRAWN = 1 << 21  # numbers drawn at a time: bounds memory, changes no result
 RESAMPLES = 10_000
 _BLEU = "Bleu_"
+_METEOR = "METEOR"
 
 METHOD = (
-    "paired bootstrap over images: BLEU recomputed from summed counts, other metrics from their means; CIDEr's "
-    "document frequencies kept; 95 % percentile interval; p two-sided, of the shifted difference, +1 smoothed"
+    "paired bootstrap over images: BLEU and METEOR recomputed from summed counts, other metrics from their means; "
+    "CIDEr's document frequencies kept; 95 % percentile interval; p two-sided, of the shifted difference, +1 smoothed"
 )
 """For signatures: what the numbers of `paired_bootstrap` are."""
 
@@ -36,16 +38,15 @@ class Comparison(NamedTuple):
 
 
 def comparable(scores: Scores) -> list[str]:
-    """The metrics in `scores` that a resampled corpus has a score by: BLEU, and those that are means over images.
-
-    METEOR's corpus score is no mean and comes from sums inside the Java program: it is left out.
-    """
+    """The metrics in `scores` that a resampled corpus has a score by: BLEU, METEOR, and means over images."""
     return [
         name
         for name, value in scores.corpus.items()
         if name in scores.per_image
         and (
-            name.startswith(_BLEU) or abs(scores.per_image[name].mean() - value) <= 1e-9 * max(1, abs(value))
+            name.startswith(_BLEU)
+            or (name == _METEOR and scores.meteor is not None)
+            or abs(scores.per_image[name].mean() - value) <= 1e-9 * max(1, abs(value))
         )
     ]
 
@@ -56,8 +57,9 @@ def paired_bootstrap(
     """Compare two systems' scores of the same images in the same order (Koehn 2004).
 
     Every resample draws as many images as there are, with replacement, the same for both systems and for all
-    metrics. BLEU of a resample comes from its summed counts and lengths, brevity penalty included; other metrics
-    are means of the images' scores, CIDEr with the document frequencies that it was scored by.
+    metrics. BLEU of a resample comes from its summed counts and lengths, brevity penalty included, METEOR from its
+    summed statistics; other metrics are means of the images' scores, CIDEr with the document frequencies that it
+    was scored by.
 
     The interval runs from the 2.5th to the 97.5th percentile of the resampled differences. With d the difference
     on all images and d* the resampled ones, p = (1 + #{|d* - mean of d*| >= |d|}) / (1 + resamples): how often a
@@ -135,12 +137,14 @@ def _times(drawn: Ints) -> Floats:
 
 
 def _summed(scores: Scores, names: Sequence[str]) -> Floats:
-    """What is summed over images, (I, C): a number for each metric, and BLEU's ten behind them, if any is BLEU."""
+    """What is summed over images, (I, C): a number for each metric; then BLEU's ten and METEOR's, if asked for."""
     columns = [scores.per_image[name] for name in names]
     if any(name.startswith(_BLEU) for name in names):
         if scores.bleu is None:
             raise ValueError("BLEU's counts, which a resampled corpus is scored from, are not there")
         columns += scores.bleu
+    if _METEOR in names and scores.meteor is not None:
+        columns += scores.meteor.T
     return np.column_stack(columns).astype(np.float64)
 
 
@@ -148,10 +152,13 @@ def _scores(sums: Floats, names: Sequence[str], images: int) -> Floats:
     """Sums (r, C) over resampled images -> corpus scores (r, names)."""
     scores = sums[:, : len(names)] / images
     orders = {column: int(name[-1]) - 1 for column, name in enumerate(names) if name.startswith(_BLEU)}
+    behind = len(names)
     if orders:
-        matches, totals, lengths = np.split(
-            sums[:, len(names) :].astype(np.int64), (ORDERS, 2 * ORDERS), axis=1
-        )
+        counts = sums[:, behind : behind + 2 * ORDERS + 2].astype(np.int64)
+        matches, totals, lengths = np.split(counts, (ORDERS, 2 * ORDERS), axis=1)
         whole = bleu(BleuStatistics(matches, totals, *lengths.T))  # (r, ORDERS)
         scores[:, list(orders)] = whole[:, list(orders.values())]
+        behind += counts.shape[1]
+    if sums.shape[1] > behind:
+        scores[:, names.index(_METEOR)] = meteor_score(sums[:, behind:])
     return scores

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioning.metrics import java
+from captioning.metrics import Scores, java
 from captioning.metrics.java import Unavailable, meteor, spice
+from captioning.significance import comparable, draw, resampled
 from captioning.tokenizer import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,14 @@ def test_meteor_as_pycocoevalcap() -> None:
     assert 0.1 < corpus < 0.9 and abs(corpus - np.mean(each)) > 1e-3  # the aggregate is not the mean
     assert mine.corpus == pytest.approx(corpus, abs=1e-9)
     np.testing.assert_allclose(mine.per_image, each, rtol=0, atol=1e-9)
+
+    # a resample's score from summed statistics, beside Java's of the images that were drawn
+    whole = Scores({"METEOR": mine.corpus}, {"METEOR": mine.per_image}, meteor=mine.statistics)
+    assert comparable(whole) == ["METEOR"]
+    found = resampled([whole], names=["METEOR"], resamples=1, seed=5)[0, 0, 0]
+    (drawn,) = next(draw(len(candidates), resamples=1, seed=5))
+    again = meteor([references[i] for i in drawn], [candidates[i] for i in drawn])
+    assert found == pytest.approx(again.corpus, abs=1e-9) and abs(found - mine.corpus) > 1e-6
 
 
 def fake_java(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:

@@ -24,6 +24,7 @@ class Scores(NamedTuple):
     corpus: dict[str, float]
     per_image: dict[str, np.ndarray]  # (I,) each; their mean is not corpus BLEU
     bleu: BleuStatistics | None = None  # of each image: what a resampled corpus BLEU is computed from
+    meteor: np.ndarray | None = None  # (I, meteor.STATISTICS), likewise of a resampled corpus METEOR
 
 
 def score(

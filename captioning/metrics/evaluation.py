@@ -175,15 +175,19 @@ def evaluate(
         notes.append("CIDEr of a single image is 0: all n-grams are in all images, so none has any weight")
     variants = {key: text for key, text in _VARIANTS.items() if any(_family(n) == key for n in names)}
     variants |= found.variants
-    per_image = Scores(scores.corpus | found.corpus, scores.per_image | found.per_image, scores.bleu)
+    per_image = scores._replace(
+        corpus=scores.corpus | found.corpus,
+        per_image=scores.per_image | found.per_image,
+        meteor=found.meteor,
+    )
     described = _describe(tokens, training)
     if captions is not None:
         sets = _sets(captions, image_ids, split_name)
         differ = diversity_scores(own, sets, names=names, frequencies=weights)
         of_all = _describe([caption for several in sets for caption in several], training)
         described |= differ.corpus | {f"all_{name}": value for name, value in of_all.items()}
-        per_image = Scores(
-            per_image.corpus | differ.corpus, per_image.per_image | differ.per_image, scores.bleu
+        per_image = per_image._replace(
+            corpus=per_image.corpus | differ.corpus, per_image=per_image.per_image | differ.per_image
         )
         variants |= _DIVERSITY_VARIANTS
     signature = {

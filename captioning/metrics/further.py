@@ -30,6 +30,7 @@ class Further(NamedTuple):
     per_image: dict[str, np.ndarray]  # (I,) each; NLTK's BLEU has none
     variants: dict[str, str]
     notes: tuple[str, ...]
+    meteor: np.ndarray | None = None  # as `Scores` has it
 
 
 def further(
@@ -51,7 +52,10 @@ def further(
         except java.Unavailable as reason:
             found = found._replace(notes=(*found.notes, str(reason)))
             continue
-        found.corpus[name], found.per_image[name], found.variants[name] = *scores, variant
+        found.corpus[name], found.per_image[name] = scores.corpus, scores.per_image
+        found.variants[name] = variant
+        if scores.statistics is not None:
+            found = found._replace(meteor=scores.statistics)
     if chosen := [name for name in _NLTK if name in names]:
         four, variant, notes = _nltk(references, candidates)
         found.corpus.update({name: four[_NLTK.index(name)] for name in chosen})

@@ -26,11 +26,12 @@ from typing import IO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from captioning.metrics.meteor import STATISTICS, summable
+
 References = Sequence[Sequence[Sequence[str]]]
 """For each image its references, each a sequence of tokens."""
 
 _UNMATCHED = "\U00010330"  # a letter beyond those `tokenize` lets through: no reference has this word
-_STATISTICS = 23  # numbers METEOR keeps of an image
 _MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _LAST_JAVASCRIPT = 14  # SPICE formats its results by Java's own JavaScript engine, which Java 15 dropped
 
@@ -44,6 +45,9 @@ class JavaScores(NamedTuple):
 
     corpus: float
     per_image: np.ndarray  # (I,) float64
+    statistics: np.ndarray | None = (
+        None  # (I, meteor.STATISTICS): what METEOR's corpus score is the score of, summed
+    )
 
 
 def meteor(
@@ -76,12 +80,13 @@ def meteor(
         for own, candidate in bar:
             fields = ["SCORE", *map(_text, own), _text(candidate)]
             answer = program.ask(" ||| ".join(fields))
-            if len(answer.split()) != _STATISTICS:
-                raise Unavailable(f"METEOR: {_STATISTICS} numbers expected of Java, got {answer[:200]!r}")
+            if len(answer.split()) != STATISTICS:
+                raise Unavailable(f"METEOR: {STATISTICS} numbers expected of Java, got {answer[:200]!r}")
             statistics.append(answer)
         each = [float(program.ask(" ||| ".join(["EVAL", *statistics])))]
         each += [float(program.answer()) for _ in statistics]
-    return JavaScores(each[-1], np.array(each[:-1]))
+    numbers = np.array([line.split() for line in statistics], dtype=float)
+    return JavaScores(each[-1], np.array(each[:-1]), summable(numbers))
 
 
 def spice(
