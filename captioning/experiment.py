@@ -39,6 +39,7 @@ from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
 from captioning.training import Data, Run, TrainingConfig, train
 from captioning.training.checkpoint import Progress, begun, latest, steps_done
+from captioning.training.config import LATER
 from captioning.training.faults import Signals
 from captioning.training.parallel import World, join, local_device
 from captioning.training.validation import Validator
@@ -125,7 +126,12 @@ class ExperimentConfig:
     def fingerprint(self) -> str:
         """Of what decides the result: where the run is written and tracked, and on what device, is left out."""
         left_out = ("name", "runs", "tracking", "device")
-        return fingerprint({key: value for key, value in self.as_json().items() if key not in left_out})
+        values = {key: value for key, value in self.as_json().items() if key not in left_out}
+        for phase in (values["training"], *values["phases"]):
+            for name in LATER:
+                if not phase[name]:
+                    del phase[name]
+        return fingerprint(values)
 
 
 def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -12,6 +12,7 @@ from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfi
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 ScheduleConfig = Annotated[
     ConstantConfig | CosineConfig | StepConfig | NoamConfig | PlateauConfig, Field(discriminator="kind")
 ]
@@ -47,6 +48,36 @@ class SelfCriticalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduledSamplingConfig:
+    """How often a word that is read is the model's own (Bengio et al. 2015), the epochs of a phase counted.
+
+    The defaults are those of Rennie et al. 2017: 0.05 more each 5 epochs, up to 0.25.
+
+    Attributes:
+        start: the probability in the first epochs.
+        increase: what it rises by after each `every` epochs, up to `most`.
+        passes: readings of the caption before the one that is learned from, see `own_words`. 1: own words are
+            chosen behind the caption's (Mihaylova and Martins 2019); more: behind own words too (Duckworth et
+            al. 2019), as many as a caption has words being a choice word by word.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    start: Probability = 0.0
+    increase: Probability = 0.05
+    every: Count = 5
+    most: Probability = 0.25
+    passes: Count = 1
+
+    def __post_init__(self) -> None:
+        if self.start > self.most:
+            raise ValueError(f"start cannot be above most, got {self.start} and {self.most}")
+
+    def probability(self, epoch: int) -> float:
+        """In the phase's epoch number `epoch`, from 0."""
+        return min(self.most, self.start + self.increase * (epoch // self.every))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a model is trained: one phase of it.
 
@@ -59,6 +90,7 @@ class TrainingConfig:
         self_critical: train by reward; null: by cross-entropy.
         label_smoothing, doubly_stochastic: of cross-entropy alone; the second is lambda of Xu et al. 2015, eq. 14,
             on the mean over captions and regions.
+        scheduled_sampling: read some of the model's own words; null: those of the captions. Of cross-entropy alone.
         average: decay a step of an exponential moving average of the weights, which is then what is
             validated and saved (0: none).
         patience: validations without a better `metric` before a phase ends.
@@ -83,6 +115,7 @@ class TrainingConfig:
     self_critical: SelfCriticalConfig | None = None
     label_smoothing: Share = 0.1
     doubly_stochastic: NotNegative = 0.0
+    scheduled_sampling: ScheduledSamplingConfig | None = None
     average: Share = 0.0
     metric: Literal["CIDEr-D", "CIDEr", "Bleu_4", "Bleu_1", "ROUGE_L"] = "CIDEr-D"
     validate_every: Count = 1
@@ -94,3 +127,16 @@ class TrainingConfig:
     save_every: Count | None = 1000
     keep: Count = 2
     bad_steps: Count = 5
+
+    def __post_init__(self) -> None:
+        unread = [name for name in OF_CROSS_ENTROPY if getattr(self, name)]
+        if self.self_critical and unread:
+            raise ValueError(f"{unread[0]} is of cross-entropy; leave it out where self_critical is set")
+
+
+OF_CROSS_ENTROPY = ("scheduled_sampling",)
+"""Settings that self-critical training would not read."""
+
+LATER = ("scheduled_sampling",)
+"""Settings that came after the first runs. Off, as they are by default, they take no part in a run's fingerprint:
+checkpoints of before go on to fit."""

@@ -122,7 +122,7 @@ def _phase(
             waited += time.perf_counter() - asked
             mine = [Size.of(each, captioner.vocabulary.pad) for each in batches]
             *total, stop = world.summed([*map(sum, zip(*mine, strict=True)), run.signals.caught is not None])
-            update = Size._make(total)._replace(step=progress.step)
+            update = Size._make(total)._replace(step=progress.step, epoch=progress.epoch)
             factor = config.schedule.factor(
                 progress.phase_step,
                 steps_per_epoch=updates.total,

@@ -14,6 +14,7 @@ from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, ha
 from captioning.records import ImageId
 from captioning.tensors import Batch
 from captioning.training.config import TrainingConfig
+from captioning.training.own_words import own_words
 from captioning.training.rewards import References
 from captioning.training.self_critical import SelfCritical
 from captioning.training.update import Loss, Size
@@ -33,7 +34,18 @@ class CrossEntropy(nn.Module):
         device = next(decoder.parameters()).device
         words = batch.words.to(device, non_blocking=True)
         memory = decoder.remember(captioner.features(to_device(batch.images, device)))
-        steps = decoder(words[..., :-1], memory, batch.running)
+        read = words[..., :-1]
+        if config.scheduled_sampling and (share := config.scheduled_sampling.probability(update.epoch)):
+            read = own_words(
+                decoder,
+                memory,
+                read,
+                batch.running,
+                vocabulary=captioner.vocabulary,
+                probability=share,
+                passes=config.scheduled_sampling.passes,
+            )
+        steps = decoder(read, memory, batch.running)
         targets = words[..., 1:].flatten()
         counts = (targets != pad).nonzero().squeeze(1)  # the positions that count
         hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
