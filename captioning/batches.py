@@ -59,13 +59,20 @@ class EncodedCaptions(NamedTuple):
             cut=cut,
         )
 
-    def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """At most `width` captions of an image, drawn without replacement, longest first."""
+    def numbers_of(self, image: int, width: int, generator: np.random.Generator) -> np.ndarray:
+        """Numbers of at most `width` captions of an image, drawn without replacement, longest first."""
         captions = np.arange(self.first[image], self.first[image + 1])
         if len(captions) > width:
             captions = generator.choice(captions, width, replace=False)
-        chosen = [self.words[self.start[caption] : self.start[caption + 1]] for caption in captions]
-        return sorted(chosen, key=len, reverse=True)
+        lengths = self.start[captions + 1] - self.start[captions]
+        return captions[np.argsort(-lengths, kind="stable")]
+
+    def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """The captions of these numbers."""
+        return [self.ids_of(caption) for caption in self.numbers_of(image, width, generator)]
+
+    def ids_of(self, caption: int) -> np.ndarray:
+        return self.words[self.start[caption] : self.start[caption + 1]]
 
 
 def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -186,7 +193,10 @@ class PixelImages:
 
 
 class TrainingBatches(Dataset):
-    """Makes the batch of given image numbers, in whatever process asks for it."""
+    """Makes the batch of given image numbers, in whatever process asks for it.
+
+    `weights` are those of all captions, in the order of `captions`; None: a batch has none.
+    """
 
     def __init__(
         self,
@@ -198,17 +208,19 @@ class TrainingBatches(Dataset):
         pad: int,
         seed: int,
         epoch: int,
+        weights: np.ndarray | None = None,
     ):
-        self.ids, self.captions, self.images = ids, captions, images
+        self.ids, self.captions, self.images, self.weights = ids, captions, images, weights
         self.width, self.pad, self.seed, self.epoch = width, pad, seed, epoch
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        chosen = [
-            self.captions.of_image(
+        drawn = [
+            self.captions.numbers_of(
                 number, self.width, np.random.default_rng((self.seed, self.epoch, 1, number))
             )
             for number in numbers
         ]
+        chosen = [[self.captions.ids_of(caption) for caption in own] for own in drawn]
         words, running, tokens = pack(chosen, width=self.width, pad=self.pad)
         return Batch(
             image_ids=[self.ids[number] for number in numbers],
@@ -216,7 +228,15 @@ class TrainingBatches(Dataset):
             words=words,
             running=running,
             tokens=tokens,
+            weights=None if self.weights is None else self._weights(self.weights, drawn),
         )
+
+    def _weights(self, weights: np.ndarray, drawn: Sequence[np.ndarray]) -> Tensor:
+        """(B, K) float32, 0 where there is no caption."""
+        found = torch.zeros(len(drawn), self.width)
+        for row, captions in zip(found, drawn, strict=True):
+            row[: len(captions)] = torch.from_numpy(weights[captions])
+        return found
 
 
 def loader(

@@ -23,6 +23,7 @@ class Decoder(nn.Module, abc.ABC):
     """
 
     vocabulary_size: int
+    embedding: nn.Embedding  # of the words read
 
     @abc.abstractmethod
     def remember(self, features: Features) -> Any:

@@ -78,6 +78,41 @@ class ScheduledSamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsensusConfig:
+    """A caption weighs what it has in common with the image's others (Phan et al. 2017).
+
+    Attributes:
+        strength: from 0, where all captions weigh the same, to 1, where the weight is proportional to the
+            caption's CIDEr-D beside the others, as in the paper, and one alone in what it says weighs nothing.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["consensus"] = "consensus"
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrequencyConfig:
+    """A word weighs its count in the training captions to the power of -`power`: 1 makes all words matter alike."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["frequency"] = "frequency"
+    power: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectiveNumberConfig:
+    """A word seen n times weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019)."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: Literal["effective_number"] = "effective_number"
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+WordWeightsConfig = Annotated[FrequencyConfig | EffectiveNumberConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a model is trained: one phase of it.
 
@@ -90,6 +125,12 @@ class TrainingConfig:
         self_critical: train by reward; null: by cross-entropy.
         label_smoothing, doubly_stochastic: of cross-entropy alone; the second is lambda of Xu et al. 2015, eq. 14,
             on the mean over captions and regions.
+        caption_weights, word_weights: of cross-entropy alone; weights of its parts, 1 in the mean over the training
+            split's tokens (null: all 1).
+        r_drop: alpha of R-Drop (Liang et al. 2021): each caption is read twice, with dropout of its own, and the two
+            distributions are drawn together (0: once). Of cross-entropy alone.
+        embedding_dropout: share of the vocabulary whose embeddings are zero in an update (Gal and Ghahramani 2016),
+            drawn anew each batch, as Merity et al. 2018 do. Of cross-entropy alone.
         scheduled_sampling: read some of the model's own words; null: those of the captions. Of cross-entropy alone.
         average: decay a step of an exponential moving average of the weights, which is then what is
             validated and saved (0: none).
@@ -115,6 +156,10 @@ class TrainingConfig:
     self_critical: SelfCriticalConfig | None = None
     label_smoothing: Share = 0.1
     doubly_stochastic: NotNegative = 0.0
+    caption_weights: ConsensusConfig | None = None
+    word_weights: WordWeightsConfig | None = None
+    r_drop: NotNegative = 0.0
+    embedding_dropout: Share = 0.0
     scheduled_sampling: ScheduledSamplingConfig | None = None
     average: Share = 0.0
     metric: Literal["CIDEr-D", "CIDEr", "Bleu_4", "Bleu_1", "ROUGE_L"] = "CIDEr-D"
@@ -134,9 +179,9 @@ class TrainingConfig:
             raise ValueError(f"{unread[0]} is of cross-entropy; leave it out where self_critical is set")
 
 
-OF_CROSS_ENTROPY = ("scheduled_sampling",)
+OF_CROSS_ENTROPY = ("caption_weights", "word_weights", "r_drop", "embedding_dropout", "scheduled_sampling")
 """Settings that self-critical training would not read."""
 
-LATER = ("scheduled_sampling",)
+LATER = OF_CROSS_ENTROPY
 """Settings that came after the first runs. Off, as they are by default, they take no part in a run's fingerprint:
 checkpoints of before go on to fit."""

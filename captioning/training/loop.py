@@ -33,6 +33,7 @@ from captioning.training.objective import objective, precise
 from captioning.training.parallel import World
 from captioning.training.update import Size
 from captioning.training.validation import Interrupted, Validation, Validator
+from captioning.training.weights import weigh
 
 
 class Data(NamedTuple):
@@ -105,12 +106,15 @@ def _phase(
         checkpoint.load(resume, state)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
-    goal: Any = objective(captioner, config, ids=ids, captions=data.captions, seed=run.seed)
+    weights = weigh(data.captions, captioner.vocabulary, config)
+    goal: Any = objective(captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed)
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
     while progress.epoch < config.epochs and not progress.done:
         began, waited, captions, tokens = time.perf_counter(), 0.0, 0.0, 0.0
-        updates = _updates(data, config, run, progress, pad=captioner.vocabulary.pad)
+        updates = _updates(
+            data, config, run, progress, pad=captioner.vocabulary.pad, weights=weights.captions
+        )
         captioner.train()
         bar = tqdm(
             initial=progress.batch, total=updates.total, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
@@ -213,7 +217,15 @@ class _Updates(NamedTuple):
     total: int  # updates of the epoch
 
 
-def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *, pad: int) -> _Updates:
+def _updates(
+    data: Data,
+    config: TrainingConfig,
+    run: Run,
+    progress: Progress,
+    *,
+    pad: int,
+    weights: np.ndarray | None,
+) -> _Updates:
     """The epoch's batches from the update on that comes next: a function of (seed, phase, epoch) and that."""
     epoch = progress.epochs_before + progress.epoch
     batches = order(data.captions, size=config.images, seed=run.seed, epoch=epoch)
@@ -229,6 +241,7 @@ def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *
         pad=pad,
         seed=run.seed,
         epoch=epoch,
+        weights=weights,
     )
     loaded = loader(dataset, shares, workers=config.workers, pin_memory=run.device.type == "cuda")
     idle = (run.world.rank >= len(each) for each in left)
