@@ -81,16 +81,57 @@ def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> lis
     Shuffled; then, within pools of `POOL` batches, images with captions of like length are put together, so
     that few sequences wait for the longest; then the batches are shuffled. A function of its arguments only.
     """
-    images = len(captions.first) - 1
+
+    def cut(pool: np.ndarray) -> list[np.ndarray]:
+        return [pool[i : i + size] for i in range(0, len(pool), size)]
+
+    return _order(captions, size, cut, seed=seed, epoch=epoch)
+
+
+def order_by_tokens(
+    captions: EncodedCaptions, *, tokens: int, width: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """As `order`, with batches of as many images as there is room for, so that short captions come in larger ones.
+
+    An image takes `width` captions times the words (and `<end>`) of the longest that stands in the batch, padding
+    counted; a batch takes at most `tokens`, but for an image that alone takes more.
+    """
+    longest = _longest(captions) - 1  # `<start>` is not said
+
+    def cut(pool: np.ndarray) -> list[np.ndarray]:
+        begins, begin = [], 0
+        for at, length in enumerate(longest[pool].tolist()):  # ascending
+            if at > begin and (at - begin + 1) * width * length > tokens:
+                begins.append(at)
+                begin = at
+        return np.split(pool, begins)
+
+    usual = max(1, int(tokens / (width * longest.mean())))
+    return _order(captions, usual, cut, seed=seed, epoch=epoch)
+
+
+def _order(
+    captions: EncodedCaptions,
+    size: int,
+    cut: Callable[[np.ndarray], list[np.ndarray]],
+    *,
+    seed: int,
+    epoch: int,
+) -> list[np.ndarray]:
+    """`cut` makes batches, usually of `size` images, of a pool that is sorted by length."""
     generator = np.random.default_rng((seed, epoch, 0))
-    longest = np.maximum.reduceat(np.diff(captions.start), captions.first[:-1])
-    shuffled = generator.permutation(images)
+    longest = _longest(captions)
+    shuffled = generator.permutation(len(longest))
     batches: list[np.ndarray] = []
-    for begin in range(0, images, size * POOL):
+    for begin in range(0, len(longest), size * POOL):
         pool = shuffled[begin : begin + size * POOL]
-        pool = pool[np.argsort(longest[pool], kind="stable")]
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+        batches += cut(pool[np.argsort(longest[pool], kind="stable")])
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _longest(captions: EncodedCaptions) -> np.ndarray:
+    """(images,) ids of each image's longest caption."""
+    return np.maximum.reduceat(np.diff(captions.start), captions.first[:-1])
 
 
 def pack(

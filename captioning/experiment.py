@@ -127,10 +127,11 @@ class ExperimentConfig:
         """Of what decides the result: where the run is written and tracked, and on what device, is left out."""
         left_out = ("name", "runs", "tracking", "device")
         values = {key: value for key, value in self.as_json().items() if key not in left_out}
-        for phase in (values["training"], *values["phases"]):
-            for name in LATER:
-                if not phase[name]:
-                    del phase[name]
+        later = [(phase, LATER) for phase in (values["training"], *values["phases"])]
+        for section, names in [*later, (values["encoder"], ("recompute",))]:
+            for name in names:
+                if not section.get(name):
+                    section.pop(name, None)
         return fingerprint(values)
 
 

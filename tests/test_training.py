@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captioning.batches import EncodedCaptions, TrainingBatches, order, pack
+from captioning.batches import POOL, EncodedCaptions, TrainingBatches, order, order_by_tokens, pack
 from captioning.captioner import Captioner
 from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.encoders import RegionsConfig
@@ -398,3 +398,52 @@ def test_loss_of_a_batch_counts_only_its_tokens():
         logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
         plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
         torch.testing.assert_close(loss, plain)
+
+
+def slow_order(captions, *, tokens, width, seed, epoch):
+    """Batches by tokens, an image at a time, from the sizes that the padded words would have."""
+    images = len(captions.first) - 1
+    generator = np.random.default_rng((seed, epoch, 0))
+    own = [[len(captions.ids_of(c)) for c in range(*captions.first[i : i + 2])] for i in range(images)]
+    usual = max(1, int(tokens / (width * np.mean([max(lengths) - 1 for lengths in own]))))
+    waiting, batches = generator.permutation(images).tolist(), []
+    while waiting:
+        pool, waiting = waiting[: usual * POOL], waiting[usual * POOL :]
+        batch = []
+        for image in sorted(pool, key=lambda i: max(own[i])):
+            more = [*batch, image]
+            if batch and len(more) * width * (max(max(own[i]) for i in more) - 1) > tokens:
+                batches.append(batch)
+                more = [image]
+            batch = more
+        batches.append(batch)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(61, 2), (200, 3), (3, 5), (10**6, 5)])
+def test_batches_by_tokens_against_a_slow_way(tokens, width):
+    captions, _ = encoded(301)
+    for seed, epoch in ((1, 2), (1, 3), (0, 2)):
+        found = order_by_tokens(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
+        assert [batch.tolist() for batch in found] == slow_order(
+            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
+        )
+        assert sorted(np.concatenate(found)) == list(range(301))  # each once
+        for batch in found:  # as they are then packed
+            chosen = [captions.of_image(i, width, np.random.default_rng(epoch)) for i in batch]
+            words, _, _ = pack(chosen, width=width, pad=0)
+            assert words[..., 1:].numel() <= tokens or len(batch) == 1
+
+
+def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
+    lengths = np.random.default_rng(0).integers(1, 40, 997)
+    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
+    captions = EncodedCaptions.of(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
+
+    def most(batches):
+        """Words of the largest batch, which decides the memory it takes."""
+        return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
+
+    filled = order_by_tokens(captions, tokens=400, width=1, seed=0, epoch=0)
+    size = -(-997 // len(filled))  # as many batches of images
+    assert most(filled) <= 400 < 0.6 * most(order(captions, size=size, seed=0, epoch=0))

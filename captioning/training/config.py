@@ -119,6 +119,8 @@ class TrainingConfig:
     Attributes:
         images, captions: a batch is `images` images with `captions` captions each (fewer are padded, of more
             a new draw is made each epoch); the images' features are computed and remembered once.
+        tokens: fill batches up to so many words instead, padding counted (see `order_by_tokens`); `images` is not
+            read then.
         accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
         clip, clip_value: most that the gradient's norm, and each number of it, may be (0: any).
         precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
@@ -144,6 +146,7 @@ class TrainingConfig:
     epochs: Count = 20
     images: Count = 16
     captions: Count = 5
+    tokens: Count | None = None
     accumulate: Count = 1
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
@@ -182,6 +185,6 @@ class TrainingConfig:
 OF_CROSS_ENTROPY = ("caption_weights", "word_weights", "r_drop", "embedding_dropout", "scheduled_sampling")
 """Settings that self-critical training would not read."""
 
-LATER = OF_CROSS_ENTROPY
+LATER = ("tokens", *OF_CROSS_ENTROPY)
 """Settings that came after the first runs. Off, as they are by default, they take no part in a run's fingerprint:
 checkpoints of before go on to fit."""

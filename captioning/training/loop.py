@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
+from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order, order_by_tokens
 from captioning.captioner import Captioner, load_weights
 from captioning.compact import Compact
 from captioning.errors import UserError
@@ -80,7 +80,7 @@ def train(
         if number > progress.phase:
             progress.begin_phase()
             load_weights(captioner, run.folder / "model" / "model.safetensors")
-        with explained(images=config.images, captions=config.captions):
+        with explained(images=config.images, captions=config.captions, tokens=config.tokens):
             _phase(
                 captioner, data, config, run, progress, resume=resume if number == progress.phase else None
             )
@@ -110,6 +110,8 @@ def _phase(
     goal: Any = objective(captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed)
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
+    # of the first epoch, for all: with batches by tokens an epoch may have a few more or less
+    per_epoch = _count(_batches(data, config, run.seed, progress.epochs_before), config)
     while progress.epoch < config.epochs and not progress.done:
         began, waited, captions, tokens = time.perf_counter(), 0.0, 0.0, 0.0
         updates = _updates(
@@ -129,7 +131,7 @@ def _phase(
             update = Size._make(total)._replace(step=progress.step, epoch=progress.epoch)
             factor = config.schedule.factor(
                 progress.phase_step,
-                steps_per_epoch=updates.total,
+                steps_per_epoch=per_epoch,
                 epochs=config.epochs,
                 scores=progress.scores,
             )
@@ -228,8 +230,8 @@ def _updates(
 ) -> _Updates:
     """The epoch's batches from the update on that comes next: a function of (seed, phase, epoch) and that."""
     epoch = progress.epochs_before + progress.epoch
-    batches = order(data.captions, size=config.images, seed=run.seed, epoch=epoch)
-    count = -(-len(batches) // config.accumulate)
+    batches = _batches(data, config, run.seed, epoch)
+    count = _count(batches, config)
     left = batches[progress.batch * config.accumulate :]
     # a process that gets nothing of a small batch computes with one image that does not count
     shares = [part if len(part := run.world.part(each)) else each[:1] for each in left]
@@ -248,6 +250,19 @@ def _updates(
     return _Updates(
         (_nothing(batch, pad) if no else batch for batch, no in zip(loaded, idle, strict=True)), count
     )
+
+
+def _batches(data: Data, config: TrainingConfig, seed: int, epoch: int) -> list[np.ndarray]:
+    if config.tokens:
+        return order_by_tokens(
+            data.captions, tokens=config.tokens, width=config.captions, seed=seed, epoch=epoch
+        )
+    return order(data.captions, size=config.images, seed=seed, epoch=epoch)
+
+
+def _count(batches: Sequence[np.ndarray], config: TrainingConfig) -> int:
+    """Updates that these batches make."""
+    return -(-len(batches) // config.accumulate)
 
 
 def _nothing(batch: Batch, pad: int) -> Batch:
