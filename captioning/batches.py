@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -154,20 +156,44 @@ Images = Callable[[Sequence[int] | np.ndarray, int], Features | Tensor]
 """(image numbers, epoch) -> stored features, or pixels (B, 3, height, width)."""
 
 
-class StoredImages:
-    """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image)."""
+_SIDES = re.compile(r"\b(left|right)(most|-?hand(ed)?)?\b", re.IGNORECASE)
 
-    def __init__(self, store: FeatureStore, ids: Sequence[ImageId], *, seed: int, mirrored: bool):
+
+def sided(records: Iterable[ImageRecord]) -> np.ndarray:
+    """(images,) bool: a caption says left or right, which of the image's mirror image would not be true."""
+    return np.array([any(map(_SIDES.search, record.captions)) for record in records], bool)
+
+
+class StoredImages:
+    """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image).
+
+    Args:
+        sided: (images,) bool, those that are never mirrored; None: all may be.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        ids: Sequence[ImageId],
+        *,
+        seed: int,
+        mirrored: bool,
+        sided: np.ndarray | None = None,
+    ):
         self.store, self.places, self.seed, self.mirrored = store, store.places(ids), seed, mirrored
+        self.sided = sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed) if self.mirrored else None
+        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else None
         return Features(torch.from_numpy(self.store.rows_at(self.places[numbers], views=views)))
 
 
-def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int) -> list[int]:
+def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int, sided: np.ndarray | None) -> list[int]:
     """0 (as it is) or 1 (mirrored) for each image."""
-    return [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
+    drawn = [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
+    return (
+        drawn if sided is None else [view * int(not sided[n]) for view, n in zip(drawn, numbers, strict=True)]
+    )
 
 
 class RegionImages:
@@ -184,13 +210,13 @@ class RegionImages:
 
 
 class ShardFeatures:
-    """Features that shards hold, an array (views, N, D) an image. `mirrored` as for `StoredImages`."""
+    """Features that shards hold, an array (views, N, D) an image. `mirrored` and `sided` as for `StoredImages`."""
 
-    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool):
-        self.paths, self.seed, self.mirrored = Compact(paths), seed, mirrored
+    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool, sided: np.ndarray | None = None):
+        self.paths, self.seed, self.mirrored, self.sided = Compact(paths), seed, mirrored, sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed) if self.mirrored else [0] * len(numbers)
+        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else [0] * len(numbers)
         rows = [_read_array(str(self.paths[n]))[view] for n, view in zip(numbers, views, strict=True)]
         return Features(torch.from_numpy(np.stack(rows)))
 
@@ -205,7 +231,10 @@ def _read_array(path: str) -> np.ndarray:
 
 
 class PixelImages:
-    """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image)."""
+    """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image).
+
+    `sided` as for `StoredImages`.
+    """
 
     def __init__(
         self,
@@ -214,6 +243,7 @@ class PixelImages:
         *,
         augmentation: AugmentationConfig | None,
         seed: int,
+        sided: np.ndarray | None = None,
     ):
         self.paths, self.preprocessing, self.augmentation, self.seed = (
             Compact(paths),
@@ -221,6 +251,7 @@ class PixelImages:
             augmentation,
             seed,
         )
+        self.sided = sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
         return torch.stack([self._one(int(number), epoch) for number in numbers])
@@ -230,7 +261,10 @@ class PixelImages:
         if self.augmentation is None:
             return prepare(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
-        return augment(image, self.preprocessing, self.augmentation, generator=generator)
+        augmentation = self.augmentation
+        if self.sided is not None and self.sided[number]:
+            augmentation = replace(augmentation, flip=0.0)
+        return augment(image, self.preprocessing, augmentation, generator=generator)
 
 
 class TrainingBatches(Dataset):

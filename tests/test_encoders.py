@@ -251,7 +251,7 @@ def test_recomputing_changes_nothing_but_the_memory(name: str):
             ), key
     counters = {int(value) for key, value in moved[1].items() if key.endswith("num_batches_tracked")}
     assert counters <= {0, 1}, "statistics have moved twice"
-    assert kept[1] < 0.5 * kept[0]
+    assert kept[1] < 0.6 * kept[0]
     with torch.no_grad():
         encoder(pixels)
 

@@ -160,7 +160,7 @@ def _phase(
                 scaler.step(optimizer)
                 average.update(progress.phase_step)
                 progress.add(dict(zip(parts, world.summed(list(parts.values())), strict=True)))
-            else:
+            elif scaler.get_scale() <= 1:  # above it fp16 has overflowed, and finds its scale by that
                 _bad_step(batches, float(norm), config, run, progress)
             scaler.update()
             progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
