@@ -124,6 +124,9 @@ class TrainingConfig:
         accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
         clip, clip_value: most that the gradient's norm, and each number of it, may be (0: any).
         precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
+        compile: the forward pass of a decoder that reads all words at once by torch.compile: for GPUs, on a CPU it
+            took minutes to begin and was no faster. A resumed run is then equal but for rounding. Of cross-entropy
+            alone.
         self_critical: train by reward; null: by cross-entropy.
         label_smoothing, doubly_stochastic: of cross-entropy alone; the second is lambda of Xu et al. 2015, eq. 14,
             on the mean over captions and regions.
@@ -155,6 +158,7 @@ class TrainingConfig:
     clip: NotNegative = 5.0
     clip_value: NotNegative = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
     self_critical: SelfCriticalConfig | None = None
     label_smoothing: Share = 0.1
@@ -180,9 +184,18 @@ class TrainingConfig:
         unread = [name for name in OF_CROSS_ENTROPY if getattr(self, name)]
         if self.self_critical and unread:
             raise ValueError(f"{unread[0]} is of cross-entropy; leave it out where self_critical is set")
+        if self.compile and self.embedding_dropout:
+            raise ValueError("compile needs embeddings that stay; leave out embedding_dropout")
 
 
-OF_CROSS_ENTROPY = ("caption_weights", "word_weights", "r_drop", "embedding_dropout", "scheduled_sampling")
+OF_CROSS_ENTROPY = (
+    "caption_weights",
+    "word_weights",
+    "r_drop",
+    "embedding_dropout",
+    "scheduled_sampling",
+    "compile",
+)
 """Settings that self-critical training would not read."""
 
 LATER = ("tokens", *OF_CROSS_ENTROPY)

@@ -107,7 +107,9 @@ def _phase(
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
     weights = weigh(data.captions, captioner.vocabulary, config)
-    goal: Any = objective(captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed)
+    goal: Any = objective(
+        captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed, say=run.say
+    )
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
     # of the first epoch, for all: with batches by tokens an epoch may have a few more or less

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from captioning.errors import UserError
 from captioning.losses import caption_logp, cross_entropy, divergence, doubly_stochastic, hard_attention
 from captioning.records import ImageId
 from captioning.tensors import Batch, Steps
+from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
 from captioning.training.own_words import own_words
 from captioning.training.rewards import References
@@ -34,10 +35,23 @@ class CrossEntropy(nn.Module):
     image is remembered once, and a caption's second reading is one more sequence of it.
     """
 
-    def __init__(self, captioner: Captioner, config: TrainingConfig, *, word_weights: Tensor | None = None):
-        """`word_weights` (V,) float32, of a word wherever it is to be said; None: 1."""
+    word_weights: Tensor | None
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        config: TrainingConfig,
+        *,
+        word_weights: Tensor | None = None,
+        forward_of_decoder: Callable[..., Steps] | None = None,
+    ):
+        """
+        Args:
+            word_weights: (V,) float32, of a word wherever it is to be said; None: 1.
+            forward_of_decoder: (words, memory) -> Steps in place of the decoder's own, which it must equal.
+        """
         super().__init__()
-        self.captioner, self.config = captioner, config
+        self.captioner, self.config, self.forward_of_decoder = captioner, config, forward_of_decoder
         self.register_buffer("word_weights", word_weights, persistent=False)
 
     def forward(self, batch: Batch, update: Size) -> Loss:
@@ -98,6 +112,8 @@ class CrossEntropy(nn.Module):
 
     def _steps(self, read: Tensor, memory: Any, running: tuple[int, ...]) -> Steps:
         decoder, share = self.captioner.decoder, self.config.embedding_dropout
+        if self.forward_of_decoder:
+            return self.forward_of_decoder(read, memory)
         if not share:
             return decoder(read, memory, running)
         table = decoder.embedding.weight
@@ -127,6 +143,7 @@ def objective(
     captions: EncodedCaptions,
     weights: Weights,
     seed: int,
+    say: Callable[[str], None],
 ) -> nn.Module:
     """What `config` asks for: a module (batch, size of the update) -> Loss.
 
@@ -134,11 +151,23 @@ def objective(
         ids, captions: of the training split's images, in the same order: what samples are rewarded by.
         weights: of the same captions and their words.
         seed: of the run: what is sampled depends on it, the update and the image.
+        say: is told where there is nothing to compile with.
+
+    Raises:
+        UserError: the decoder cannot be compiled.
     """
     if config.self_critical is None:
         words = None if weights.words is None else torch.from_numpy(weights.words)
         device = next(captioner.decoder.parameters()).device
-        return CrossEntropy(captioner, config, word_weights=words).to(device)
+        forward = None
+        if config.compile:
+            if not captioner.decoder.parallel:
+                raise UserError(
+                    "training.compile: this decoder reads word by word, and every length of caption would be "
+                    "compiled anew; set it to false, or take a decoder of kind transformer or meshed_memory"
+                )
+            forward = compiled(captioner.decoder.forward, device, say=say)
+        return CrossEntropy(captioner, config, word_weights=words, forward_of_decoder=forward).to(device)
     references = References(captions, vocabulary_size=len(captioner.vocabulary))
     return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
 
