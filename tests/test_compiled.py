@@ -40,7 +40,7 @@ def test_a_compiled_decoder_gives_the_same_loss_and_gradients():
         goal = goal_of(holder, captions, said.append, **settings)
         assert not settings or goal.forward_of_decoder is not None
         losses, slopes = [], []
-        for numbers in ([0, 1, 2, 3, 4], [1, 3], [2]):  # of several sizes
+        for numbers in ([0, 1, 2, 3, 4], [1, 3]):  # of several sizes; compiled once
             each = batch(np.array(numbers))
             each = each._replace(images=each.images._replace(regions=each.images.regions.float()))
             loss = goal(each, Size.of(each, 0)).value

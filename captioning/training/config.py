@@ -124,9 +124,9 @@ class TrainingConfig:
         accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
         clip, clip_value: most that the gradient's norm, and each number of it, may be (0: any).
         precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
-        compile: the forward pass of a decoder that reads all words at once by torch.compile: for GPUs, on a CPU it
-            took minutes to begin and was no faster. A resumed run is then equal but for rounding. Of cross-entropy
-            alone.
+        compile: the forward pass of a decoder that reads all words at once by torch.compile. On a CPU it took minutes
+            to begin and was no faster; not measured on a GPU. A resumed run is then equal but for rounding. Of
+            cross-entropy alone.
         self_critical: train by reward; null: by cross-entropy.
         label_smoothing, doubly_stochastic: of cross-entropy alone; the second is lambda of Xu et al. 2015, eq. 14,
             on the mean over captions and regions.
