@@ -161,6 +161,10 @@ def test_a_setting_that_is_off_leaves_the_fingerprint_alone(tmp_path):
     for phase in (before["training"], *before["phases"]):
         for name in LATER:
             assert not phase.pop(name)
+    assert not before["encoder"].pop("recompute")
     assert config.fingerprint == fingerprint(before)
     values["phases"][0]["scheduled_sampling"] = {}
+    assert parse(values, where="test").fingerprint != config.fingerprint
+    values = tiny(tmp_path, "run")
+    values["phases"], values["encoder"]["recompute"] = [{"epochs": 1}], True
     assert parse(values, where="test").fingerprint != config.fingerprint
