@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -59,13 +61,20 @@ class EncodedCaptions(NamedTuple):
             cut=cut,
         )
 
-    def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """At most `width` captions of an image, drawn without replacement, longest first."""
+    def numbers_of(self, image: int, width: int, generator: np.random.Generator) -> np.ndarray:
+        """Numbers of at most `width` captions of an image, drawn without replacement, longest first."""
         captions = np.arange(self.first[image], self.first[image + 1])
         if len(captions) > width:
             captions = generator.choice(captions, width, replace=False)
-        chosen = [self.words[self.start[caption] : self.start[caption + 1]] for caption in captions]
-        return sorted(chosen, key=len, reverse=True)
+        lengths = self.start[captions + 1] - self.start[captions]
+        return captions[np.argsort(-lengths, kind="stable")]
+
+    def of_image(self, image: int, width: int, generator: np.random.Generator) -> list[np.ndarray]:
+        """The captions of these numbers."""
+        return [self.ids_of(caption) for caption in self.numbers_of(image, width, generator)]
+
+    def ids_of(self, caption: int) -> np.ndarray:
+        return self.words[self.start[caption] : self.start[caption + 1]]
 
 
 def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -74,16 +83,57 @@ def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> lis
     Shuffled; then, within pools of `POOL` batches, images with captions of like length are put together, so
     that few sequences wait for the longest; then the batches are shuffled. A function of its arguments only.
     """
-    images = len(captions.first) - 1
+
+    def cut(pool: np.ndarray) -> list[np.ndarray]:
+        return [pool[i : i + size] for i in range(0, len(pool), size)]
+
+    return _order(captions, size, cut, seed=seed, epoch=epoch)
+
+
+def order_by_tokens(
+    captions: EncodedCaptions, *, tokens: int, width: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """As `order`, with batches of as many images as there is room for, so that short captions come in larger ones.
+
+    An image takes `width` captions times the words (and `<end>`) of the longest that stands in the batch, padding
+    counted; a batch takes at most `tokens`, but for an image that alone takes more.
+    """
+    longest = _longest(captions) - 1  # `<start>` is not said
+
+    def cut(pool: np.ndarray) -> list[np.ndarray]:
+        begins, begin = [], 0
+        for at, length in enumerate(longest[pool].tolist()):  # ascending
+            if at > begin and (at - begin + 1) * width * length > tokens:
+                begins.append(at)
+                begin = at
+        return np.split(pool, begins)
+
+    usual = max(1, int(tokens / (width * longest.mean())))
+    return _order(captions, usual, cut, seed=seed, epoch=epoch)
+
+
+def _order(
+    captions: EncodedCaptions,
+    size: int,
+    cut: Callable[[np.ndarray], list[np.ndarray]],
+    *,
+    seed: int,
+    epoch: int,
+) -> list[np.ndarray]:
+    """`cut` makes batches, usually of `size` images, of a pool that is sorted by length."""
     generator = np.random.default_rng((seed, epoch, 0))
-    longest = np.maximum.reduceat(np.diff(captions.start), captions.first[:-1])
-    shuffled = generator.permutation(images)
+    longest = _longest(captions)
+    shuffled = generator.permutation(len(longest))
     batches: list[np.ndarray] = []
-    for begin in range(0, images, size * POOL):
+    for begin in range(0, len(longest), size * POOL):
         pool = shuffled[begin : begin + size * POOL]
-        pool = pool[np.argsort(longest[pool], kind="stable")]
-        batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+        batches += cut(pool[np.argsort(longest[pool], kind="stable")])
     return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def _longest(captions: EncodedCaptions) -> np.ndarray:
+    """(images,) ids of each image's longest caption."""
+    return np.maximum.reduceat(np.diff(captions.start), captions.first[:-1])
 
 
 def pack(
@@ -106,20 +156,44 @@ Images = Callable[[Sequence[int] | np.ndarray, int], Features | Tensor]
 """(image numbers, epoch) -> stored features, or pixels (B, 3, height, width)."""
 
 
-class StoredImages:
-    """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image)."""
+_SIDES = re.compile(r"\b(left|right)(most|-?hand(ed)?)?\b", re.IGNORECASE)
 
-    def __init__(self, store: FeatureStore, ids: Sequence[ImageId], *, seed: int, mirrored: bool):
+
+def sided(records: Iterable[ImageRecord]) -> np.ndarray:
+    """(images,) bool: a caption says left or right, which of the image's mirror image would not be true."""
+    return np.array([any(map(_SIDES.search, record.captions)) for record in records], bool)
+
+
+class StoredImages:
+    """Features from a store. With `mirrored`, each is as it is or mirrored, by chance of (seed, epoch, image).
+
+    Args:
+        sided: (images,) bool, those that are never mirrored; None: all may be.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        ids: Sequence[ImageId],
+        *,
+        seed: int,
+        mirrored: bool,
+        sided: np.ndarray | None = None,
+    ):
         self.store, self.places, self.seed, self.mirrored = store, store.places(ids), seed, mirrored
+        self.sided = sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed) if self.mirrored else None
+        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else None
         return Features(torch.from_numpy(self.store.rows_at(self.places[numbers], views=views)))
 
 
-def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int) -> list[int]:
+def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int, sided: np.ndarray | None) -> list[int]:
     """0 (as it is) or 1 (mirrored) for each image."""
-    return [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
+    drawn = [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
+    return (
+        drawn if sided is None else [view * int(not sided[n]) for view, n in zip(drawn, numbers, strict=True)]
+    )
 
 
 class RegionImages:
@@ -136,13 +210,13 @@ class RegionImages:
 
 
 class ShardFeatures:
-    """Features that shards hold, an array (views, N, D) an image. `mirrored` as for `StoredImages`."""
+    """Features that shards hold, an array (views, N, D) an image. `mirrored` and `sided` as for `StoredImages`."""
 
-    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool):
-        self.paths, self.seed, self.mirrored = Compact(paths), seed, mirrored
+    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool, sided: np.ndarray | None = None):
+        self.paths, self.seed, self.mirrored, self.sided = Compact(paths), seed, mirrored, sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed) if self.mirrored else [0] * len(numbers)
+        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else [0] * len(numbers)
         rows = [_read_array(str(self.paths[n]))[view] for n, view in zip(numbers, views, strict=True)]
         return Features(torch.from_numpy(np.stack(rows)))
 
@@ -157,7 +231,10 @@ def _read_array(path: str) -> np.ndarray:
 
 
 class PixelImages:
-    """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image)."""
+    """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image).
+
+    `sided` as for `StoredImages`.
+    """
 
     def __init__(
         self,
@@ -166,6 +243,7 @@ class PixelImages:
         *,
         augmentation: AugmentationConfig | None,
         seed: int,
+        sided: np.ndarray | None = None,
     ):
         self.paths, self.preprocessing, self.augmentation, self.seed = (
             Compact(paths),
@@ -173,6 +251,7 @@ class PixelImages:
             augmentation,
             seed,
         )
+        self.sided = sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
         return torch.stack([self._one(int(number), epoch) for number in numbers])
@@ -182,11 +261,17 @@ class PixelImages:
         if self.augmentation is None:
             return prepare(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
-        return augment(image, self.preprocessing, self.augmentation, generator=generator)
+        augmentation = self.augmentation
+        if self.sided is not None and self.sided[number]:
+            augmentation = replace(augmentation, flip=0.0)
+        return augment(image, self.preprocessing, augmentation, generator=generator)
 
 
 class TrainingBatches(Dataset):
-    """Makes the batch of given image numbers, in whatever process asks for it."""
+    """Makes the batch of given image numbers, in whatever process asks for it.
+
+    `weights` are those of all captions, in the order of `captions`; None: a batch has none.
+    """
 
     def __init__(
         self,
@@ -198,17 +283,19 @@ class TrainingBatches(Dataset):
         pad: int,
         seed: int,
         epoch: int,
+        weights: np.ndarray | None = None,
     ):
-        self.ids, self.captions, self.images = ids, captions, images
+        self.ids, self.captions, self.images, self.weights = ids, captions, images, weights
         self.width, self.pad, self.seed, self.epoch = width, pad, seed, epoch
 
     def __getitem__(self, numbers: np.ndarray) -> Batch:
-        chosen = [
-            self.captions.of_image(
+        drawn = [
+            self.captions.numbers_of(
                 number, self.width, np.random.default_rng((self.seed, self.epoch, 1, number))
             )
             for number in numbers
         ]
+        chosen = [[self.captions.ids_of(caption) for caption in own] for own in drawn]
         words, running, tokens = pack(chosen, width=self.width, pad=self.pad)
         return Batch(
             image_ids=[self.ids[number] for number in numbers],
@@ -216,7 +303,15 @@ class TrainingBatches(Dataset):
             words=words,
             running=running,
             tokens=tokens,
+            weights=None if self.weights is None else self._weights(self.weights, drawn),
         )
+
+    def _weights(self, weights: np.ndarray, drawn: Sequence[np.ndarray]) -> Tensor:
+        """(B, K) float32, 0 where there is no caption."""
+        found = torch.zeros(len(drawn), self.width)
+        for row, captions in zip(found, drawn, strict=True):
+            row[: len(captions)] = torch.from_numpy(weights[captions])
+        return found
 
 
 def loader(

@@ -126,12 +126,14 @@ def _systems(plan: Plan, runs: Sequence[Run]) -> tuple[list[System], list[ImageR
 
 def _made(plan: Plan) -> list[str]:
     study, shape, first = plan.study, plan.shape, plan.runs[0].config
+    tokens = first.training.tokens
+    size = f"{tokens} tokens" if tokens else f"{first.training.images} images"
     by = "as they come" if study.match is None else f"matched by {study.match.by} to {study.match.target}"
     lines = [
         f"Decoders {by}: all widths of a decoder scaled together, for {shape.regions} regions of {shape.channels} "
         f"channels, {shape.vocabulary:,} words and captions of {shape.words} words on average.",
         f"The same for all: data `{first.dataset.kind}`, encoder `{first.encoder.kind}`, vocabulary, batches of "
-        f"{first.training.images} images with {first.training.captions} captions in the same order for the same seed, "
+        f"{size} with {first.training.captions} captions an image in the same order for the same seed, "
         f"{first.training.epochs} epochs, search `{_search(first)}`; the best epoch by {_primary(first)} on `val`.",
     ]
     if study.learning_rates:

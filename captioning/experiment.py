@@ -20,7 +20,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from captioning import datasets
-from captioning.batches import EncodedCaptions, Images, PixelImages, RegionImages, ShardFeatures, StoredImages
+from captioning.batches import (
+    EncodedCaptions,
+    Images,
+    PixelImages,
+    RegionImages,
+    ShardFeatures,
+    StoredImages,
+    sided,
+)
 from captioning.captioner import Captioner, count_parameters, load_weights
 from captioning.compact import Compact
 from captioning.datasets import DatasetConfig, ShapesConfig, of_split
@@ -39,6 +47,7 @@ from captioning.search import BeamConfig, SearchConfig
 from captioning.tracking import Tracker, TrackingConfig
 from captioning.training import Data, Run, TrainingConfig, train
 from captioning.training.checkpoint import Progress, begun, latest, steps_done
+from captioning.training.config import LATER
 from captioning.training.faults import Signals
 from captioning.training.parallel import World, join, local_device
 from captioning.training.validation import Validator
@@ -58,7 +67,8 @@ class VocabularyConfig:
 class FeaturesConfig:
     """The feature store. `use: auto` is yes whenever the encoder is frozen and pixels are not augmented.
 
-    `flip` also stores the features of the mirrored image and trains on either, at random.
+    `flip` also stores the features of the mirrored image and trains on either, at random; an image of which a
+    caption says left or right is never mirrored.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -125,7 +135,13 @@ class ExperimentConfig:
     def fingerprint(self) -> str:
         """Of what decides the result: where the run is written and tracked, and on what device, is left out."""
         left_out = ("name", "runs", "tracking", "device")
-        return fingerprint({key: value for key, value in self.as_json().items() if key not in left_out})
+        values = {key: value for key, value in self.as_json().items() if key not in left_out}
+        later = [(phase, LATER) for phase in (values["training"], *values["phases"])]
+        for section, names in [*later, (values["encoder"], ("recompute",))]:
+            for name in names:
+                if not section.get(name):
+                    section.pop(name, None)
+        return fingerprint(values)
 
 
 def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -480,16 +496,20 @@ class Source:
             paths = (file_of(record, files) for record in records)
             return RegionImages([path for path in paths if path], config.encoder)
         mirrored = training and config.features.flip
+        fixed = sided(records) if mirrored or (training and config.augmentation) else None
         if self.features:
-            return ShardFeatures([record.path for record in records], seed=config.seed, mirrored=mirrored)
+            return ShardFeatures(
+                [record.path for record in records], seed=config.seed, mirrored=mirrored, sided=fixed
+            )
         if self.store is not None:
             ids = [record.image_id for record in records]
-            return StoredImages(self.store, ids, seed=config.seed, mirrored=mirrored)
+            return StoredImages(self.store, ids, seed=config.seed, mirrored=mirrored, sided=fixed)
         return PixelImages(
             [record.path for record in records],
             config.preprocessing,
             augmentation=config.augmentation if training else None,
             seed=config.seed,
+            sided=fixed,
         )
 
 

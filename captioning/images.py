@@ -399,7 +399,7 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 class AugmentationConfig:
     """Random changes to training images. The defaults change nothing.
 
-    flip: probability of mirroring. Mind captions that say "left" and "right".
+    flip: probability of mirroring; training never mirrors an image of which a caption says left or right.
     scale: share of the image's area that a random crop keeps, smallest and largest.
     ratio: width to height of that crop, smallest and largest.
     brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x.  hue: turns of the colour circle.

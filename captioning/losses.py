@@ -12,38 +12,57 @@ from torch.nn import functional as F
 from captioning.tensors import Looked
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, smoothing: float) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None = None
+) -> Tensor:
     """Sum over positions of the cross-entropy with label smoothing (Szegedy et al. 2016), in nats.
 
     Args:
         logits: (M, V), of the positions that count.
         targets: (M,) int64.
         smoothing: share of the target that is spread evenly over all V words.
+        weights: (M,), what each position's is multiplied by; None: 1.
     """
-    return _CrossEntropy.apply(logits, targets, smoothing)
+    return _CrossEntropy.apply(logits, targets, smoothing, weights)
 
 
 class _CrossEntropy(torch.autograd.Function):
     """`F.cross_entropy` with half its passes over (M, V): the softmax kept is the gradient, but for the target."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+    ) -> Tensor:
         share = torch.softmax(logits, -1)
         ctx.save_for_backward(share, targets)
-        ctx.smoothing = smoothing
+        ctx.smoothing, ctx.weights = smoothing, weights
         total = logits.amax(-1) - share.amax(-1).log()  # the logarithm of the sum of exponentials
-        loss = total.sum() + (smoothing - 1) * logits.gather(1, targets[:, None]).sum()
-        return loss - smoothing / logits.shape[1] * logits.sum() if smoothing else loss
+        loss = total + (smoothing - 1) * logits.gather(1, targets[:, None])[:, 0]  # (M,)
+        if smoothing:
+            loss = loss - smoothing / logits.shape[1] * logits.sum(1)
+        return loss.sum() if weights is None else (weights * loss).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         share, targets = ctx.saved_tensors
+        if ctx.weights is not None:
+            slope = slope * ctx.weights[:, None]
         gradient = share * slope  # softmax - (1 - smoothing) picked - smoothing / V
         if ctx.smoothing:
             gradient.sub_(ctx.smoothing / share.shape[1] * slope)
         picked = ((ctx.smoothing - 1) * slope).expand(len(targets), 1)
-        return gradient.scatter_add_(1, targets[:, None], picked), None, None
+        return gradient.scatter_add_(1, targets[:, None], picked), None, None, None
+
+
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Sum over positions of the mean of KL(p || q) and KL(q || p), nats: the divergence of R-Drop (Liang et al. 2021).
+
+    Args:
+        logits, others: (M, V) each, of p and of q. The gradient goes to both.
+    """
+    logp, logq = torch.log_softmax(logits, -1), torch.log_softmax(others, -1)
+    return ((logp.exp() - logq.exp()) * (logp - logq)).sum() / 2
 
 
 def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:

@@ -207,6 +207,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def _batches(config: ExperimentConfig) -> tuple[int | None, ...]:
+    return config.training.images, config.training.captions, config.training.tokens
+
+
 def plan(study: StudyConfig) -> Plan:
     """Solve the sizes and lay out the runs. Reads the training captions; draws `shapes` where they are not there.
 
@@ -222,10 +226,7 @@ def plan(study: StudyConfig) -> Plan:
                 raise UserError(
                     f"study {study.name}: {name} has another {part} than the rest; systems are compared on the same"
                 )
-        if (config.training.images, config.training.captions) != (
-            first.training.images,
-            first.training.captions,
-        ):
+        if _batches(config) != _batches(first):
             raise UserError(f"study {study.name}: {name} has other batches than the rest")
     if study.lengths and not isinstance(first.dataset, ShapesConfig):
         raise UserError(

@@ -37,6 +37,7 @@ class Batch(NamedTuple):
         int, ...
     ]  # T numbers: the largest number of captions of one image with more than t targets
     tokens: int  # targets that count (words and <end>), over the batch
+    weights: Tensor | None = None  # (B, K) float32, of the captions in the loss; None: 1
 
 
 class Gates(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -210,6 +211,49 @@ def test_training_from_a_stage(trainable_from: int):
     assert group["lr"] == 3e-5
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in encoder.parameters())
     assert not any(layer.training for layer in parent.eval().modules())
+
+
+TRAINED = {
+    "small": SmallCNNConfig(channels=(4, 6)),
+    "resnet18": TorchvisionConfig(name="resnet18", trainable_from=2),
+    "vgg11": TorchvisionConfig(name="vgg11", trainable_from=0),
+    "efficientnet_b0": TorchvisionConfig(
+        name="efficientnet_b0", trainable_from=3
+    ),  # drops whole paths at random
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_recomputing_changes_nothing_but_the_memory(name: str):
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    gradients, moved, kept = [], [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        encoder = build(dataclasses.replace(TRAINED[name], recompute=recompute)).train()
+        sizes = {}  # of what the forward pass leaves for the backward pass
+
+        def keep(tensor: torch.Tensor, sizes=sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(7)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = encoder(pixels).regions.square().sum()
+        kept.append(sum(sizes.values()))
+        loss.backward()
+        gradients.append({key: each.grad for key, each in encoder.named_parameters()})
+        moved.append({key: each.clone() for key, each in encoder.named_buffers()})
+    for plain, other in ((gradients[0], gradients[1]), (moved[0], moved[1])):
+        assert plain.keys() == other.keys()
+        for key, value in plain.items():
+            assert (value is None) == (other[key] is None) and (
+                value is None or torch.equal(value, other[key])
+            ), key
+    counters = {int(value) for key, value in moved[1].items() if key.endswith("num_batches_tracked")}
+    assert counters <= {0, 1}, "statistics have moved twice"
+    assert kept[1] < 0.6 * kept[0]
+    with torch.no_grad():
+        encoder(pixels)
 
 
 def test_a_stage_that_there_is_not():

@@ -70,6 +70,25 @@ def test_two_processes_train_as_one(tmp_path, images):
         assert mine == pytest.approx(other, rel=1e-5, abs=1e-6), mine["step"]
 
 
+def test_two_processes_weigh_and_fill_batches_as_one_does(tmp_path):
+    weighing = {
+        "caption_weights": {},
+        "word_weights": {"kind": "effective_number", "beta": 0.9},
+        "r_drop": 1.0,
+    }
+    runs = []
+    for name, processes in (("one", 1), ("two", 2)):
+        path, run = settings(tmp_path, name, tokens=300, epochs=2, **weighing)
+        process = start(path, processes=processes)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+        runs.append(run)
+    one, two = map(lines, runs)
+    assert len(one) == len(two) > 8
+    for mine, other in zip(one, two, strict=True):
+        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6), mine["step"]
+
+
 def test_a_killed_process_restarts_and_ends_as_if_nothing_had_been(tmp_path):
     path, whole = settings(tmp_path, "whole", save_every=1)
     process = start(path)

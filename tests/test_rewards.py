@@ -59,8 +59,9 @@ def grams(words):
     return Counter(found)
 
 
-def slow_cider(references, image, caption):
-    """CIDEr-D by the paper's formulas, an n-gram at a time."""
+def slow_cider(references, image, caption, *, among=None):
+    """CIDEr-D by the paper's formulas, an n-gram at a time; beside the captions `among`, the image's if None."""
+    among = references[image] if among is None else among
     documents = Counter(gram for own in references for gram in {g for c in own for g in grams(c)})
 
     def vector(words, n):
@@ -69,14 +70,14 @@ def slow_cider(references, image, caption):
         return {gram: times * rarity[gram] for gram, times in found.items()}
 
     total = 0.0
-    for reference in references[image]:
+    for reference in among:
         gap = max(len(caption) - 1, 0) - max(len(reference) - 1, 0)
         for n in range(1, 5):
             a, b = vector(caption, n), vector(reference, n)
             norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
             product = sum(min(a[gram], b[gram]) * b[gram] for gram in a.keys() & b.keys())
             total += 10 / 4 * math.exp(-(gap**2) / 72) * (product / norm if norm else 0.0)
-    return total / len(references[image])
+    return total / len(among)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,20 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.amp import GradScaler
 from torch.nn import functional as F
 
-from captioning.batches import EncodedCaptions, TrainingBatches, order, pack
+from captioning.batches import (
+    POOL,
+    EncodedCaptions,
+    PixelImages,
+    StoredImages,
+    TrainingBatches,
+    order,
+    order_by_tokens,
+    pack,
+    sided,
+)
 from captioning.captioner import Captioner
 from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.encoders import RegionsConfig
 from captioning.errors import UserError
 from captioning.experiment import Experiment, parse, read_config
+from captioning.images import AugmentationConfig, Preprocessing
 from captioning.losses import cross_entropy, doubly_stochastic
 from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.training import TrainingConfig
 from captioning.training.average import Average
-from captioning.training.schedule import ConstantConfig, CosineConfig, StepConfig
+from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
 from captioning.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +173,125 @@ def test_schedules():
     assert ConstantConfig(warmup=4).factor(1, steps_per_epoch=5, epochs=9) == pytest.approx(0.5)
 
 
+def test_noam_is_the_papers_rate_over_its_highest():
+    """Vaswani et al. 2017, eq. 3: d^-0.5 min(step^-0.5, step warmup^-1.5), with steps from 1."""
+    noam, size = NoamConfig(warmup=40), 512
+    paper = [size**-0.5 * min(n**-0.5, n * 40**-1.5) for n in range(1, 200)]
+    ours = [noam.factor(n - 1, steps_per_epoch=5, epochs=9) for n in range(1, 200)]
+    assert ours == pytest.approx([rate / max(paper) for rate in paper])
+
+
+def test_plateau_falls_when_scores_stay():
+    plateau = PlateauConfig(stale=2, decay=0.5)
+    scores = [1.0, 2.0, 1.5, 1.9, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]
+    factors = [
+        plateau.factor(99, steps_per_epoch=5, epochs=9, scores=scores[:n]) for n in range(len(scores) + 1)
+    ]
+    assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(("clip", "value"), [(0.01, 0), (0, 1e-4), (0.01, 1e-4), (0, 0)])
+def test_gradients_are_clipped_by_norm_and_by_value(clip, value, tmp_path, monkeypatch):
+    norms, most = [], []
+    real = torch.amp.GradScaler.step
+
+    def step(scaler, optimizer):
+        each = torch.cat(
+            [p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        )
+        norms.append(float(each.norm()))
+        most.append(float(each.abs().max()))
+        return real(scaler, optimizer)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    values = tiny(tmp_path, "run", epochs=1)
+    values["training"] |= {"clip": clip, "clip_value": value}
+    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    assert len(norms) == 5
+    for limit, found in ((clip, norms), (value, most)):
+        assert max(found) <= (limit * 1.0001 or math.inf)
+    if clip and not value:
+        assert norms == pytest.approx([clip] * 5, rel=1e-3)  # not clipped to less
+    if not clip and not value:
+        assert min(norms) > 0.02 and min(most) > 2e-4  # the limits above were ones
+
+
+class Scaling(GradScaler):
+    """On, on a CPU as well."""
+
+    def __init__(self, device, enabled):
+        super().__init__(device, enabled=True)
+
+
+class Overflowing(Scaling):
+    """As of fp16 on a GPU: what is scaled by more than 2^13 has no finite gradient."""
+
+    def scale(self, outputs):
+        return super().scale(outputs) * (math.inf if self.get_scale() > 2**13 else 1)
+
+
+def test_a_scaler_finds_its_scale_and_changes_no_update(tmp_path, monkeypatch):
+    """Three updates overflow, which is no fault; scaled by a power of two, the others are what they are without."""
+    monkeypatch.setattr(torch.amp, "GradScaler", Overflowing)
+    values = tiny(tmp_path, "scaled", epochs=2)
+    values["training"] |= {"bad_steps": 1, "average": 0, "log_every": 1}
+    values["decoder"]["dropout"] = 0.0
+    said = []
+    run = Experiment(parse(values, where="test"), say=said.append)
+    run.train()
+    progress = json.loads((run.folder / "checkpoints" / "last" / "progress.json").read_text())
+    assert progress["scaler"]["scale"] == 2**13 and progress["bad_steps"] == 0
+    assert not any("skipped" in line for line in said) and not (run.folder / "bad_steps.jsonl").exists()
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(4, 11))
+
+    folders = []
+    for name, scaler in (("plain", GradScaler), ("scaling", Scaling)):
+        monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+        other = Experiment(parse(tiny(tmp_path, name, epochs=1), where="test"), say=lambda _: None)
+        other.train()
+        folders.append(other.folder)
+    one, other = (folder / "checkpoints" / "last" for folder in folders)
+    assert json.loads((other / "progress.json").read_text())["scaler"]["scale"] == 2**16
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
+    texts = [
+        "a dog on the LEFT", "a dog", "the right-hand side", "bright light, leftovers", "a leftmost cup",
+        "all right", "copyright",
+    ]  # fmt: skip
+    found = [ImageRecord(n, f"{tmp_path}/{n}.png", ("a cat", text), "train") for n, text in enumerate(texts)]
+    mask = sided(found)
+    assert mask.tolist() == [True, False, True, False, True, True, False]
+    from PIL import Image
+
+    for record in found:  # dark on its left, bright on its right
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        pixels[:, 4:] = 255
+        Image.fromarray(pixels).save(record.path)
+    images = PixelImages(
+        [record.path for record in found],
+        Preprocessing(size=8),
+        augmentation=AugmentationConfig(flip=1.0),
+        seed=0,
+        sided=mask,
+    )
+    pixels = images(np.arange(len(found)), 0)
+    assert (pixels[:, 0, 4, 0] > pixels[:, 0, 4, 7]).tolist() == [not side for side in mask]
+
+    class Store:
+        def places(self, ids):
+            return np.asarray(ids)
+
+        def rows_at(self, places, *, views):
+            return np.array([[[view]] for view in views], np.float32)
+
+    stored = StoredImages(Store(), range(len(found)), seed=0, mirrored=True, sided=mask)
+    seen = np.array([stored(np.arange(len(found)), epoch).regions.flatten().tolist() for epoch in range(40)])
+    assert not seen[:, mask].any() and 0.3 < seen[:, ~mask].mean() < 0.7
+
+
 def test_average_is_in_place_only_inside_the_block():
     module = torch.nn.Linear(3, 2)
     average = Average(module, 0.9)
@@ -262,10 +393,34 @@ def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
 
 @pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
+    check_resume(tmp_path, monkeypatch, kind)
+
+
+OPTIONS = {
+    "scheduled_sampling": {"start": 0.3, "increase": 0.3, "every": 1, "most": 0.6, "passes": 2},
+    "caption_weights": {"kind": "consensus", "strength": 0.5},
+    "word_weights": {"kind": "frequency"},
+    "r_drop": 1.0,
+    "embedding_dropout": 0.1,
+    "tokens": 300,
+    "accumulate": 2,
+}
+
+
+@pytest.mark.parametrize("kind", ["hard_attention_lstm", "transformer"])
+def test_so_it_does_with_every_option(kind, tmp_path, monkeypatch):
+    run = check_resume(tmp_path, monkeypatch, kind, encoder={"recompute": True}, **OPTIONS)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["train/divergence"] > 0 for line in lines if "train/loss" in line)
+
+
+def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
+    """A run killed at its fourth save and resumed is, to the byte, one that was not; the folder of that one."""
     whole_values = tiny(tmp_path, "whole", kind, epochs=3)
     values = tiny(tmp_path, "cut", kind, epochs=3)
     for each in (values, whole_values):
-        each["training"]["save_every"] = 2  # the fourth save is within the second epoch
+        each["training"] |= {"save_every": 2, **training}  # the fourth save is within the second epoch
+        each["encoder"] |= encoder or {}
     whole = Experiment(parse(whole_values, where="test"), say=lambda _: None)
     whole.train()
     cut = Experiment(parse(values, where="test"), say=lambda _: None)
@@ -290,6 +445,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
         assert one.read_bytes() == other.read_bytes(), f"{file} differs"
     one, other = ((run.folder / "metrics.jsonl").read_bytes() for run in (whole, cut))
     assert one == other and b"val/" in one
+    return whole.folder
 
 
 def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
@@ -398,3 +554,52 @@ def test_loss_of_a_batch_counts_only_its_tokens():
         logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
         plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
         torch.testing.assert_close(loss, plain)
+
+
+def slow_order(captions, *, tokens, width, seed, epoch):
+    """Batches by tokens, an image at a time, from the sizes that the padded words would have."""
+    images = len(captions.first) - 1
+    generator = np.random.default_rng((seed, epoch, 0))
+    own = [[len(captions.ids_of(c)) for c in range(*captions.first[i : i + 2])] for i in range(images)]
+    usual = max(1, int(tokens / (width * np.mean([max(lengths) - 1 for lengths in own]))))
+    waiting, batches = generator.permutation(images).tolist(), []
+    while waiting:
+        pool, waiting = waiting[: usual * POOL], waiting[usual * POOL :]
+        batch = []
+        for image in sorted(pool, key=lambda i: max(own[i])):
+            more = [*batch, image]
+            if batch and len(more) * width * (max(max(own[i]) for i in more) - 1) > tokens:
+                batches.append(batch)
+                more = [image]
+            batch = more
+        batches.append(batch)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(61, 2), (200, 3), (3, 5), (10**6, 5)])
+def test_batches_by_tokens_against_a_slow_way(tokens, width):
+    captions, _ = encoded(301)
+    for seed, epoch in ((1, 2), (1, 3), (0, 2)):
+        found = order_by_tokens(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
+        assert [batch.tolist() for batch in found] == slow_order(
+            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
+        )
+        assert sorted(np.concatenate(found)) == list(range(301))  # each once
+        for batch in found:  # as they are then packed
+            chosen = [captions.of_image(i, width, np.random.default_rng(epoch)) for i in batch]
+            words, _, _ = pack(chosen, width=width, pad=0)
+            assert words[..., 1:].numel() <= tokens or len(batch) == 1
+
+
+def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
+    lengths = np.random.default_rng(0).integers(1, 40, 997)
+    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
+    captions = EncodedCaptions.of(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
+
+    def most(batches):
+        """Words of the largest batch, which decides the memory it takes."""
+        return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
+
+    filled = order_by_tokens(captions, tokens=400, width=1, seed=0, epoch=0)
+    size = -(-997 // len(filled))  # as many batches of images
+    assert most(filled) <= 400 < 0.6 * most(order(captions, size=size, seed=0, epoch=0))

@@ -23,6 +23,8 @@ class Decoder(nn.Module, abc.ABC):
     """
 
     vocabulary_size: int
+    embedding: nn.Embedding  # of the words read
+    parallel: bool = False  # `forward` reads all words at once, and needs no `running` for that
 
     @abc.abstractmethod
     def remember(self, features: Features) -> Any:

@@ -95,6 +95,8 @@ class Transformer(Decoder):
     computing it would cost and nothing reads it.
     """
 
+    parallel = True
+
     def __init__(self, config: TransformerConfig, *, channels: int, vocabulary_size: int):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size

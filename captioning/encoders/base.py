@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from captioning.tensors import Features
 
@@ -85,6 +87,36 @@ def for_inference(encoder: Encoder) -> Encoder:
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return faster
+
+
+def run_layers(layers: Sequence[nn.Module], maps: Tensor, *, recompute: bool) -> Tensor:
+    """The layers one after the other.
+
+    With `recompute` what lies between them is not kept for the backward pass but computed again there (Chen et
+    al. 2016): the same gradients for less memory and a second forward pass. Random draws are the same ones, and
+    BatchNorm's statistics move once.
+    """
+    layer = nn.Sequential(*layers)
+    if not (recompute and torch.is_grad_enabled()):
+        return layer(maps)
+    return checkpoint(
+        layer, maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _unmoved(layer))
+    )
+
+
+@contextlib.contextmanager
+def _unmoved(module: nn.Module) -> Iterator[None]:
+    """BatchNorm's statistics stay as they are: what the block moves are copies."""
+    own = [(each._buffers, dict(each._buffers)) for each in module.modules()]
+    for buffers, before in own:
+        buffers.update(
+            {name: buffer if buffer is None else buffer.clone() for name, buffer in before.items()}
+        )
+    try:
+        yield
+    finally:
+        for buffers, before in own:
+            buffers.update(before)
 
 
 def as_regions(maps: Tensor, grid: int | None) -> Features:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from captioning.encoders.base import Encoder, as_regions
+from captioning.encoders.base import Encoder, as_regions, run_layers
 from captioning.tensors import Features
 
 Size = Annotated[int, Field(ge=1)]
@@ -22,6 +22,7 @@ class SmallCNNConfig:
     frequencies: of the sines that tell a region its place; 0: regions don't know where they are.
     grid: regions are averaged to grid x grid; None keeps the network's own.
     lr: learning rate; None: the decoder's.
+    recompute: what is inside a block is computed again in the backward pass, to save memory.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -30,6 +31,7 @@ class SmallCNNConfig:
     frequencies: Annotated[int, Field(ge=0, le=16)] = 4
     grid: Size | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
+    recompute: bool = False
 
     def build(self) -> SmallCNN:
         return SmallCNN(self)
@@ -52,7 +54,11 @@ class SmallCNN(Encoder):
 
     def forward(self, pixels: Tensor) -> Features:
         """Normalised pixels (B, 3, height, width) float -> regions (B, N, D)."""
-        maps = self.blocks(pixels)  # (B, D, height, width)
+        maps = pixels
+        for block in self.blocks:
+            maps = run_layers(
+                [block], maps, recompute=self.config.recompute
+            )  # (B, D, height, width) in the end
         features = as_regions(maps, self.config.grid)
         if self.place is None:
             return features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.error import URLError
@@ -13,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torchvision import models
 
-from captioning.encoders.base import Encoder, as_regions
+from captioning.encoders.base import Encoder, as_regions, run_layers
 from captioning.encoders.weights import check_state, fit_weights, read_weights
 from captioning.errors import UserError
 from captioning.tensors import Features
@@ -61,6 +62,7 @@ class TorchvisionConfig:
         14 x 14 for VGG as in Xu et al. 2015, 13 x 13 for SqueezeNet).
     trainable_from: None: frozen. Otherwise the first stage that trains; see `TorchvisionCNN`.
     lr: the learning rate of what trains; None: the decoder's.
+    recompute: what is inside a stage that trains is computed again in the backward pass, to save memory.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -70,6 +72,7 @@ class TorchvisionConfig:
     grid: Annotated[int, Field(ge=1)] | None = None
     trainable_from: Annotated[int, Field(ge=0)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = 1e-4
+    recompute: bool = False
 
     def build(self) -> TorchvisionCNN:
         return TorchvisionCNN(self)
@@ -130,12 +133,12 @@ class TorchvisionCNN(Encoder):
     def forward(self, pixels: Tensor) -> Features:
         """Normalised pixels (B, 3, height, width) float -> regions (B, N, D)."""
         maps = pixels.contiguous(memory_format=torch.channels_last)  # the faster order on CPU and GPU
-        for layer, trains in self._layers():
-            if trains:
-                maps = layer(maps)
-            else:
-                with torch.no_grad():
-                    maps = layer(maps)
+        first = self.config.trainable_from
+        layers = zip(self._stages, layers_of(self.backbone), strict=True)
+        for stage, group in itertools.groupby(layers, key=lambda each: each[0]):
+            trains = first is not None and stage >= first
+            with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+                maps = run_layers([layer for _, layer in group], maps, recompute=self.config.recompute)
         return as_regions(maps, self.config.grid)
 
     @property

@@ -75,13 +75,15 @@ def _existing(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def explained(*, images: int, captions: int) -> Iterator[None]:
+def explained(*, images: int, captions: int, tokens: int | None) -> Iterator[None]:
     """Errors of the machine as one sentence for the user."""
+    size = f"{tokens} tokens" if tokens else f"{images} images x {captions} captions"
+    setting = "training.tokens" if tokens else "training.images"
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise UserError(
-            f"out of memory with batches of {images} images x {captions} captions; lower training.images "
+            f"out of memory with batches of {size}; lower {setting} "
             "(and raise training.accumulate as much, for the same updates), then go on with --resume"
         ) from None
     except RuntimeError as error:
@@ -93,7 +95,6 @@ def explained(*, images: int, captions: int) -> Iterator[None]:
             ) from None
         if "allocate memory" in text or "out of memory" in text:
             raise UserError(
-                f"out of memory with batches of {images} images x {captions} captions; lower training.images, "
-                "then go on with --resume"
+                f"out of memory with batches of {size}; lower {setting}, then go on with --resume"
             ) from None
         raise

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order
+from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order, order_by_tokens
 from captioning.captioner import Captioner, load_weights
 from captioning.compact import Compact
 from captioning.errors import UserError
@@ -33,6 +33,7 @@ from captioning.training.objective import objective, precise
 from captioning.training.parallel import World
 from captioning.training.update import Size
 from captioning.training.validation import Interrupted, Validation, Validator
+from captioning.training.weights import weigh
 
 
 class Data(NamedTuple):
@@ -79,7 +80,7 @@ def train(
         if number > progress.phase:
             progress.begin_phase()
             load_weights(captioner, run.folder / "model" / "model.safetensors")
-        with explained(images=config.images, captions=config.captions):
+        with explained(images=config.images, captions=config.captions, tokens=config.tokens):
             _phase(
                 captioner, data, config, run, progress, resume=resume if number == progress.phase else None
             )
@@ -105,12 +106,19 @@ def _phase(
         checkpoint.load(resume, state)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
-    goal: Any = objective(captioner, config, ids=ids, captions=data.captions, seed=run.seed)
+    weights = weigh(data.captions, captioner.vocabulary, config)
+    goal: Any = objective(
+        captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed, say=run.say
+    )
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
+    # of the first epoch, for all: with batches by tokens an epoch may have a few more or less
+    per_epoch = _count(_batches(data, config, run.seed, progress.epochs_before), config)
     while progress.epoch < config.epochs and not progress.done:
         began, waited, captions, tokens = time.perf_counter(), 0.0, 0.0, 0.0
-        updates = _updates(data, config, run, progress, pad=captioner.vocabulary.pad)
+        updates = _updates(
+            data, config, run, progress, pad=captioner.vocabulary.pad, weights=weights.captions
+        )
         captioner.train()
         bar = tqdm(
             initial=progress.batch, total=updates.total, desc=f"epoch {progress.epoch + 1}/{config.epochs}",
@@ -122,10 +130,10 @@ def _phase(
             waited += time.perf_counter() - asked
             mine = [Size.of(each, captioner.vocabulary.pad) for each in batches]
             *total, stop = world.summed([*map(sum, zip(*mine, strict=True)), run.signals.caught is not None])
-            update = Size._make(total)._replace(step=progress.step)
+            update = Size._make(total)._replace(step=progress.step, epoch=progress.epoch)
             factor = config.schedule.factor(
                 progress.phase_step,
-                steps_per_epoch=updates.total,
+                steps_per_epoch=per_epoch,
                 epochs=config.epochs,
                 scores=progress.scores,
             )
@@ -154,7 +162,7 @@ def _phase(
                 scaler.step(optimizer)
                 average.update(progress.phase_step)
                 progress.add(dict(zip(parts, world.summed(list(parts.values())), strict=True)))
-            else:
+            elif scaler.get_scale() <= 1:  # above it fp16 has overflowed, and finds its scale by that
                 _bad_step(batches, float(norm), config, run, progress)
             scaler.update()
             progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
@@ -213,11 +221,19 @@ class _Updates(NamedTuple):
     total: int  # updates of the epoch
 
 
-def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *, pad: int) -> _Updates:
+def _updates(
+    data: Data,
+    config: TrainingConfig,
+    run: Run,
+    progress: Progress,
+    *,
+    pad: int,
+    weights: np.ndarray | None,
+) -> _Updates:
     """The epoch's batches from the update on that comes next: a function of (seed, phase, epoch) and that."""
     epoch = progress.epochs_before + progress.epoch
-    batches = order(data.captions, size=config.images, seed=run.seed, epoch=epoch)
-    count = -(-len(batches) // config.accumulate)
+    batches = _batches(data, config, run.seed, epoch)
+    count = _count(batches, config)
     left = batches[progress.batch * config.accumulate :]
     # a process that gets nothing of a small batch computes with one image that does not count
     shares = [part if len(part := run.world.part(each)) else each[:1] for each in left]
@@ -229,12 +245,26 @@ def _updates(data: Data, config: TrainingConfig, run: Run, progress: Progress, *
         pad=pad,
         seed=run.seed,
         epoch=epoch,
+        weights=weights,
     )
     loaded = loader(dataset, shares, workers=config.workers, pin_memory=run.device.type == "cuda")
     idle = (run.world.rank >= len(each) for each in left)
     return _Updates(
         (_nothing(batch, pad) if no else batch for batch, no in zip(loaded, idle, strict=True)), count
     )
+
+
+def _batches(data: Data, config: TrainingConfig, seed: int, epoch: int) -> list[np.ndarray]:
+    if config.tokens:
+        return order_by_tokens(
+            data.captions, tokens=config.tokens, width=config.captions, seed=seed, epoch=epoch
+        )
+    return order(data.captions, size=config.images, seed=seed, epoch=epoch)
+
+
+def _count(batches: Sequence[np.ndarray], config: TrainingConfig) -> int:
+    """Updates that these batches make."""
+    return -(-len(batches) // config.accumulate)
 
 
 def _nothing(batch: Batch, pad: int) -> Batch:

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 from captioning.batches import EncodedCaptions
 from captioning.captioner import Captioner
 from captioning.errors import UserError
-from captioning.losses import caption_logp, cross_entropy, doubly_stochastic, hard_attention
+from captioning.losses import caption_logp, cross_entropy, divergence, doubly_stochastic, hard_attention
 from captioning.records import ImageId
-from captioning.tensors import Batch
+from captioning.tensors import Batch, Steps
+from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
+from captioning.training.own_words import own_words
 from captioning.training.rewards import References
 from captioning.training.self_critical import SelfCritical
 from captioning.training.update import Loss, Size
 from captioning.training.validation import to_device
+from captioning.training.weights import Weights
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of the captions' words, a mean over the update's tokens, with label smoothing and penalty."""
+    """Cross-entropy of the captions' words, a mean over the update's tokens, with label smoothing and penalties.
 
-    def __init__(self, captioner: Captioner, config: TrainingConfig):
+    Weights are 1 in the mean over the training split's tokens, so the sum is divided by the number of tokens, not
+    by that of the weights: a batch of light captions then moves the model less, as it should.
+    With R-Drop (Liang et al. 2021) the loss is half of the paper's, so that a rate means what it means without; the
+    image is remembered once, and a caption's second reading is one more sequence of it.
+    """
+
+    word_weights: Tensor | None
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        config: TrainingConfig,
+        *,
+        word_weights: Tensor | None = None,
+        forward_of_decoder: Callable[..., Steps] | None = None,
+    ):
+        """
+        Args:
+            word_weights: (V,) float32, of a word wherever it is to be said; None: 1.
+            forward_of_decoder: (words, memory) -> Steps in place of the decoder's own, which it must equal.
+        """
         super().__init__()
-        self.captioner, self.config = captioner, config
+        self.captioner, self.config, self.forward_of_decoder = captioner, config, forward_of_decoder
+        self.register_buffer("word_weights", word_weights, persistent=False)
 
     def forward(self, batch: Batch, update: Size) -> Loss:
         captioner, config = self.captioner, self.config
@@ -33,25 +60,79 @@ class CrossEntropy(nn.Module):
         device = next(decoder.parameters()).device
         words = batch.words.to(device, non_blocking=True)
         memory = decoder.remember(captioner.features(to_device(batch.images, device)))
-        steps = decoder(words[..., :-1], memory, batch.running)
-        targets = words[..., 1:].flatten()
+        read = self._read(words[..., :-1], memory, batch.running, epoch=update.epoch)
+        copies = 2 if config.r_drop else 1
+        said, running = words[..., 1:], batch.running
+        if copies > 1:  # the copies of a caption are neighbours, so the longest still come first
+            said, read = (each.repeat_interleave(copies, 1) for each in (said, read))
+            running = tuple(copies * count for count in running)
+        steps = self._steps(read, memory, running)
+        targets = said.flatten()
         counts = (targets != pad).nonzero().squeeze(1)  # the positions that count
         hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
         logits = decoder.logits(hidden).float()
-        entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing)
-        value = entropy / update.tokens
+        weights = self._weights(batch, said, counts, copies=copies)
+        entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing, weights=weights)
+        value = entropy / copies / update.tokens
+        sums = {"loss": entropy.detach() / copies}
+        if config.r_drop:
+            second = (counts // said.shape[2] % 2).bool()
+            apart = divergence(logits[~second], logits[second])
+            value = value + config.r_drop / copies / update.tokens * apart
+            sums["divergence"] = apart.detach()
         if steps.looked is not None and steps.attention is not None:
-            valid = words[..., 1:] != pad
+            valid = said != pad
             logp = caption_logp(logits, targets[counts], valid)
-            value = value + hard_attention(steps.attention, steps.looked, logp, valid) / update.tokens
+            learned = hard_attention(steps.attention, steps.looked, logp, valid)
+            value = value + learned / copies / update.tokens
         if config.doubly_stochastic:
             if steps.attention is None:
                 raise UserError(
                     "training.doubly_stochastic needs a decoder that shows its attention while training"
                 )
-            penalty = doubly_stochastic(steps.attention, words[..., 1:] != pad)
-            value = value + config.doubly_stochastic / update.captions * penalty
-        return Loss(value, {"loss": entropy.detach()}, batch.tokens)
+            penalty = doubly_stochastic(steps.attention, said != pad)
+            value = value + config.doubly_stochastic / copies / update.captions * penalty
+        return Loss(value, sums, batch.tokens)
+
+    def _read(self, words: Tensor, memory: Any, running: tuple[int, ...], *, epoch: int) -> Tensor:
+        """What is read for `words` (B, K, T)."""
+        scheduled = self.config.scheduled_sampling
+        probability = scheduled.probability(epoch) if scheduled else 0.0
+        if not scheduled or not probability:
+            return words
+        return own_words(
+            self.captioner.decoder,
+            memory,
+            words,
+            running,
+            vocabulary=self.captioner.vocabulary,
+            probability=probability,
+            passes=scheduled.passes,
+        )
+
+    def _steps(self, read: Tensor, memory: Any, running: tuple[int, ...]) -> Steps:
+        decoder, share = self.captioner.decoder, self.config.embedding_dropout
+        if self.forward_of_decoder:
+            return self.forward_of_decoder(read, memory)
+        if not share:
+            return decoder(read, memory, running)
+        table = decoder.embedding.weight
+        kept = F.dropout(table.new_ones(len(table), 1), share)
+        # a matrix that is also the last product (`tied`) stays as it is there
+        return functional_call(
+            decoder, {"embedding.weight": table * kept}, (read, memory, running), tie_weights=False
+        )
+
+    def _weights(self, batch: Batch, said: Tensor, counts: Tensor, *, copies: int) -> Tensor | None:
+        """(M,), of the positions that count."""
+        found = None
+        if self.word_weights is not None:
+            found = self.word_weights[said.flatten()[counts]]
+        if batch.weights is not None:
+            captions = batch.weights.to(said.device, non_blocking=True).repeat_interleave(copies, 1).flatten()
+            own = captions[counts // said.shape[2]]
+            found = own if found is None else found * own
+        return found
 
 
 def objective(
@@ -60,16 +141,33 @@ def objective(
     *,
     ids: Sequence[ImageId],
     captions: EncodedCaptions,
+    weights: Weights,
     seed: int,
+    say: Callable[[str], None],
 ) -> nn.Module:
     """What `config` asks for: a module (batch, size of the update) -> Loss.
 
     Args:
         ids, captions: of the training split's images, in the same order: what samples are rewarded by.
+        weights: of the same captions and their words.
         seed: of the run: what is sampled depends on it, the update and the image.
+        say: is told where there is nothing to compile with.
+
+    Raises:
+        UserError: the decoder cannot be compiled.
     """
     if config.self_critical is None:
-        return CrossEntropy(captioner, config)
+        words = None if weights.words is None else torch.from_numpy(weights.words)
+        device = next(captioner.decoder.parameters()).device
+        forward = None
+        if config.compile:
+            if not captioner.decoder.parallel:
+                raise UserError(
+                    "training.compile: this decoder reads word by word, and every length of caption would be "
+                    "compiled anew; set it to false, or take a decoder of kind transformer or meshed_memory"
+                )
+            forward = compiled(captioner.decoder.forward, device, say=say)
+        return CrossEntropy(captioner, config, word_weights=words, forward_of_decoder=forward).to(device)
     references = References(captions, vocabulary_size=len(captioner.vocabulary))
     return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
 

@@ -16,6 +16,7 @@ class Size(NamedTuple):
     captions: float
     images: float
     step: int = 0  # which update of the run it is
+    epoch: int = 0  # of the phase, from 0
 
     @classmethod
     def of(cls, batch: Batch, pad: int) -> Size:
