@@ -7,21 +7,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from captioning.decoders import packed
 from captioning.decoders.packed import for_rows, product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [1, 6, 35])
-def test_a_product_is_that_of_linear_for_any_number_of_rows(dtype, rows):
+@pytest.mark.parametrize("rows", [0, 1, 6, 35])
+@pytest.mark.parametrize("out", [13, 32])  # each is another library's
+def test_a_product_is_that_of_linear_for_any_number_of_rows(dtype, rows, out):
     torch.manual_seed(0)
-    weight, bias = torch.randn(13, 11, dtype=dtype), torch.randn(13, dtype=dtype)
+    weight, bias = torch.randn(out, 11, dtype=dtype), torch.randn(out, dtype=dtype)
     multiply = product(weight, 6, bias)
     x = torch.randn(rows, 11, dtype=dtype)
     torch.testing.assert_close(multiply(x), F.linear(x, weight, bias))
 
 
-def test_a_transposed_view_is_read_as_what_it_shows():
-    weight, x = torch.randn(11, 13).t(), torch.randn(2, 3, 11)
+@pytest.mark.parametrize("out", [13, 32])
+def test_a_transposed_view_is_read_as_what_it_shows(out):
+    weight, x = torch.randn(11, out).t(), torch.randn(2, 3, 11)
     torch.testing.assert_close(product(weight, 6)(x), F.linear(x, weight))
 
 
@@ -36,3 +39,18 @@ def test_only_inference_packs_and_the_module_stays_as_it_was():
         assert not any(type(part) is nn.Linear for part in twin.modules())
         assert twin[0].weight is module[0].weight  # shared, not copied
     assert type(module[0]) is nn.Linear and module(x).requires_grad
+
+
+def test_what_never_meets_that_many_rows_is_never_packed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        packed, "product", lambda weight, *more: asked.append(weight) or product(weight, *more)
+    )
+    module = nn.ModuleList([nn.Linear(5, 7), nn.Linear(5, 7)])
+    with torch.inference_mode():
+        often, once = for_rows(module, 6)
+        for _ in range(2):
+            x = torch.randn(2, 3, 5)
+            torch.testing.assert_close(often(x), module[0](x))
+            torch.testing.assert_close(once(x[:1]), module[1](x[:1]))
+    assert len(asked) == 1 and asked[0] is module[0].weight

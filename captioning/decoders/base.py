@@ -23,6 +23,7 @@ class Decoder(nn.Module, abc.ABC):
     """
 
     vocabulary_size: int
+    carries_words: bool = False  # whether a Carry grows with each word, as a cache does
 
     @abc.abstractmethod
     def remember(self, features: Features) -> Any:

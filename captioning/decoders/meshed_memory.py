@@ -72,6 +72,8 @@ class MeshedMemory(Decoder):
     `Step.attention` is the mean over heads and layers of the attention of eq. 7; None while training.
     """
 
+    carries_words = True
+
     def __init__(self, config: MeshedMemoryConfig, *, channels: int, vocabulary_size: int):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
