@@ -203,6 +203,14 @@ def test_weights_must_be_one_a_member_and_above_zero(weights):
         Ensemble([member("toy", 0), member("toy", 1)], weights=weights)
 
 
+def test_it_parallel_where_a_member_does():
+    lstm, cached = (
+        build(config, channels=5, vocabulary_size=7)
+        for config in (SoftAttentionLSTMConfig(embedding=3, hidden=3), TransformerConfig(hidden=6, heads=2))
+    )
+    assert Ensemble([lstm, cached]).parallel and not Ensemble([lstm, lstm]).carries_words
+
+
 def test_members_must_share_a_vocabulary():
     with pytest.raises(ValueError, match="vocabularies differ"):
         Ensemble([member("toy", 0), member("toy", 1, vocabulary=17)])

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from captioning.decoders import packed
 from captioning.decoders.packed import for_rows, product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [1, 6, 35])
+@pytest.mark.parametrize("rows", [0, 1, 6, 35])
 def test_a_product_is_that_of_linear_for_any_number_of_rows(dtype, rows):
     torch.manual_seed(0)
     weight, bias = torch.randn(13, 11, dtype=dtype), torch.randn(13, dtype=dtype)
@@ -36,3 +37,18 @@ def test_only_inference_packs_and_the_module_stays_as_it_was():
         assert not any(type(part) is nn.Linear for part in twin.modules())
         assert twin[0].weight is module[0].weight  # shared, not copied
     assert type(module[0]) is nn.Linear and module(x).requires_grad
+
+
+def test_what_never_meets_that_many_rows_is_never_packed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        packed, "product", lambda weight, *more: asked.append(weight) or product(weight, *more)
+    )
+    module = nn.ModuleList([nn.Linear(5, 7), nn.Linear(5, 7)])
+    with torch.inference_mode():
+        often, once = for_rows(module, 6)
+        for _ in range(2):
+            x = torch.randn(2, 3, 5)
+            torch.testing.assert_close(often(x), module[0](x))
+            torch.testing.assert_close(once(x[:1]), module[1](x[:1]))
+    assert len(asked) == 1 and asked[0] is module[0].weight

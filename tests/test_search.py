@@ -1,5 +1,6 @@
 """What holds for every search with any rules, over every decoder: claims read back, rules kept, independence."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -34,7 +35,7 @@ from captioning.datasets.shapes import read as read_shapes
 from captioning.encoders import SmallCNNConfig
 from captioning.errors import UserError
 from captioning.images import Preprocessing, load_image, prepare
-from captioning.search import GreedyConfig, RuleIds
+from captioning.search import GreedyConfig, RuleIds, parts
 from captioning.tensors import Features
 
 each_search = pytest.mark.parametrize("config", ONE_OF_EACH, ids=lambda config: config.kind)
@@ -229,3 +230,36 @@ def test_rules_with_words_need_their_ids(config):
     for ids in (RuleIds(prefix=(4,) * 7), RuleIds(forced=((4, 5, 6), (4, 7, 5, 6)))):
         with pytest.raises(ValueError, match=r"leaves no word|do not fit"):
             run(make("toy"), scene(1), config, ids=ids)
+
+
+@each_search
+@pytest.mark.parametrize("name", ["transformer", "meshed_memory"])
+def test_a_few_images_at_a_time_have_the_captions_that_all_at_once_have(name, config, monkeypatch):
+    stepped, differ = [], False
+    kind = type(make(name))
+    step = kind.step
+
+    def watched(self, words, carry, memory):
+        stepped.append(words.shape)
+        return step(self, words, carry, memory)
+
+    monkeypatch.setattr(kind, "step", watched)
+    for seed, end in itertools.product((2, 4, 5), (2.0, 3.0, 4.0)):
+        decoder, features = make(name, seed=seed, end=end), scene(5, seed=seed)
+        features = features._replace(valid=torch.arange(3) < torch.tensor([3, 1, 2, 3, 2])[:, None])
+        with monkeypatch.context() as patched:
+            patched.setattr(parts, "ROWS", 5 * config.live)
+            whole = run(decoder, features, config)
+        assert {images for images, _ in stepped} == {5}
+        stepped.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(parts, "ROWS", 2 * config.live)
+            found = run(decoder, features, config)
+        assert {images for images, _ in stepped} == {1, 2}
+        assert max(width for _, width in stepped) <= config.live
+        stepped.clear()
+        for part, other in zip(found, whole, strict=True):
+            torch.testing.assert_close(part, other)
+        lengths = whole.lengths.amax(1).tolist()
+        differ |= len({max(lengths[:2]), max(lengths[2:4]), lengths[4]}) > 1
+    assert differ  # parts were as long as one another each time: nothing was seen of how they are joined

@@ -24,7 +24,7 @@ class Decoder(nn.Module, abc.ABC):
 
     vocabulary_size: int
     embedding: nn.Embedding  # of the words read
-    parallel: bool = False  # `forward` reads all words at once, and needs no `running` for that
+    parallel: bool = False  # `forward` reads all words at once, without `running`; a Carry grows with each word
 
     @abc.abstractmethod
     def remember(self, features: Features) -> Any:

@@ -55,6 +55,7 @@ class Ensemble(Decoder):
             raise ValueError(f"the members' vocabularies differ: {sorted(sizes)} words")
         self.vocabulary_size = sizes.pop()
         self.members, self.average = nn.ModuleList(members), average
+        self.parallel = any(member.parallel for member in members)
         self.weights = tuple(each / sum(weights) for each in weights)
 
     @property

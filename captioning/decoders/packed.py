@@ -37,10 +37,19 @@ def _packs(weight: Tensor) -> bool:
 
 
 class _PackedLinear(nn.Module):
+    """Packed when it is first given that many rows: what is looked at once an image never is."""
+
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.forward = product(linear.weight, rows, linear.bias)  # type: ignore[method-assign]
+        self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
+        self.packed: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self.rows * x.shape[-1]:
+            return F.linear(x, self.weight, self.bias)
+        if self.packed is None:
+            self.packed = product(self.weight, self.rows, self.bias)
+        return self.packed(x)
 
 
 def for_rows(module: Module, rows: int) -> Module:

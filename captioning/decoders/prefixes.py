@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -28,10 +28,8 @@ class Room:
             return Room(list(self.held), kept + count)
         taken = self.filled != kept  # another continuation of these words has claimed the place behind them
         if taken or kept + count > self.held[0].shape[2]:
-            held = _held(self.held, kept + SPARE * count)
-            for new, old in zip(held, self.held, strict=True):
-                new[:, :, :kept] = old[:, :, :kept]
-            return Room(held, kept + count)
+            held = (each[:, :, :kept] for each in self.held)
+            return Room(_spacious(held, layers=len(self.held), count=count), kept + count)
         self.filled = kept + count
         return self
 
@@ -91,16 +89,27 @@ class Prefixes(NamedTuple):
         place = used.cumsum(1) - 1
         held = self.room.held
         rows = order + held[0].shape[2] * torch.arange(images, device=own.device)[:, None]
-        moved = [
+        moved = (
             each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
-        ]
-        return Prefixes(place.gather(1, own.flatten(1)).view_as(own), Room(moved, most), most)
+        )
+        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most)
+        return Prefixes(place.gather(1, own.flatten(1)).view_as(own), room, most)
 
 
-def _held(like: Sequence[Tensor], capacity: int) -> list[Tensor]:
-    """Empty room of `capacity` words in each layer, one block of memory: many of all sizes would break it up."""
-    _, images, _, size = like[0].shape
-    return list(like[0].new_empty(len(like), 2, images, capacity, size).unbind(0))
+def _spacious(words: Iterable[Tensor], *, layers: int, count: int) -> list[Tensor]:
+    """Each layer's `words` (2, B, U, H), with space for `SPARE` x `count` more behind them where no gradients are.
+
+    In one block of memory: many of all sizes would break it up. The layers' words are asked for one by one, so
+    that those that are made for this never exist all at once.
+    """
+    if torch.is_grad_enabled():
+        return list(words)
+    held = list[Tensor]()
+    for layer, part in enumerate(words):
+        _, images, kept, size = part.shape
+        held = held or list(part.new_empty(layers, 2, images, kept + SPARE * count, size).unbind(0))
+        held[layer][:, :, :kept] = part
+    return held
 
 
 def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> Prefixes:

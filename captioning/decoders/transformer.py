@@ -262,8 +262,8 @@ def read_words(
 
 def _mean_attention(shown: Sequence[Tensor | None]) -> Tensor | None:
     """The mean over layers and heads of weights (B, heads, Q, N): (B, Q, N); None where they are not known."""
-    known = [weights for weights in shown if weights is not None]
-    return torch.stack(known).mean((0, 2)) if known else None
+    known = [weights.mean(1) for weights in shown if weights is not None]
+    return torch.stack(known).mean(0) if known else None
 
 
 class EncoderLayer(nn.Module):

@@ -16,6 +16,7 @@ from captioning.decoders.base import Decoder
 from captioning.search.beam import BeamConfig, beam
 from captioning.search.diverse_beam import DiverseBeamConfig, diverse_beam
 from captioning.search.greedy import GreedyConfig, greedy
+from captioning.search.parts import in_parts
 from captioning.search.rules import RuleIds
 from captioning.search.sample import SampleConfig, sample
 from captioning.search.stochastic_beam import StochasticBeamConfig, stochastic_beam
@@ -63,7 +64,11 @@ def search(
         UserError: the decoder's logits are NaN or infinite.
         ValueError: ids outside the vocabulary; words among the rules, but no ids.
     """
-    return config.search(decoder, memory, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys)
+
+    def find(decoder: Decoder, memory: Any, keys: Tensor | None) -> Hypotheses:
+        return config.search(decoder, memory, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys)
+
+    return in_parts(find, decoder, memory, live=config.live, keys=keys)
 
 
 __all__ = [

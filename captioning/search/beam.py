@@ -42,6 +42,11 @@ class BeamConfig(Ranked):
     def ranking(self) -> Ranking:
         return Ranking(self.width, self.n_best, self.max_length, self.length_rule, self.alpha, self.patience)
 
+    @property
+    def live(self) -> int:
+        """Sequences an image, at most words."""
+        return self.width
+
     def finding(self, count: int) -> BeamConfig:
         """A search for `count` captions an image, wider where that is needed."""
         return replace(self, n_best=count, width=max(self.width, count))

@@ -44,6 +44,11 @@ class DiverseBeamConfig(Ranked):
         if self.width % self.groups:
             raise ValueError(f"width must be a multiple of groups, got {self.width} and {self.groups}")
 
+    @property
+    def live(self) -> int:
+        """Sequences an image, at most words."""
+        return self.width
+
     def finding(self, count: int) -> DiverseBeamConfig:
         """A search for `count` captions an image, wider where that is needed."""
         width = self.groups * math.ceil(max(self.width, count) / self.groups)

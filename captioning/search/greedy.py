@@ -23,6 +23,11 @@ class GreedyConfig(Rules):
 
     kind: Literal["greedy"] = "greedy"
 
+    @property
+    def live(self) -> int:
+        """Sequences an image, at most words."""
+        return 1
+
     def finding(self, count: int) -> GreedyConfig | BeamConfig:
         """A search for `count` captions an image: a beam search where that is more than one."""
         return self if count == 1 else BeamConfig(width=count, n_best=count, **settings(self, BeamConfig))

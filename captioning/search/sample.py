@@ -27,6 +27,11 @@ class SampleConfig(Drawn):
     kind: Literal["sample"] = "sample"
     samples: Annotated[int, Field(ge=1)] = 1
 
+    @property
+    def live(self) -> int:
+        """Sequences an image, at most words."""
+        return self.samples
+
     def finding(self, count: int) -> SampleConfig:
         return replace(self, samples=count)
 

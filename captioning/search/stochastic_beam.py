@@ -26,6 +26,11 @@ class StochasticBeamConfig(Drawn):
     kind: Literal["stochastic_beam"] = "stochastic_beam"
     samples: Annotated[int, Field(ge=1)] = 5
 
+    @property
+    def live(self) -> int:
+        """Sequences an image, at most words."""
+        return self.samples
+
     def finding(self, count: int) -> StochasticBeamConfig:
         return replace(self, samples=count)
 
