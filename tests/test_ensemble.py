@@ -203,12 +203,12 @@ def test_weights_must_be_one_a_member_and_above_zero(weights):
         Ensemble([member("toy", 0), member("toy", 1)], weights=weights)
 
 
-def test_it_parallel_where_a_member_does():
+def test_it_is_parallel_where_a_member_is():
     lstm, cached = (
         build(config, channels=5, vocabulary_size=7)
         for config in (SoftAttentionLSTMConfig(embedding=3, hidden=3), TransformerConfig(hidden=6, heads=2))
     )
-    assert Ensemble([lstm, cached]).parallel and not Ensemble([lstm, lstm]).carries_words
+    assert Ensemble([lstm, cached]).parallel and not Ensemble([lstm, lstm]).parallel
 
 
 def test_members_must_share_a_vocabulary():

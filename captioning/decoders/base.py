@@ -24,7 +24,7 @@ class Decoder(nn.Module, abc.ABC):
 
     vocabulary_size: int
     embedding: nn.Embedding  # of the words read
-    parallel: bool = False  # `forward` reads all words at once, without `running`; a Carry grows with each word
+    parallel: bool = False  # `forward` needs no `running`, reads all words at once; a Carry grows with each
 
     @abc.abstractmethod
     def remember(self, features: Features) -> Any:
