@@ -165,6 +165,8 @@ def counting() -> Iterator[FlopCounterMode]:
     known = {aten.mv: _matrix_by_vector, **dict.fromkeys((aten.addmv, aten.addmv_), _matrix_by_vector_added)}
     if torch.backends.mkl.is_available():
         known[torch.ops.mkl._mkl_linear] = _packed
+    if torch.backends.mkldnn.is_available():
+        known[torch.ops.mkldnn._linear_pointwise] = _blocked
     with FlopCounterMode(display=False, custom_mapping=known) as counter:
         yield counter
 
@@ -179,3 +181,7 @@ def _matrix_by_vector_added(added: torch.Size, matrix: torch.Size, vector: torch
 
 def _packed(x: torch.Size, packed: Any, weight: torch.Size, bias: Any, rows: int, **_: Any) -> int:
     return 2 * x[:-1].numel() * weight[0] * weight[1]
+
+
+def _blocked(x: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    return 2 * out_shape.numel() * x[-1]

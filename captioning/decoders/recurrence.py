@@ -8,8 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from captioning.decoders.packed import product
+
+Product = Callable[[Tensor], Tensor]
 
 
 class LoopLinear:
@@ -27,16 +30,18 @@ class LoopLinear:
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
-        self._products: dict[int, Callable[[Tensor], Tensor]] = {}  # by the number of rows
+        self._rows = 0  # of the first call: as many as there ever are, and most calls have them
+        self._ways: tuple[Product, Product] | None = None  # there and back, laid out for that many rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         if not self._deferred:
             return self._linear(x)
-        rows = x.shape[:-1].numel()
-        if rows not in self._products:
-            self._products[rows] = product(cast(Tensor, self._linear.weight), rows)
-        return _Recorded.apply(x, self._weight, self._products[rows], self._factors)
+        weight, rows = cast(Tensor, self._linear.weight).detach(), x.shape[:-1].numel()
+        if self._ways is None:
+            self._rows, self._ways = rows, (product(weight, rows), product(weight.t(), rows))
+        ways = self._ways if rows == self._rows else (lambda x: F.linear(x, weight), lambda x: x @ weight)
+        return _Recorded.apply(x, self._weight, *ways, self._factors)
 
 
 class _Gathered(torch.autograd.Function):
@@ -64,17 +69,18 @@ class _Recorded(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        multiply: Callable[[Tensor], Tensor],
+        weight: Tensor,  # for autograd: its gradient comes behind all calls
+        multiply: Product,
+        back: Product,
         factors: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.factors = factors
+        ctx.save_for_backward(x)
+        ctx.factors, ctx.back = factors, back
         return multiply(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (x,) = ctx.saved_tensors
         ctx.factors.append((x.flatten(0, -2), slope.flatten(0, -2)))
-        return slope @ weight, None, None, None
+        return ctx.back(slope), None, None, None, None
