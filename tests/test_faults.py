@@ -1,4 +1,4 @@
-"""What a run survives: damaged checkpoints, signals, a full disk, gradients without number."""
+"""What a run survives: damaged checkpoints, signals, a full disk, gradients without number, hostile YAML."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import signal
 import pytest
 import torch
 
+from captioning.batches import TrainingBatches
 from captioning.errors import Stopped, UserError
-from captioning.experiment import Experiment, parse
+from captioning.experiment import Experiment, parse, read_config
 from captioning.files import check_manifest
+from captioning.study import read_study
 from captioning.training import checkpoint, loop
 from captioning.training.objective import CrossEntropy, Loss
 from tests.test_training import tiny
@@ -188,6 +190,46 @@ def test_an_update_without_a_finite_gradient_is_skipped_and_noted(tmp_path, monk
     assert any("step 1 is skipped: its gradient is nan" in line for line in said)
     (noted,) = [json.loads(line) for line in (run.folder / "bad_steps.jsonl").read_text().splitlines()]
     assert noted["step"] == 1 and noted["images"] == calls[1]
+
+
+def test_a_killed_loader_process_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path, monkeypatch
+):
+    whole = experiment(tmp_path, "whole", workers=1)
+    whole.train()
+    run = experiment(tmp_path, workers=1)
+    real, parent = TrainingBatches.__getitem__, os.getpid()
+
+    def dying(self, numbers):
+        if os.getpid() != parent and self.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBatches, "__getitem__", dying)
+        with pytest.raises(
+            UserError, match=r"a process that loads images ended .*lower training\.workers"
+        ) as told:
+            run.train()
+    assert "\n" not in str(told.value)
+    run.train(resume=True)
+    assert weights(run) == weights(whole)
+    assert (run.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!mkdir"])
+def test_yaml_that_would_run_something_is_refused_and_runs_nothing(tmp_path, tag):
+    ran = tmp_path / "ran"
+    hostile = f"{tag} [{ran}]"
+    for name, content in (("config", f"name: {hostile}\n"), ("study", f"name: a\nbase: {hostile}\n")):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(content)
+        with pytest.raises(UserError, match=f"{name}.yaml: broken YAML"):
+            (read_config if name == "config" else read_study)(path)
+    path.write_text("name: a\n")
+    with pytest.raises(UserError, match="the value is not YAML"):
+        read_config(path, [f"name={hostile}"])
+    assert not ran.exists()
 
 
 def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
