@@ -28,9 +28,7 @@ class SelfCriticalConfig:
         cider, bleu: weights of CIDEr-D (0 to 10, as published) and of sentence BLEU-4 (0 to 1) in the reward;
             `<end>` is a word of captions and references.
         temperature: of the distribution that is drawn from and whose log-probabilities are trained. Samples should
-            be worth about as much as the captions of the search that is used in the end (RESULTS.md).
-        dropout: keep it in the pass whose log-probabilities are trained. Captions are still drawn without it, so the
-            gradient is then not quite that of the expected reward.
+            be worth about as much as what the search finds that is used in the end (RESULTS.md).
         max_length: most words of a caption, `<end>` counted.
     """
 
@@ -40,7 +38,6 @@ class SelfCriticalConfig:
     cider: NotNegative = 1.0
     bleu: NotNegative = 0.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    dropout: bool = False
     max_length: Annotated[int, Field(ge=2)] = 20
 
     def __post_init__(self) -> None:

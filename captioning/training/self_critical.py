@@ -29,9 +29,8 @@ class SelfCritical(nn.Module):
     """Minus the mean over the update's samples of (reward - baseline) x log-probability.
 
     Its gradient is in expectation that of minus the expected reward (REINFORCE, Williams 1992), for a sample
-    takes no part in its own baseline. The captioner is put in eval mode: with dropout, captions would be drawn from
-    one distribution and the log-probabilities of another one trained. `config.dropout` asks for just that, of the
-    decoder: it regularises, and the expectation above is then only near.
+    takes no part in its own baseline. The captioner is put and left in eval mode: with dropout, captions would
+    be drawn from one distribution and the log-probabilities of another one trained.
     """
 
     def __init__(
@@ -59,8 +58,7 @@ class SelfCritical(nn.Module):
         captioner, config = self.captioner.eval(), self.config
         decoder, vocabulary = captioner.decoder, captioner.vocabulary
         device = next(decoder.parameters()).device
-        features = captioner.features(to_device(batch.images, device))
-        memory = decoder.remember(features)
+        memory = decoder.remember(captioner.features(to_device(batch.images, device)))
         ids = batch.image_ids or [next(iter(self.numbers))]  # a share of nothing is one image, weighted by 0
         drawing = replace(self.sample, seed=_seed(self.seed, update.step))
         drawn = found(decoder, memory, drawing, vocabulary, ids)
@@ -69,8 +67,6 @@ class SelfCritical(nn.Module):
             baseline = self._reward(found(decoder, memory, self.greedy, vocabulary, ids), ids)
         else:
             baseline = (reward.sum(1, keepdim=True) - reward) / (config.samples - 1)
-        if config.dropout:
-            memory = decoder.train().remember(features)
         logp = caption_logp(decoder, memory, drawn, vocabulary, temperature=config.temperature)
         counts = float(bool(batch.image_ids))
         loss = -counts * ((reward - baseline).to(logp) * logp).sum()
