@@ -28,7 +28,8 @@ class SelfCriticalConfig:
             (Luo 2020), which costs no greedy search.
         cider, bleu: weights of CIDEr-D (0 to 10, as published) and of sentence BLEU-4 (0 to 1) in the reward;
             `<end>` is a word of captions and references.
-        temperature: of the distribution that is drawn from and whose log-probabilities are trained.
+        temperature: of the distribution that is drawn from and whose log-probabilities are trained. Samples should
+            be worth about as much as what the search finds that is used in the end (RESULTS.md).
         max_length: most words of a caption, `<end>` counted.
     """
 
