@@ -144,7 +144,7 @@ def _summed(scores: Scores, names: Sequence[str]) -> Floats:
             raise ValueError("BLEU's counts, which a resampled corpus is scored from, are not there")
         columns += scores.bleu
     if _METEOR in names and scores.meteor is not None:
-        columns += scores.meteor.T
+        columns.extend(scores.meteor.T)  # += would add numbers
     return np.column_stack(columns).astype(np.float64)
 
 
