@@ -36,22 +36,19 @@ def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[
 
 
 def _packs(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkl.is_available()
-        and hasattr(torch.ops.mkl, "_mkl_linear")
-    )
+    mkl = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+    return mkl and _plain(weight)
+
+
+def _plain(weight: Tensor) -> bool:
+    """On a CPU, in float32: what the libraries are asked for."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def onednn(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by `weight` here: on a CPU, in float32."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and _plain(weight)
 
 
 class _PackedLinear(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from captioning.decoders.loop import Product
 from captioning.decoders.packed import product
-
-Product = Callable[[Tensor], Tensor]
 
 
 class LoopLinear:
