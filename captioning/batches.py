@@ -19,7 +19,7 @@ from captioning.compact import Compact
 from captioning.encoders.region_files import RegionsConfig, padded, read_regions
 from captioning.errors import UserError
 from captioning.features import FeatureStore
-from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, prepare
+from captioning.images import AugmentationConfig, Preprocessing, augment, load_image, normalize, prepare_bytes
 from captioning.members import read_bytes
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Batch, Features
@@ -254,12 +254,13 @@ class PixelImages:
         self.sided = sided
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
-        return torch.stack([self._one(int(number), epoch) for number in numbers])
+        pixels = torch.stack([self._one(int(number), epoch) for number in numbers])
+        return normalize(pixels, self.preprocessing)  # all of them at once
 
     def _one(self, number: int, epoch: int) -> Tensor:
         image = load_image(str(self.paths[number]))
         if self.augmentation is None:
-            return prepare(image, self.preprocessing)
+            return prepare_bytes(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
         augmentation = self.augmentation
         if self.sided is not None and self.sided[number]:

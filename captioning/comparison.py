@@ -62,7 +62,7 @@ def report_study(plan: Plan, *, say: Say, speed: bool = True) -> Path:
         "metric": shown[0].config.training.metric,
         "chosen_on": "val",
         "remarks": remarks + more,
-        "made": _made(plan),
+        "made": _made(plan, shown[0]),
         "study": study.name,
     }
     if speed:
@@ -124,7 +124,7 @@ def _systems(plan: Plan, runs: Sequence[Run]) -> tuple[list[System], list[ImageR
     return systems, compare_files.records_of(list(settings.values()), split)
 
 
-def _made(plan: Plan) -> list[str]:
+def _made(plan: Plan, done: Run) -> list[str]:
     study, shape, first = plan.study, plan.shape, plan.runs[0].config
     tokens = first.training.tokens
     size = f"{tokens} tokens" if tokens else f"{first.training.images} images"
@@ -136,6 +136,9 @@ def _made(plan: Plan) -> list[str]:
         f"{size} with {first.training.captions} captions an image in the same order for the same seed, "
         f"{first.training.epochs} epochs, search `{_search(first)}`; the best epoch by {_primary(first)} on `val`.",
     ]
+    jobs = read_json(study.folder / "plan.json").get("jobs", 1)
+    threads = read_json(done.config.folder / "env.json")["threads"]
+    lines.append(f"Trained {jobs} at a time, with {threads} thread{'s' * (threads > 1)} each.")
     if study.learning_rates:
         lines.append(
             f"Learning rates: {len(study.learning_rates)} for every decoder, {study.search_epochs} epochs each with "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -368,15 +369,16 @@ def build_store(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process, however it ends."""
+    """One writer at a time, the others wait; the lock goes with the process, however it ends."""
     with open(folder / ".lock", "wb") as lock:
+        # not flock: that is inherited, and loading processes outlive a killed build by seconds
         try:
-            # not flock: that is inherited, and loading processes outlive a killed build by seconds
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"{folder}: another process is building this feature store; wait for it"
-            ) from None
+            print(
+                f"{folder}: another process is building this feature store; waiting for it", file=sys.stderr
+            )
+            fcntl.lockf(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -228,6 +228,9 @@ _NOT_ALLOWED = (
 )
 
 
+_PRINTABLE = bytes((*b"\t\n\r", *range(32, 127), *range(128, 256)))
+
+
 def refusal(head: bytes) -> str | None:
     """Why a file that begins with `head` is none of `FORMATS`, where that can be told; else None."""
     if not head:
@@ -244,8 +247,7 @@ def refusal(head: bytes) -> str | None:
         return "not an image (looks like XML)"
     if head[:1] != b"P" and not head.strip(b"\0"):
         return "not an image (only zero bytes)"
-    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 or byte >= 128 for byte in head)
-    if printable == len(head) and not _looks_like_image(head):
+    if not head.translate(None, _PRINTABLE) and not _looks_like_image(head):
         return "not an image (looks like text)"
     return None
 
@@ -435,7 +437,7 @@ def augment(
     *,
     generator: np.random.Generator,
 ) -> Tensor:
-    """A randomly changed image -> the encoder's input, (3, size, size) float32."""
+    """A randomly changed image, prepared up to its last step (`normalize`): (3, size, size) uint8."""
     if augmentation.scale != (1.0, 1.0):
         top, left, height, width = _random_box(image, augmentation, generator)
         image = F.crop(image, top, left, height, width)
@@ -450,7 +452,7 @@ def augment(
             image = adjust(image, float(generator.uniform(1 - amount, 1 + amount)))
     if augmentation.hue:
         image = F.adjust_hue(image, float(generator.uniform(-augmentation.hue, augmentation.hue)))
-    return prepare(image, preprocessing)
+    return prepare_bytes(image, preprocessing)
 
 
 def _random_box(

@@ -1,5 +1,5 @@
-"""A study: decoders x seeds of one experiment, made equally large, run one after another. Trains and scores by the
-tools, each in a process of its own; knows files and settings, no batch and no metric."""
+"""A study: decoders x seeds of one experiment, made equally large, run one or some at a time. Trains and scores by
+the tools, each in a process of its own; knows files and settings, no batch and no metric."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -22,6 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+from tqdm import tqdm
 
 from captioning import datasets, encoders
 from captioning.analysis import cost
@@ -401,10 +404,15 @@ def _progress(folder: Path) -> dict[str, Any]:
     return progress
 
 
-def execute(plan: Plan, *, say: Callable[[str], None], tool: Tool | None = None) -> dict[str, float]:
+def execute(
+    plan: Plan, *, say: Callable[[str], None], tool: Tool | None = None, jobs: int = 1
+) -> dict[str, float]:
     """Run what isn't there yet: trials of learning rates, trainings, captions and scores of the split.
 
     Whatever is killed is gone on with when called again.
+
+    Args:
+        jobs: trainings at a time, each with its share of the cores. What they say is then in their train.log only.
 
     Returns:
         The learning rate of each system.
@@ -414,16 +422,48 @@ def execute(plan: Plan, *, say: Callable[[str], None], tool: Tool | None = None)
     """
     study = plan.study
     with locked(study.folder) as lock:
-        tool = tool or process(lock)
-        write_json(study.folder / "plan.json", as_json(plan))
-        rates = _try_rates(plan, tool, say)
-        for number, run in enumerate(plan.runs, 1):
+        tool = tool or process(lock, jobs)
+        if any(state(run.config) != "trained" for run in plan.runs):
+            write_json(study.folder / "plan.json", {**as_json(plan), "jobs": jobs})
+        rates = _try_rates(plan, tool, say, jobs)
+
+        def work(number: int, run: Run) -> None:
             config = with_rate(run.config, rates.get(run.system))
             began = time.perf_counter()
             if _train(config, tool, say, title=f"run {number} of {len(plan.runs)}"):
                 say(f"{config.name}: trained in {(time.perf_counter() - began) / 60:.1f} minutes")
             _evaluate(config, study.split, tool, say)
+
+        _at_once(jobs, [functools.partial(work, *each) for each in enumerate(plan.runs, 1)], "runs")
     return rates
+
+
+def _at_once(jobs: int, work: Sequence[Callable[[], None]], what: str) -> None:
+    """Do all of `work`, `jobs` at a time, begun in their order. The first error is raised when those already begun
+    have ended; the rest is not begun."""
+    if jobs == 1:
+        for each in work:
+            each()
+        return
+    failed = threading.Event()
+
+    def one(each: Callable[[], None]) -> None:
+        if failed.is_set():
+            return
+        try:
+            each()
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(work), desc=what, disable=None, delay=2) as bar:
+        for future in as_completed([pool.submit(one, each) for each in work]):
+            try:
+                future.result()
+            except BaseException:
+                failed.set()  # Ctrl-C comes here, not into a thread
+                raise
+            bar.update()
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -439,12 +479,15 @@ def with_rate(config: ExperimentConfig, rate: float | None) -> ExperimentConfig:
     return config if rate is None else replace(config, training=replace(config.training, learning_rate=rate))
 
 
-def _try_rates(plan: Plan, tool: Tool, say: Callable[[str], None]) -> dict[str, float]:
+def _try_rates(plan: Plan, tool: Tool, say: Callable[[str], None], jobs: int = 1) -> dict[str, float]:
     """Every trial not there yet; the best rate of each system."""
-    for number, (_, _, run) in enumerate(plan.trials, 1):
-        if _diverged(run.config).is_file():
-            continue
-        _train(run.config, tool, say, title=f"learning rate {number} of {len(plan.trials)}", trial=True)
+
+    def work(number: int, run: Run) -> None:
+        if not _diverged(run.config).is_file():
+            _train(run.config, tool, say, title=f"learning rate {number} of {len(plan.trials)}", trial=True)
+
+    tries = [functools.partial(work, number, run) for number, (_, _, run) in enumerate(plan.trials, 1)]
+    _at_once(jobs, tries, "learning rates")
     found = tried_rates(plan)
     rates = {}
     for name, values in found.items():
@@ -575,23 +618,34 @@ def locked(folder: Path, *, patience: float = 5.0) -> Iterator[int]:
         os.close(descriptor)
 
 
-def process(lock: int) -> Tool:
-    """Runs a tool as a process of its own, which holds the lock too and ends when we do."""
+def process(lock: int, jobs: int = 1) -> Tool:
+    """Runs a tool as a process of its own, which holds the lock too and ends when we do.
+
+    With several `jobs` each gets its share of the cores, and only its last line on stderr is kept.
+    """
+    alone = jobs == 1
+    shared = {} if alone else {"OMP_NUM_THREADS": str(threads_each(jobs))}
 
     def run(name: str, *arguments: str) -> tuple[int, str]:
         sys.stdout.flush()
         child = subprocess.Popen(
             [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments],
+            stdout=None if alone else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(lock,),
             preexec_fn=_end_with_parent,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            env={
+                **os.environ,
+                **shared,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            },
         )
         said = b""
         assert child.stderr is not None
         try:
             while part := child.stderr.read1(1 << 16):  # type: ignore[attr-defined]
-                os.write(2, part)  # progress bars too are for the person
+                if alone:
+                    os.write(2, part)  # progress bars too are for the person
                 said = (said + part)[-4000:]
             return child.wait(), _last_line(said.decode("utf-8", "replace"))
         finally:
@@ -600,6 +654,16 @@ def process(lock: int) -> Tool:
                 child.wait()
 
     return run
+
+
+def usual_jobs() -> int:
+    """Trainings at a time: small models use one core best, and a GPU is shared by none."""
+    return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
+
+
+def threads_each(jobs: int) -> int:
+    """A training's share of the cores that this process may use."""
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def _last_line(said: str) -> str:

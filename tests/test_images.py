@@ -562,18 +562,18 @@ def test_augmentation_of_nothing_is_preparation():
     preprocessing = Preprocessing(size=37)
     assert AugmentationConfig().nothing
     same = augment(scene(), preprocessing, AugmentationConfig(), generator=generator)
-    torch.testing.assert_close(same, prepare(scene(), preprocessing), atol=0, rtol=0)
+    assert same.dtype == torch.uint8 and torch.equal(same, prepare_bytes(scene(), preprocessing))
 
 
 def test_flips_come_as_often_as_asked():
     preprocessing = Preprocessing(size=7)
-    plain = prepare(scene(), preprocessing)
+    plain = prepare_bytes(scene(), preprocessing).int()
     generator = np.random.default_rng(0)
     flipped = 0
     for _ in range(200):
-        tensor = augment(scene(), preprocessing, AugmentationConfig(flip=0.3), generator=generator)
+        tensor = augment(scene(), preprocessing, AugmentationConfig(flip=0.3), generator=generator).int()
         if not torch.equal(tensor, plain):
-            torch.testing.assert_close(tensor, plain.flip(-1), atol=0.06, rtol=0)
+            torch.testing.assert_close(tensor, plain.flip(-1), atol=4, rtol=0)
             flipped += 1
     assert 40 <= flipped <= 80
 
@@ -588,7 +588,7 @@ def test_augmentation_is_a_function_of_the_generator():
         for seed in (1, 1, 2)
     )
     assert torch.equal(once, again) and not torch.equal(once, other)
-    assert once.shape == (3, 37, 37) and once.isfinite().all()
+    assert once.shape == (3, 37, 37) and once.dtype == torch.uint8
 
 
 def test_random_crops_keep_the_share_asked_for():
@@ -598,9 +598,7 @@ def test_random_crops_keep_the_share_asked_for():
     preprocessing = Preprocessing(size=50, mean=(0, 0, 0), std=(1, 1, 1))
     generator = np.random.default_rng(4)
     for _ in range(20):
-        tensor = 255 * augment(
-            image, preprocessing, AugmentationConfig(scale=(0.25, 0.36)), generator=generator
-        )
+        tensor = augment(image, preprocessing, AugmentationConfig(scale=(0.25, 0.36)), generator=generator)
         width, height = (float(tensor[c].max() - tensor[c].min()) + 1 for c in (0, 1))
         assert 0.22 < width * height / 200**2 < 0.38
         assert 0.7 < width / height < 1.4

@@ -1,10 +1,13 @@
 """Studies: what a YAML file means, equal sizes, and a tiny one run, killed on the way and gone on with."""
 
+import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from running import tool
 
@@ -179,6 +182,46 @@ def test_one_process_at_a_time_works_on_a_study(tmp_path):
         studies.locked(tmp_path, patience=0),
     ):
         pass
+
+
+def test_jobs_are_at_work_together_with_their_share_of_the_cores(tmp_path):
+    plan = studies.plan(studies.read_study(write_study(tmp_path)))
+    together, called = threading.Barrier(2, timeout=60), []
+
+    def both(name, *arguments):
+        called.append(name)
+        together.wait()  # breaks where only one is at work
+        if name == "train":
+            for part in ("checkpoints/last", "model"):
+                folder = Path(arguments[0]).parent / part
+                folder.mkdir(parents=True)
+                (folder / "manifest.json").write_text("{}")
+            (folder.parent / "checkpoints/last/progress.json").write_text('{"done": true, "phase": 0}')
+        return 0, ""
+
+    studies.execute(plan, say=lambda line: None, tool=both, jobs=2)
+    assert called == ["train", "train", "evaluate", "evaluate"] * 2
+    cores = torch.get_num_threads()
+    assert studies.threads_each(1) == cores and studies.threads_each(2 * cores) == 1
+
+
+def test_the_first_error_of_jobs_is_raised_and_nothing_more_begins():
+    begun = []
+    failing = threading.Event()
+
+    def fail():
+        failing.set()
+        raise UserError("this one")
+
+    def other(number):
+        begun.append(number)
+        failing.wait(60)
+
+    with pytest.raises(UserError, match="this one"):
+        studies._at_once(
+            2, [functools.partial(other, 0), fail, *[functools.partial(other, n) for n in range(1, 9)]], ""
+        )
+    assert begun[0] == 0 and len(begun) <= 2
 
 
 def test_a_rate_that_diverges_loses_and_the_study_goes_on(tmp_path):

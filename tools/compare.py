@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from captioning.errors import run
+from captioning.options import positive
 
 EXAMPLES = """examples, a study (trains what isn't there yet; killed at any point, the same command goes on):
   python tools/compare.py configs/study_shapes.yaml --dry-run       sizes and runs, nothing is trained
@@ -41,6 +42,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--dry-run", action="store_true", help="print the study's plan, with sizes, parameters and FLOPs")
     add("--report-only", action="store_true", help="train nothing")
+    add(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="a study's trainings at a time, each with its share of the cores (default: with a GPU 1, without "
+        "one for every core, 4 at most)",
+    )
     add("--predictions", nargs="+", metavar="FILE", help="COCO results, a system each")
     add("--references", metavar="FILE", help="the captions to score them by, as tools/evaluate.py reads them")
     add("--split", metavar="NAME", help="of runs (default: val) or of the references")
@@ -53,8 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     if bool(options.predictions) != bool(options.references):
         parser.error("--predictions and --references go together")
     options.study = bool(options.what) and options.what[0].endswith((".yaml", ".yml"))
-    if not options.study and (options.dry_run or options.report_only):
-        parser.error("--dry-run and --report-only are for a study")
+    if not options.study and (options.dry_run or options.report_only or options.jobs):
+        parser.error("--dry-run, --report-only and --jobs are for a study")
     if options.study and (options.split or options.out):
         parser.error("a study's file says its split, and its report goes into its folder")
     return options
@@ -85,7 +93,7 @@ def study(options: argparse.Namespace) -> Path | None:
     if options.dry_run:
         return None
     if not options.report_only:
-        studies.execute(plan, say=say)
+        studies.execute(plan, say=say, jobs=options.jobs or studies.usual_jobs())
     return comparison.report_study(plan, say=say, speed=not options.no_speed)
 
 
