@@ -236,6 +236,25 @@ def test_gates_tell_how_the_state_came_about(name):
         before = step.gates
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if not name.startswith(("transformer", "meshed")) and "rnn" not in name]
+)
+def test_forget_bias_is_how_much_is_kept_as_training_begins(name):
+    kept = {}
+    for bias in (1.0, 6.0):
+        torch.manual_seed(0)
+        config = dataclasses.replace(CONFIGS[name], forget_bias=bias)
+        decoder = build(config, channels=CHANNELS, vocabulary_size=VOCABULARY).eval()
+        features, words = scene(2, 3, 5, 1)
+        memory = decoder.remember(Features(features.regions.float()))
+        gates = decoder.step(words[..., 0], decoder.start(memory, 3), memory)[0].gates
+        kept[bias] = [
+            float((each.update if each.forget is None else each.forget).logit().mean()) for each in gates
+        ]
+    for low, high in zip(kept[1.0], kept[6.0], strict=True):
+        assert low == pytest.approx(1, abs=0.4) and high == pytest.approx(6, abs=0.4)
+
+
 def test_the_sentinel_is_the_share_of_what_is_remembered():
     """With all that regions show at zero, what is left of the mixture is the sentinel's share."""
     decoder = make("adaptive_attention")

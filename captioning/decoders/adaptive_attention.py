@@ -87,7 +87,7 @@ class AdaptiveAttention(Decoder):
             nn.init.orthogonal_(gate)
         for product in (self.query, self.sentinel_key):
             nn.init.xavier_uniform_(product.weight)
-        self.cell.initialise(self.word_gates.bias.data[: 4 * size])
+        self.cell.initialise(self.word_gates.bias.data[: 4 * size], forget=self.config.forget_bias)
         nn.init.zeros_(self.word_gates.bias.data[4 * size :])
 
     def remember(self, features: Features) -> Memory:

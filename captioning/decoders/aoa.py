@@ -104,7 +104,7 @@ class AoA(Decoder):
             nn.init.orthogonal_(gate)
         for product in (self.query, self.judge):
             nn.init.xavier_uniform_(product.weight)
-        self.cell.initialise(self.word_gates.bias)
+        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
     def remember(self, features: Features) -> Memory:
         regions = self.project(features.regions)

@@ -75,7 +75,7 @@ class Att2in(Decoder):
         nn.init.xavier_uniform_(self.from_hidden.weight.data[5 * size :])
         nn.init.xavier_uniform_(self.from_context.weight)
         nn.init.zeros_(self.word_gates.bias)
-        nn.init.ones_(self.word_gates.bias.data[size : 2 * size])  # remember at first
+        nn.init.constant_(self.word_gates.bias.data[size : 2 * size], self.config.forget_bias)
 
     def remember(self, features: Features) -> Seen:
         return self.look.remember(features._replace(regions=self.project(features.regions)))

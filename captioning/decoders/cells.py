@@ -31,8 +31,9 @@ class Cell(nn.Module, abc.ABC):
         """
 
     @abc.abstractmethod
-    def initialise(self, bias: Tensor) -> None:
-        """Set the biases (blocks x H,) of the inputs' products as they are best at the start."""
+    def initialise(self, bias: Tensor, *, forget: float) -> None:
+        """Set the biases (blocks x H,) of the inputs' products as training begins: `forget` where there is a gate
+        that keeps the state, 0 elsewhere."""
 
 
 class LSTM(Cell):
@@ -55,9 +56,9 @@ class LSTM(Cell):
         gates = Gates(input=enter, forget=forget, candidate=candidate, output=out, cell=cell, hidden=hidden)
         return (hidden, cell), gates
 
-    def initialise(self, bias: Tensor) -> None:
+    def initialise(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
-        nn.init.ones_(bias.chunk(4)[1])  # remember at first (Jozefowicz et al. 2015)
+        nn.init.constant_(bias.chunk(4)[1], forget)
 
 
 class GRU(Cell):
@@ -81,9 +82,9 @@ class GRU(Cell):
         hidden = torch.lerp(candidate, state[0], update)
         return (hidden,), Gates(reset=reset, update=update, candidate=candidate, hidden=hidden)
 
-    def initialise(self, bias: Tensor) -> None:
+    def initialise(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
-        nn.init.ones_(bias.chunk(3)[1])  # remember at first, as the LSTM
+        nn.init.constant_(bias.chunk(3)[1], forget)
 
 
 class RNN(Cell):
@@ -98,7 +99,7 @@ class RNN(Cell):
         hidden = torch.tanh(entered + recalled)
         return (hidden,), Gates(hidden=hidden)
 
-    def initialise(self, bias: Tensor) -> None:
+    def initialise(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
 
 

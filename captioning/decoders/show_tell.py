@@ -58,7 +58,7 @@ class ShowTell(Decoder):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         for gate in self.from_hidden.weight.data.split(config.hidden):
             nn.init.orthogonal_(gate)
-        self.cell.initialise(self.word_gates.bias)
+        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
     def remember(self, features: Features) -> Memory:
         said = self.word_gates(self.dropout(self.see(mean_region(features))))[:, None]  # (B, 1, gates)

@@ -102,7 +102,7 @@ class SoftAttentionLSTM(Decoder):
             nn.init.orthogonal_(gate)
         nn.init.xavier_uniform_(self.from_hidden.weight.data[self.gates :])
         nn.init.xavier_uniform_(self.from_context.weight)
-        self.cell.initialise(self.word_gates.bias)
+        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
     def remember(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))

@@ -95,7 +95,7 @@ class UpDown(Decoder):
             for gate in own.split(size):
                 nn.init.orthogonal_(gate)
         for bias in (self.word_gates.bias, self.language_bias):
-            self.cell.initialise(bias)
+            self.cell.initialise(bias, forget=self.config.forget_bias)
 
     def remember(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
