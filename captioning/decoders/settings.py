@@ -16,8 +16,8 @@ class RecurrentConfig:
     """Sizes of a word's embedding and of the state; dropout of the embedding and of what chooses the word.
 
     forget_bias: of the forget gates (a GRU's update gates) as training begins. A cell keeps sigmoid(forget_bias) of
-        itself at each word: 1 (Jozefowicz et al. 2015) keeps 73 %, 4 keeps 98 %, and what shall be remembered
-        over n words is learned fast where it is about ln n (Tallec and Ollivier 2018).
+        itself at each word: 1 (Jozefowicz et al. 2015) keeps 73 %, 4 keeps 98 %. Where something is to be
+        remembered over n words, values up to ln n are a start (Tallec and Ollivier 2018).
     """
 
     __pydantic_config__ = {"extra": "forbid"}
