@@ -41,6 +41,7 @@ section.key=value; a wrong key is refused with the nearest right one.""",
         f"{progress.seconds / 60:.1f} minutes\n"
         f"model: {experiment.folder / 'model'}   numbers: {experiment.folder / 'metrics.jsonl'}"
     )
+    experiment.world.leave()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -48,6 +49,16 @@ class World(NamedTuple):
         """Until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+    def leave(self) -> None:
+        """End the group, at the ordinary end of a process and as its last use of the others.
+
+        Without it a thread of gloo's may still hold a tensor as the interpreter ends, and aborts the process. After
+        an error it is left out: it could wait for processes that are gone.
+        """
+        if self.size > 1:
+            gc.collect()  # a model spread over processes holds the group as well
+            distributed.destroy_process_group()
 
 
 def join(device: torch.device) -> World:
