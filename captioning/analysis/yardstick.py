@@ -36,7 +36,8 @@ def step(
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(entered) * torch.tanh(candidate)
     hidden = torch.sigmoid(out) * torch.tanh(cell)
     deep = torch.tanh(model.deep(torch.cat([hidden, context, embedded], 1)))
-    return model.words(model.dropout(deep)), (hidden, cell)
+    deep = model.dropout(deep)
+    return F.linear(deep, model.words.weight, model.words.bias), (hidden, cell)
 
 
 def first(model: SoftAttentionLSTM, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,14 +20,14 @@ def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[
     """`F.linear(x, weight, bias)` for many `x` (..., in) of `rows` rows in all; others take the usual way.
 
     A matrix product on a CPU first copies its factors into the order in which it reads them. With few rows
-    that takes as long as the product; here it is done once: by MKL for processors with AVX-512, else by oneDNN,
-    which is ahead on them. The numbers are the same. Not on a GPU, not in another precision: plain `F.linear`.
+    that takes as long as the product; here it is done once: by MKL for Intel's processors with AVX-512, else by
+    oneDNN, which is ahead on them. The numbers are the same. Not on a GPU, not in another precision: plain `F.linear`.
     No gradients go through it.
     """
     if not _packs(weight):
         return lambda x: F.linear(x, weight, bias)
     weight = weight.detach().contiguous()
-    if onednn(weight) and torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if onednn(weight) and not _mkl_leads():
         blocked = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         return lambda x: (
             torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
@@ -33,6 +36,14 @@ def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[
         )
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)
+
+
+@functools.cache
+def _mkl_leads() -> bool:
+    """On Intel's processors with AVX-512; for those of others MKL has no kernels of that width."""
+    cpus = Path("/proc/cpuinfo")
+    maker = cpus.read_text() if cpus.exists() else platform.processor()
+    return "GenuineIntel" in maker and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def _packs(weight: Tensor) -> bool:
