@@ -249,7 +249,7 @@ def test_forget_bias_is_how_much_is_kept_as_training_begins(name):
         memory = decoder.remember(Features(features.regions.float()))
         gates = decoder.step(words[..., 0], decoder.start(memory, 3), memory)[0].gates
         kept[bias] = [
-            float((each.update if each.forget is None else each.forget).logit().mean()) for each in gates
+            (each.update if each.forget is None else each.forget).logit().mean().item() for each in gates
         ]
     for low, high in zip(kept[1.0], kept[6.0], strict=True):
         assert low == pytest.approx(1, abs=0.4) and high == pytest.approx(6, abs=0.4)

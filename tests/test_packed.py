@@ -11,6 +11,12 @@ from captioning.decoders import packed
 from captioning.decoders.packed import for_rows, product
 
 
+@pytest.fixture(params=[True, False], ids=["mkl", "onednn"], autouse=True)
+def library(request, monkeypatch):
+    """Each that a processor may prefer."""
+    monkeypatch.setattr(packed, "_mkl_leads", lambda: request.param)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [0, 1, 6, 35])
 def test_a_product_is_that_of_linear_for_any_number_of_rows(dtype, rows):
