@@ -37,6 +37,7 @@ def step(
     hidden = torch.sigmoid(out) * torch.tanh(cell)
     deep = torch.tanh(model.deep(torch.cat([hidden, context, embedded], 1)))
     deep = model.dropout(deep)
+    # torch's product, where `model.words` has a faster one of its own
     return F.linear(deep, model.words.weight, model.words.bias), (hidden, cell)
 
 
