@@ -28,13 +28,9 @@ def additive_energy(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
         return _AdditiveEnergy.apply(keys, query, weight)
     if keys.device.type != "cpu":
         return (keys[:, None] + query[:, :, None]).tanh_() @ weight
-    (images, regions, size), width = keys.shape, query.shape[1]
-    energy = keys.new_empty(images, width, regions)
     blocks = _blocks(keys, query)
-    bent = keys.new_empty(blocks[0].stop, width, regions, size)
-    for part in blocks:
-        _bend(keys[part], query[part], weight, bent=bent[: part.stop - part.start], energy=energy[part])
-    return energy
+    bent = keys.new_empty(blocks[0].stop, query.shape[1], *keys.shape[1:])
+    return _energy(keys, query, weight, [(part, bent[: part.stop - part.start]) for part in blocks])
 
 
 def _blocks(keys: Tensor, query: Tensor) -> list[slice]:
@@ -44,12 +40,17 @@ def _blocks(keys: Tensor, query: Tensor) -> list[slice]:
     return [slice(first, min(first + count, images)) for first in range(0, images, count)]
 
 
-def _bend(keys: Tensor, query: Tensor, weight: Tensor, *, bent: Tensor, energy: Tensor) -> None:
-    """tanh(key + query) into `bent` (B, K, N, A), its product with the weight into `energy` (B, K, N)."""
-    # tanh(x) as 1 - 2 sigmoid(-2 x): torch's tanh takes three times as long
-    torch.add(-2 * keys[:, None], query[:, :, None], alpha=-2, out=bent)
-    torch.sub(bent.new_ones(()), bent.sigmoid_(), alpha=2, out=bent)
-    torch.mv(bent.flatten(0, 2), weight, out=energy.view(-1))
+def _energy(keys: Tensor, query: Tensor, weight: Tensor, blocks: list[tuple[slice, Tensor]]) -> Tensor:
+    """The energy (B, K, N), and in each block's tensor (B', K, N, A) sigmoid(2 (key + query)).
+
+    tanh(x) is 2 sigmoid(2 x) - 1, and torch's tanh takes three times as long.
+    """
+    energy = keys.new_empty(*query.shape[:2], keys.shape[1])
+    keys, query = 2 * keys[:, None], 2 * query[:, :, None]
+    for part, bent in blocks:
+        torch.add(keys[part], query[part], out=bent).sigmoid_()
+        torch.mv(bent.flatten(0, 2), weight, out=energy[part].view(-1))
+    return energy.mul_(2).sub_(weight.sum())
 
 
 class _AdditiveEnergy(torch.autograd.Function):
@@ -57,35 +58,30 @@ class _AdditiveEnergy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
-        bent = keys.new_empty(len(keys), query.shape[1], *keys.shape[1:])  # (B, K, N, A)
-        energy = keys.new_empty(bent.shape[:3])
-        for part in _blocks(keys, query):
-            _bend(keys[part], query[part], weight, bent=bent[part], energy=energy[part])
-        ctx.save_for_backward(bent, weight, keys, query)
-        return energy
+        ctx.blocks = _blocks(keys, query)
+        bent = keys.new_empty(*query.shape[:2], *keys.shape[1:])  # (B, K, N, A)
+        ctx.save_for_backward(bent, weight)
+        return _energy(keys, query, weight, [(part, bent[part]) for part in ctx.blocks])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        bent, weight, keys, query = ctx.saved_tensors
-        to_keys, to_query = (
-            torch.empty_like(keys),
-            torch.empty_like(query, memory_format=torch.contiguous_format),
-        )
-        to_weight = torch.zeros_like(weight)
+        bent, weight = ctx.saved_tensors
+        images, width, regions, size = bent.shape
+        to_keys, to_query = bent.new_empty(images, regions, size), bent.new_empty(images, width, size)
+        to_weight = bent.new_empty(images * width, 1, size)
         slope = slope.contiguous()
-        blocks = _blocks(keys, query)
-        buffer = torch.empty_like(bent[blocks[0]])
-        for part in blocks:
-            # d tanh = 1 - bent^2, summed over regions for the query and over sequences for the keys
+        buffer = torch.empty_like(bent[ctx.blocks[0]])
+        for part in ctx.blocks:
+            rows = slice(part.start * width, part.stop * width)
+            torch.bmm(slope.view(-1, 1, regions)[rows], bent.flatten(0, 1)[rows], out=to_weight[rows])
+            # with s the sigmoid, d tanh = 4 s (1 - s), summed over regions for the query, over sequences for keys
             product = torch.mul(bent[part], slope[part, ..., None], out=buffer[: part.stop - part.start])
-            to_weight.addmv_(bent[part].flatten(0, 2).t(), slope[part].flatten())
-            product.mul_(bent[part])
+            product.addcmul_(product, bent[part], value=-1)
             torch.sum(product, 2, out=to_query[part])
             torch.sum(product, 1, out=to_keys[part])
-        to_query = weight * (slope.sum(2)[..., None] - to_query)
-        to_keys = weight * (slope.sum(1)[..., None] - to_keys)
-        return to_keys, to_query, to_weight
+        weight = 4 * weight
+        return to_keys.mul_(weight), to_query.mul_(weight), 2 * to_weight.sum((0, 1)) - slope.sum()
 
 
 def attend(energy: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

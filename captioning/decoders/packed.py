@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """`F.linear(x, weight, bias)` for many `x` (..., in) of `rows` rows in all; others take the usual way.
+    """`F.linear(x, weight, bias)` for many `x` (..., in), most of them of `rows` rows in all.
 
     A matrix product on a CPU first copies its factors into the order in which it reads them. With few rows
     that takes as long as the product; here it is done once: by MKL for Intel's processors with AVX-512, else by
@@ -26,14 +26,11 @@ def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[
     """
     if not _packs(weight):
         return lambda x: F.linear(x, weight, bias)
-    weight = weight.detach().contiguous()
+    weight = weight.detach()
     if onednn(weight) and not _mkl_leads():
         blocked = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        return lambda x: (
-            torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
-            if x.numel() == rows * x.shape[-1]
-            else F.linear(x, weight, bias)
-        )
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+    weight = weight.contiguous()
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
     return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)
 
@@ -63,7 +60,7 @@ def onednn(weight: Tensor) -> bool:
 
 
 class _PackedLinear(nn.Module):
-    """Packed when it is first given that many rows: what is looked at once an image never is."""
+    """Packed when it is first given that many rows, then for fewer too: what is looked at once an image never is."""
 
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
@@ -71,10 +68,11 @@ class _PackedLinear(nn.Module):
         self.packed: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() != self.rows * x.shape[-1]:
+        rows = x.shape[:-1].numel()
+        if self.packed is None and rows == self.rows:
+            self.packed = product(self.weight, rows, self.bias)
+        if self.packed is None or rows > self.rows:
             return F.linear(x, self.weight, self.bias)
-        if self.packed is None:
-            self.packed = product(self.weight, self.rows, self.bias)
         return self.packed(x)
 
 

@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from captioning.decoders.loop import Product
 from captioning.decoders.packed import product
@@ -28,18 +27,17 @@ class LoopLinear:
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
-        self._rows = 0  # of the first call: as many as there ever are, and most calls have them
-        self._ways: tuple[Product, Product] | None = None  # there and back, laid out for that many rows
+        # there and back, laid out for the first call's rows: as many as there ever are, and most calls have them
+        self._ways: tuple[Product, Product] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         if not self._deferred:
             return self._linear(x)
-        weight, rows = cast(Tensor, self._linear.weight).detach(), x.shape[:-1].numel()
         if self._ways is None:
-            self._rows, self._ways = rows, (product(weight, rows), product(weight.t(), rows))
-        ways = self._ways if rows == self._rows else (lambda x: F.linear(x, weight), lambda x: x @ weight)
-        return _Recorded.apply(x, self._weight, *ways, self._factors)
+            weight, rows = cast(Tensor, self._linear.weight).detach(), x.shape[:-1].numel()
+            self._ways = product(weight, rows), product(weight.t(), rows)
+        return _Recorded.apply(x, self._weight, *self._ways, self._factors)
 
 
 class _Gathered(torch.autograd.Function):
