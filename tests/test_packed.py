@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from captioning.decoders import packed
-from captioning.decoders.packed import for_rows, product
+from captioning.decoders.packed import GELULinear, for_rows, product
 
 
 @pytest.fixture(params=[True, False], ids=["mkl", "onednn"], autouse=True)
@@ -48,7 +48,7 @@ def test_only_inference_packs_and_the_module_stays_as_it_was():
 def test_what_never_meets_that_many_rows_is_never_packed(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        packed, "product", lambda weight, *more: asked.append(weight) or product(weight, *more)
+        packed, "product", lambda weight, *more, **how: asked.append(weight) or product(weight, *more, **how)
     )
     module = nn.ModuleList([nn.Linear(5, 7), nn.Linear(5, 7)])
     with torch.inference_mode():
@@ -58,3 +58,28 @@ def test_what_never_meets_that_many_rows_is_never_packed(monkeypatch):
             torch.testing.assert_close(often(x), module[0](x))
             torch.testing.assert_close(once(x[:1]), module[1](x[:1]))
     assert len(asked) == 1 and asked[0] is module[0].weight
+
+
+def test_what_is_packed_serves_fewer_rows_too_and_more_take_the_usual_way(monkeypatch):
+    plain = nn.Linear(5, 7)
+    with torch.inference_mode():
+        twin = for_rows(nn.Sequential(plain), 6)[0]
+        twin(torch.randn(6, 5))
+        for rows, usual in ((6, 0), (4, 0), (7, 1)):
+            calls = []
+            monkeypatch.setattr(twin, "usual", lambda x, calls=calls: calls.append(x) or plain(x))
+            x = torch.randn(rows, 5)
+            torch.testing.assert_close(twin(x), plain(x))
+            assert len(calls) == usual
+
+
+def test_a_gelu_in_the_product_is_the_one_behind_it():
+    module = GELULinear(5, 7)
+    x = 3 * torch.randn(6, 5)
+    expected = F.gelu(F.linear(x, module.weight, module.bias))
+    torch.testing.assert_close(module(x), expected)
+    with torch.inference_mode():
+        twin = for_rows(nn.Sequential(module), 6)
+        torch.testing.assert_close(twin(x), expected.detach())
+        torch.testing.assert_close(twin(x[:2]), expected[:2].detach())
+        torch.testing.assert_close(twin(torch.cat([x, x])), torch.cat([expected, expected]).detach())

@@ -216,6 +216,18 @@ def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
         assert cache.kept == max(len(each.unique()) for each in cache.own)
 
 
+def test_a_beam_gets_its_room_as_it_opens_and_its_words_stay_there():
+    with torch.no_grad():
+        cache, _ = no_words(torch.zeros(0), images=2, width=1, size=4, layers=2).longer()
+        cache = select(cache, torch.zeros(2, 3, dtype=torch.int64))
+        places = set()
+        for _ in range(20):  # no sequence dies
+            cache, _ = cache.longer()
+            places.add(cache.room.held[0].data_ptr())
+            cache = select(cache, torch.arange(3).expand(2, 3))
+    assert cache.kept == 1 + 20 * 3 and len(places) == 1
+
+
 def test_a_carry_may_be_gone_on_from_twice():
     decoder = make(CONFIG)
     with torch.no_grad():

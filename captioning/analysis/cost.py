@@ -162,7 +162,7 @@ def _decoded(
 def counting() -> Iterator[FlopCounterMode]:
     """torch's counter, and what it leaves out: products of a matrix and a vector, and those of packed weights."""
     aten = torch.ops.aten
-    known = {aten.mv: _matrix_by_vector, **dict.fromkeys((aten.addmv, aten.addmv_), _matrix_by_vector_added)}
+    known = {aten.mv: _matrix_by_vector, aten.addmv: _matrix_by_vector_added}
     if torch.backends.mkl.is_available():
         known[torch.ops.mkl._mkl_linear] = _packed
     if torch.backends.mkldnn.is_available():

@@ -16,23 +16,38 @@ from torch.nn import functional as F
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-    """`F.linear(x, weight, bias)` for many `x` (..., in), most of them of `rows` rows in all.
+class GELULinear(nn.Linear):
+    """gelu(x W^T + b) (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(super().forward(x))
+
+
+def product(
+    weight: Tensor, rows: int, bias: Tensor | None = None, *, gelu: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """`F.linear(x, weight, bias)`, or `F.gelu` of it, for many `x` (..., in), most of them of `rows` rows in all.
 
     A matrix product on a CPU first copies its factors into the order in which it reads them. With few rows
     that takes as long as the product; here it is done once: by MKL for Intel's processors with AVX-512, else by
     oneDNN, which is ahead on them. The numbers are the same. Not on a GPU, not in another precision: plain `F.linear`.
     No gradients go through it.
     """
+    bend = F.gelu if gelu else _as_it_is
     if not _packs(weight):
-        return lambda x: F.linear(x, weight, bias)
+        return lambda x: bend(F.linear(x, weight, bias))
     weight = weight.detach()
     if onednn(weight) and not _mkl_leads():
         blocked = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, "none", [], "")
+        kind, form = ("gelu", "none") if gelu else ("none", "")
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocked, bias, kind, [], form)
     weight = weight.contiguous()
     packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
-    return lambda x: torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows)
+    return lambda x: bend(torch.ops.mkl._mkl_linear(x, packed, weight, bias, rows))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 @functools.cache
@@ -65,15 +80,14 @@ class _PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
         self.weight, self.bias, self.rows = linear.weight, linear.bias, rows
+        self.gelu, self.usual = isinstance(linear, GELULinear), linear.forward
         self.packed: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.shape[:-1].numel()
         if self.packed is None and rows == self.rows:
-            self.packed = product(self.weight, rows, self.bias)
-        if self.packed is None or rows > self.rows:
-            return F.linear(x, self.weight, self.bias)
-        return self.packed(x)
+            self.packed = product(self.weight, rows, self.bias, gelu=self.gelu)
+        return self.usual(x) if self.packed is None or rows > self.rows else self.packed(x)
 
 
 def for_rows(module: Module, rows: int) -> Module:

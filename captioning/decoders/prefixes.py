@@ -19,17 +19,19 @@ class Room:
     Whoever holds the first ones only keeps what they are. With gradients nothing is written in place.
     """
 
-    def __init__(self, held: list[Tensor], filled: int):
+    def __init__(self, held: list[Tensor], filled: int, count: int):
         self.held, self.filled = held, filled  # a layer's keys and values: (2, B, capacity, H)
+        self.count = count  # words at a time that the space is for
 
     def with_more(self, kept: int, count: int) -> Room:
         """A room that holds the first `kept` words of this one, `count` more being claimed behind them."""
         if torch.is_grad_enabled():
-            return Room(list(self.held), kept + count)
+            return Room(list(self.held), kept + count, count)
         taken = self.filled != kept  # another continuation of these words has claimed the place behind them
-        if taken or kept + count > self.held[0].shape[2]:
+        small = count > self.count  # a beam has opened: its few words are moved now, or more of them later
+        if taken or small or kept + count > self.held[0].shape[2]:
             held = (each[:, :, :kept] for each in self.held)
-            return Room(_spacious(held, layers=len(self.held), count=count), kept + count)
+            return Room(_spacious(held, layers=len(self.held), count=count), kept + count, count)
         self.filled = kept + count
         return self
 
@@ -92,7 +94,7 @@ class Prefixes(NamedTuple):
         moved = (
             each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
         )
-        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most)
+        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most, parents.shape[1])
         return Prefixes(place.gather(1, own.flatten(1)).view_as(own), room, most)
 
 
@@ -115,4 +117,4 @@ def _spacious(words: Iterable[Tensor], *, layers: int, count: int) -> list[Tenso
 def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> Prefixes:
     """Before the first word; `like` tells type and device."""
     own = torch.empty(images, width, 0, dtype=torch.int64, device=like.device)
-    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0), kept=0)
+    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0, 0), kept=0)

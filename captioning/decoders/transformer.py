@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captioning.decoders.attention import multi_head
 from captioning.decoders.base import Decoder
+from captioning.decoders.packed import GELULinear
 from captioning.decoders.positions import rotated, sinusoids
 from captioning.decoders.prefixes import Prefixes, no_words
 from captioning.decoders.word_scores import WordScores
@@ -279,7 +280,7 @@ class EncoderLayer(nn.Module):
             nn.Linear(size, size),
         )
         self.feed_norm = nn.LayerNorm(size)
-        self.wide, self.narrow = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
+        self.wide, self.narrow = GELULinear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
@@ -288,7 +289,7 @@ class EncoderLayer(nn.Module):
         inside = self.inside(_before(self.norm, regions, self.post)).chunk(3, -1)
         out = self.out(multi_head(*inside, heads=self.heads, allowed=allowed))
         regions = _behind(self.norm, regions + self.drop(out), self.post)
-        wide = nn.functional.gelu(self.wide(_before(self.feed_norm, regions, self.post)))
+        wide = self.wide(_before(self.feed_norm, regions, self.post))
         return _behind(self.feed_norm, regions + self.drop(self.narrow(self.drop(wide))), self.post)
 
 
@@ -307,7 +308,7 @@ class DecoderLayer(nn.Module):
         self.region_norm, self.region_query = nn.LayerNorm(size), nn.Linear(size, size)
         self.region_in, self.region_out = nn.Linear(size, 2 * size), nn.Linear(size, size)
         self.feed_norm = nn.LayerNorm(size)
-        self.wide, self.narrow = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
+        self.wide, self.narrow = GELULinear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.drop = nn.Dropout(config.dropout)
 
     def drop_rate(self) -> float:
@@ -328,7 +329,7 @@ class DecoderLayer(nn.Module):
         query = self.region_query(_before(self.region_norm, x, self.post))
         mixed, weights = look(query, regions, valid, dropout=self.drop_rate(), shown=not self.training)
         x = _behind(self.region_norm, x + self.drop(self.region_out(mixed)), self.post)
-        wide = nn.functional.gelu(self.wide(_before(self.feed_norm, x, self.post)))
+        wide = self.wide(_before(self.feed_norm, x, self.post))
         return _behind(self.feed_norm, x + self.drop(self.narrow(self.drop(wide))), self.post), weights
 
 
@@ -359,14 +360,17 @@ def look(
     Returns:
         (B, Q, H), and with `shown` the weights (B, heads, Q, N), to which no dropout is applied.
     """
-    query = query.unflatten(-1, (regions.keys.shape[1], -1)).transpose(1, 2)  # (B, heads, Q, d)
+    heads = regions.keys.shape[1]
+    if shown:
+        query = query * (query.shape[-1] // heads) ** -0.5
+    query = query.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, Q, d)
     allowed = None if valid is None else valid[:, None, None]
     if not shown:
         mixed = nn.functional.scaled_dot_product_attention(
             query, *regions, attn_mask=allowed, dropout_p=dropout
         )
         return mixed.transpose(1, 2).flatten(-2), None
-    energy = query @ regions.keys.transpose(-1, -2) * query.shape[-1] ** -0.5
+    energy = query @ regions.keys.transpose(-1, -2)
     if allowed is not None:
         energy = energy.masked_fill(~allowed, float("-inf"))
     weights = torch.softmax(energy, -1)
