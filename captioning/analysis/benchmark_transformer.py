@@ -5,15 +5,25 @@ The only file that imports transformers (of the extra `dev`). No weights are fet
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioning.analysis.benchmark import flops, large_product, memory_ratios, peak_memory, rounds, summary
+from captioning.analysis.benchmark import (
+    Apart,
+    Ways,
+    flops,
+    large_product,
+    memory_ratios,
+    peak_memory,
+    rounds,
+    summary,
+)
 from captioning.decoders import TransformerConfig, build
 from captioning.decoders.transformer import DecoderLayer, Transformer
 from captioning.errors import UserError
@@ -35,6 +45,8 @@ FEW = 10
 CONFIG = TransformerConfig(
     hidden=512, feed_forward=2048, heads=8, layers=6, max_length=LENGTH, tied=True, dropout=0.0
 )
+BEAM = BeamConfig(width=WIDTH, min_length=LENGTH, max_length=LENGTH)
+Attention = Literal["eager", "sdpa"]
 
 
 def sizes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, Any]:
@@ -59,7 +71,7 @@ def sizes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, Any]:
 
 
 def bart(
-    config: TransformerConfig, *, vocabulary_size: int, attention: Literal["eager", "sdpa"]
+    config: TransformerConfig, *, vocabulary_size: int, attention: Attention
 ) -> transformers.BartForConditionalGeneration:
     """A BART of random weights whose decoder has our sizes."""
     sizes = {**sizes_of(config, vocabulary_size), "attn_implementation": attention}
@@ -150,47 +162,66 @@ def find(model: Transformer, features: Features, config: SearchConfig) -> Tensor
     return found.words[:, 0]
 
 
+class _Searching(NamedTuple):
+    """What both are to caption, and our model."""
+
+    model: Transformer
+    features: Features
+
+    def find(self, config: SearchConfig) -> Tensor:
+        return find(self.model, self.features, config)
+
+
+def _searching(seed: int) -> _Searching:
+    generator = np.random.default_rng(seed)
+    regions = torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CONFIG.hidden), np.float32))
+    torch.manual_seed(seed)
+    model = build(CONFIG, channels=CONFIG.hidden, vocabulary_size=WORDS).eval()
+    assert isinstance(model, Transformer)
+    return _Searching(model, Features(regions))
+
+
+def _theirs(seed: int, *, attention: Attention) -> Ways:
+    searching = _searching(seed)
+    model = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
+    return Ways(
+        lambda: searching.find(BEAM),
+        lambda: generate(model, searching.features.regions, width=WIDTH, length=LENGTH),
+    )
+
+
 def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
     """Beam search of width 5 over 50 images, each caption exactly 20 words, float32.
 
     Theirs is BART's decoder with its cache, in the faster of torch's attention and the plain one, given the
-    encoder's output. Ours projects and normalises the regions besides. That both find the same captions is
-    seen once with one set of weights, which `twin` carries over.
+    encoder's output, in a process of its own. Ours projects and normalises the regions besides. That both find
+    the same captions is seen once with one set of weights, which `twin` carries over.
     """
-    generator = np.random.default_rng(seed)
-    features = Features(
-        torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CONFIG.hidden), np.float32))
-    )
-    torch.manual_seed(seed)
-    model = build(CONFIG, channels=CONFIG.hidden, vocabulary_size=WORDS).eval()
-    assert isinstance(model, Transformer)
-    config = BeamConfig(width=WIDTH, min_length=LENGTH, max_length=LENGTH)
-    same = same_captions(model, Features(features.regions[:FEW]), config)
+    searching = _searching(seed)
+    model, regions = searching.model, searching.features.regions
+    same = same_captions(model, Features(regions[:FEW]), BEAM)
     if same < 0.9:  # rounding may tip a near tie, no more
         raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
-    attention, theirs = _faster(features.regions)
-    found: dict[str, Tensor] = {}
-
-    def ours() -> None:
-        found["ours"] = find(model, features, config)
-
-    def huggingface() -> None:
-        found["huggingface"] = generate(theirs, features.regions, width=WIDTH, length=LENGTH)
-
-    ways: dict[str, Callable[[], Any]] = {"ours": ours, "huggingface": huggingface}
-    counted = flops(ways["ours"])
-    product, product_flops = large_product()
-    seconds = rounds({**ways, "product": product}, repeats=repeats)
-    for name, words in found.items():
+    attention = _faster(regions)
+    apart = Apart(functools.partial(_theirs, attention=attention), seed)
+    for name, words in {"ours": searching.find(BEAM).numpy(), "huggingface": apart()[1]}.items():
         if words.shape != (IMAGES, LENGTH) or (words == Vocabulary.end).any():
             raise RuntimeError(f"{name}: {LENGTH} words an image were asked for, got {words}")
-    greedy = GreedyConfig(min_length=LENGTH, max_length=LENGTH)
+    counted = flops(lambda: searching.find(BEAM))
+    product, product_flops = large_product()
+    seconds = rounds(
+        {"ours": lambda: searching.find(BEAM), "huggingface": apart, "product": product}, repeats=repeats
+    )
     memory = {
-        **{name: peak_memory(way) for name, way in ways.items()},
-        "ours_greedy": peak_memory(lambda: find(model, features, greedy)),
+        "ours": peak_memory(lambda: searching.find(BEAM)),
+        "huggingface": apart.peak_memory(),
+        "ours_greedy": peak_memory(
+            lambda: searching.find(GreedyConfig(min_length=LENGTH, max_length=LENGTH))
+        ),
         "beam_logits": IMAGES * WIDTH * WORDS * 4,
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
     }
+    apart.close()
     return {
         "name": "decode transformer",
         **summary(
@@ -217,16 +248,14 @@ def same_captions(model: Transformer, features: Features, config: BeamConfig) ->
     return float((find(model, features, config) == theirs).all(1).float().mean())
 
 
-def _faster(regions: Tensor) -> tuple[str, transformers.BartForConditionalGeneration]:
-    """BART with the attention that is faster here."""
-    seconds: dict[str, float] = {}
-    models: dict[str, Any] = {}
-    kinds: tuple[Literal["sdpa"], Literal["eager"]] = ("sdpa", "eager")
+def _faster(regions: Tensor) -> Attention:
+    """The attention with which BART is faster here."""
+    seconds: dict[Attention, float] = {}
+    kinds: tuple[Attention, ...] = ("sdpa", "eager")
     for attention in kinds:
-        models[attention] = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
-        generate(models[attention], regions[:2], width=WIDTH, length=2)
+        model = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
+        generate(model, regions[:2], width=WIDTH, length=2)
         began = time.perf_counter()
-        generate(models[attention], regions[:FEW], width=WIDTH, length=LENGTH)
+        generate(model, regions[:FEW], width=WIDTH, length=LENGTH)
         seconds[attention] = time.perf_counter() - began
-    best = min(seconds, key=lambda name: seconds[name])
-    return best, models[best]
+    return min(kinds, key=lambda name: seconds[name])

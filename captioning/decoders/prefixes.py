@@ -19,19 +19,17 @@ class Room:
     Whoever holds the first ones only keeps what they are. With gradients nothing is written in place.
     """
 
-    def __init__(self, held: list[Tensor], filled: int, count: int):
+    def __init__(self, held: list[Tensor], filled: int):
         self.held, self.filled = held, filled  # a layer's keys and values: (2, B, capacity, H)
-        self.count = count  # words at a time that the space is for
 
     def with_more(self, kept: int, count: int) -> Room:
         """A room that holds the first `kept` words of this one, `count` more being claimed behind them."""
         if torch.is_grad_enabled():
-            return Room(list(self.held), kept + count, count)
+            return Room(list(self.held), kept + count)
         taken = self.filled != kept  # another continuation of these words has claimed the place behind them
-        small = count > self.count  # a beam has opened: its few words are moved now, or more of them later
-        if taken or small or kept + count > self.held[0].shape[2]:
+        if taken or kept + count > self.held[0].shape[2]:
             held = (each[:, :, :kept] for each in self.held)
-            return Room(_spacious(held, layers=len(self.held), count=count), kept + count, count)
+            return Room(_spacious(held, layers=len(self.held), count=count), kept + count)
         self.filled = kept + count
         return self
 
@@ -94,7 +92,7 @@ class Prefixes(NamedTuple):
         moved = (
             each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
         )
-        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most, parents.shape[1])
+        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most)
         return Prefixes(place.gather(1, own.flatten(1)).view_as(own), room, most)
 
 
@@ -102,14 +100,16 @@ def _spacious(words: Iterable[Tensor], *, layers: int, count: int) -> list[Tenso
     """Each layer's `words` (2, B, U, H), with space for `SPARE` x `count` more behind them where no gradients are.
 
     In one block of memory: many of all sizes would break it up. The layers' words are asked for one by one, so
-    that those that are made for this never exist all at once.
+    that those that are made for this never exist all at once. The first word gets no more than its own space: how
+    many sequences there will be, a search tells with the second.
     """
     if torch.is_grad_enabled():
         return list(words)
     held = list[Tensor]()
     for layer, part in enumerate(words):
         _, images, kept, size = part.shape
-        held = held or list(part.new_empty(layers, 2, images, kept + SPARE * count, size).unbind(0))
+        space = kept + (SPARE * count if kept else count)
+        held = held or list(part.new_empty(layers, 2, images, space, size).unbind(0))
         held[layer][:, :, :kept] = part
     return held
 
@@ -117,4 +117,4 @@ def _spacious(words: Iterable[Tensor], *, layers: int, count: int) -> list[Tenso
 def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> Prefixes:
     """Before the first word; `like` tells type and device."""
     own = torch.empty(images, width, 0, dtype=torch.int64, device=like.device)
-    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0, 0), kept=0)
+    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0), kept=0)

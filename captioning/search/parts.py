@@ -15,9 +15,9 @@ from captioning.decoders.packed import for_rows
 from captioning.search.scores import PAD
 from captioning.tensors import Hypotheses
 
-ROWS = 256
+ROWS = 128
 """Sequences that a CPU takes a step with at a time, where they carry all their words: more of them make its
-products faster, as weights are read once for all, but the words' memory grows with them."""
+products a little faster, as weights are read once for all, but the words' memory grows with them."""
 
 Find = Callable[[Decoder, Any, Tensor | None], Hypotheses]
 """A search with a decoder over a memory, and its images' keys."""
