@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from captioning.metrics import Scores
-from captioning.metrics.bleu import BleuStatistics, bleu
-from captioning.metrics.meteor import meteor_score
-from captioning.metrics.ngrams import ORDERS, Floats, Ints
+from captioning.metrics.bleu import bleu, of_numbers
+from captioning.metrics.ngrams import Floats, Ints
 
 _COVERED = 0.95
 _DRAWN = 1 << 21  # numbers drawn at a time: bounds memory, changes no result
 RESAMPLES = 10_000
 _BLEU = "Bleu_"
-_METEOR = "METEOR"
 
 METHOD = (
-    "paired bootstrap over images: BLEU and METEOR recomputed from summed counts, other metrics from their means; "
+    "paired bootstrap over images: BLEU, mBLEU and METEOR recomputed from summed counts, others from their means; "
     "CIDEr's document frequencies kept; 95 % percentile interval; p two-sided, of the shifted difference, +1 smoothed"
 )
 """For signatures: what the numbers of `paired_bootstrap` are."""
@@ -38,15 +37,15 @@ class Comparison(NamedTuple):
 
 
 def comparable(scores: Scores) -> list[str]:
-    """The metrics in `scores` that a resampled corpus has a score by: BLEU, METEOR, and means over images."""
+    """The metrics in `scores` that a resampled corpus has a score by: of numbers that add up, or a mean."""
     return [
         name
         for name, value in scores.corpus.items()
-        if name in scores.per_image
-        and (
-            name.startswith(_BLEU)
-            or (name == _METEOR and scores.meteor is not None)
-            or abs(scores.per_image[name].mean() - value) <= 1e-9 * max(1, abs(value))
+        if name in scores.summed
+        or (name.startswith(_BLEU) and scores.bleu is not None)
+        or (
+            name in scores.per_image
+            and abs(scores.per_image[name].mean() - value) <= 1e-9 * max(1, abs(value))
         )
     ]
 
@@ -57,9 +56,9 @@ def paired_bootstrap(
     """Compare two systems' scores of the same images in the same order (Koehn 2004).
 
     Every resample draws as many images as there are, with replacement, the same for both systems and for all
-    metrics. BLEU of a resample comes from its summed counts and lengths, brevity penalty included, METEOR from its
-    summed statistics; other metrics are means of the images' scores, CIDEr with the document frequencies that it
-    was scored by.
+    metrics. BLEU of a resample comes from its summed counts and lengths, brevity penalty included, so do mBLEU and the
+    oracle's BLEU, and METEOR from its summed statistics; other metrics are means of the images' scores, CIDEr with
+    the document frequencies that it was scored by.
 
     The interval runs from the 2.5th to the 97.5th percentile of the resampled differences. With d the difference
     on all images and d* the resampled ones, p = (1 + #{|d* - mean of d*| >= |d|}) / (1 + resamples): how often a
@@ -95,18 +94,25 @@ def resampled(systems: Sequence[Scores], *, names: Sequence[str], resamples: int
         if wrong := [name for name in names if name not in comparable(scores)]:
             there = ", ".join(comparable(scores)) or "none"
             raise ValueError(f"no score of {wrong[0]} can be resampled; of these it can: {there}")
-    sizes = {len(scores.per_image[name]) for scores in systems for name in names}
+    parts = [_parts(scores, names) for scores in systems]
+    sizes = {len(part.numbers) for own in parts for part in own}
     if len(sizes) != 1:
         raise ValueError(f"scores of {' and of '.join(map(str, sorted(sizes)))} images: not the same images")
 
     images = sizes.pop()
-    parts = [_summed(scores, names) for scores in systems]
-    columns = np.concatenate(parts, axis=1)  # (I, S C): C numbers of an image and system, side by side
+    columns = [
+        np.concatenate([part.numbers for part in own], axis=1, dtype=np.float64) for own in parts
+    ]  # (I, C) each: all that is summed of an image
+    ends = [np.cumsum([part.numbers.shape[1] for part in own])[:-1] for own in parts]
     found: list[Floats] = []
     with tqdm(total=resamples, desc="resampling", leave=False, disable=None, delay=2) as progress:
         for drawn in draw(images, resamples=resamples, seed=seed):
-            sums = np.split(_times(drawn) @ columns, len(systems), axis=1)  # S of (r, C)
-            found.append(np.stack([_scores(each, names, images) for each in sums]))
+            times, scored = _times(drawn), np.empty((len(systems), len(drawn), len(names)))
+            for number, own in enumerate(parts):
+                sums = np.split(times @ columns[number], ends[number], axis=1)
+                for part, each in zip(own, sums, strict=True):
+                    scored[number][:, part.places] = part.score(each)
+            found.append(scored)
             progress.update(len(drawn))
     return np.concatenate(found, axis=1)
 
@@ -136,29 +142,35 @@ def _times(drawn: Ints) -> Floats:
     return np.bincount(flat, minlength=rows * images).reshape(rows, images).astype(np.float64)
 
 
-def _summed(scores: Scores, names: Sequence[str]) -> Floats:
-    """What is summed over images, (I, C): a number for each metric; then BLEU's ten and METEOR's, if asked for."""
-    columns = [scores.per_image[name] for name in names]
-    if any(name.startswith(_BLEU) for name in names):
-        if scores.bleu is None:
-            raise ValueError("BLEU's counts, which a resampled corpus is scored from, are not there")
-        columns += scores.bleu
-    if _METEOR in names and scores.meteor is not None:
-        columns.extend(scores.meteor.T)  # += would add numbers
-    return np.column_stack(columns).astype(np.float64)
+class _Part(NamedTuple):
+    """Some of the metrics: what they are computed from, and how."""
+
+    places: list[int]  # among the names asked for
+    numbers: np.ndarray  # (I, C)
+    score: Callable[[Floats], Floats]  # their sums over resampled images (r, C) -> (r, places)
 
 
-def _scores(sums: Floats, names: Sequence[str], images: int) -> Floats:
-    """Sums (r, C) over resampled images -> corpus scores (r, names)."""
-    scores = sums[:, : len(names)] / images
-    orders = {column: int(name[-1]) - 1 for column, name in enumerate(names) if name.startswith(_BLEU)}
-    behind = len(names)
-    if orders:
-        counts = sums[:, behind : behind + 2 * ORDERS + 2].astype(np.int64)
-        matches, totals, lengths = np.split(counts, (ORDERS, 2 * ORDERS), axis=1)
-        whole = bleu(BleuStatistics(matches, totals, *lengths.T))  # (r, ORDERS)
-        scores[:, list(orders)] = whole[:, list(orders.values())]
-        behind += counts.shape[1]
-    if sums.shape[1] > behind:
-        scores[:, names.index(_METEOR)] = meteor_score(sums[:, behind:])
-    return scores
+def _column(score: Callable[[Floats], Floats], sums: Floats) -> Floats:
+    return score(sums)[:, None]
+
+
+def _parts(scores: Scores, names: Sequence[str]) -> list[_Part]:
+    """All metrics of one system. Those of BLEU are computed from the same numbers, means from a number each."""
+    parts, orders, means = [], dict[int, int](), list[int]()
+    for place, name in enumerate(names):
+        if name in scores.summed:
+            numbers, score = scores.summed[name]
+            parts.append(_Part([place], numbers, partial(_column, score)))
+        elif name.startswith(_BLEU):
+            orders[place] = int(name[-1]) - 1
+        else:
+            means.append(place)
+    if orders and scores.bleu is not None:
+        chosen = list(orders.values())
+        parts.append(
+            _Part(list(orders), scores.bleu.numbers(), lambda sums: bleu(of_numbers(sums))[:, chosen])
+        )
+    if means:
+        each = np.column_stack([scores.per_image[names[place]] for place in means])
+        parts.append(_Part(means, each, lambda sums: sums / len(each)))
+    return parts

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioning.metrics import Scores, java
+from captioning.metrics import Scores, Summed, java
 from captioning.metrics.java import Unavailable, meteor, spice
+from captioning.metrics.meteor import meteor_score
 from captioning.significance import comparable, draw, resampled
 from captioning.tokenizer import tokenize
 
@@ -64,7 +65,8 @@ def test_meteor_as_pycocoevalcap() -> None:
     np.testing.assert_allclose(mine.per_image, each, rtol=0, atol=1e-9)
 
     # a resample's score from summed statistics, beside Java's of the images that were drawn
-    whole = Scores({"METEOR": mine.corpus}, {"METEOR": mine.per_image}, meteor=mine.statistics)
+    further = {"METEOR": Summed(mine.statistics, meteor_score)}
+    whole = Scores({"METEOR": mine.corpus}, {"METEOR": mine.per_image}, summed=further)
     assert comparable(whole) == ["METEOR"]
     found = resampled([whole], names=["METEOR"], resamples=1, seed=5)[0, 0, 0]
     (drawn,) = next(draw(len(candidates), resamples=1, seed=5))

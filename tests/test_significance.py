@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from captioning.metrics import NAMES, Scores, score
+from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
+from captioning.metrics.diversity import diversity_scores
 from captioning.significance import comparable, draw, holm, paired_bootstrap, resampled
 
 Tokens = list[str]
@@ -64,6 +66,28 @@ def test_as_by_scoring_every_resample_from_scratch() -> None:
         assert comparison.high == pytest.approx(np.percentile(differences, 97.5), abs=1e-12)
         far = sum(abs(each - differences.mean()) >= abs(seen) for each in differences)
         assert comparison.p == (1 + far) / 54
+
+
+def test_diversity_as_by_scoring_every_resample_from_scratch() -> None:
+    """mBLEU and the oracle's BLEU, whose resampled corpus comes from counts that no other metric shares."""
+    references, systems = corpus(29, images=23, fidelity=(0.8, 0.5, 0.3))
+    captions = list(zip(*systems, strict=True))
+    table = DocumentFrequencies.of(ReferenceCounts(references))
+
+    def scores(images: Sequence[int]) -> Scores:
+        own = ReferenceCounts([references[i] for i in images])
+        return diversity_scores(own, [captions[i] for i in images], names=NAMES, frequencies=table)
+
+    whole = scores(range(23))
+    names = comparable(whole)
+    assert names == list(whole.corpus) and {"mBleu_4", "oracle_Bleu_1", "oracle_Bleu_4"} < set(names)
+    found = resampled([whole], names=names, resamples=17, seed=3)[0]
+    again = [
+        list(scores(images).corpus.values())
+        for images in np.concatenate(list(draw(23, resamples=17, seed=3)))
+    ]
+    np.testing.assert_allclose(found, again, atol=1e-12)
+    assert found.std(0).min() > 1e-4
 
 
 def test_resamples_do_not_depend_on_how_they_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +175,7 @@ def test_what_cannot_be_resampled() -> None:
         paired_bootstrap(a, b, names=["Bleu_4"], resamples=0)
     with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.bleu)
     assert comparable(with_meteor) == list(NAMES)
-    with pytest.raises(ValueError, match="counts, which a resampled corpus is scored from"):
+    with pytest.raises(ValueError, match=r"no score of Bleu_4 can be resampled; of these it can: ROUGE_L"):
         paired_bootstrap(a._replace(bleu=None), b, names=["Bleu_4"])
 
 

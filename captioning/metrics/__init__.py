@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,17 @@ from captioning.metrics.bleu import BleuStatistics
 from captioning.metrics.cider import DocumentFrequencies
 from captioning.metrics.ngrams import ORDERS, ReferenceCounts, count
 
-__all__ = ["NAMES", "BleuStatistics", "DocumentFrequencies", "ReferenceCounts", "Scores", "score"]
+__all__ = ["NAMES", "BleuStatistics", "DocumentFrequencies", "ReferenceCounts", "Scores", "Summed", "score"]
 
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr-D")
 """As pycocoevalcap spells them, but for CIDEr-D: what pycocoevalcap and papers call CIDEr is CIDEr-D here."""
+
+
+class Summed(NamedTuple):
+    """What a corpus score is computed from where it is no mean of the images' scores: numbers that add up."""
+
+    numbers: np.ndarray  # (I, C)
+    score: Callable[[np.ndarray], np.ndarray]  # their sums over images, resampled or not, (..., C) -> (...)
 
 
 class Scores(NamedTuple):
@@ -24,7 +32,7 @@ class Scores(NamedTuple):
     corpus: dict[str, float]
     per_image: dict[str, np.ndarray]  # (I,) each; their mean is not corpus BLEU
     bleu: BleuStatistics | None = None  # of each image: what a resampled corpus BLEU is computed from
-    meteor: np.ndarray | None = None  # (I, meteor.STATISTICS), likewise of a resampled corpus METEOR
+    summed: Mapping[str, Summed] = MappingProxyType({})  # likewise by the name of another metric
 
 
 def score(

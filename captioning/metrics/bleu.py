@@ -26,6 +26,18 @@ class BleuStatistics(NamedTuple):
         """Statistics of I images -> of the corpus."""
         return BleuStatistics(*(part.sum(axis=0) for part in self))
 
+    def numbers(self) -> Ints:
+        """Side by side, (..., 10): what is added up where other numbers are too."""
+        return np.concatenate(
+            [self.matches, self.totals, self.length[..., None], self.reference[..., None]], -1
+        )
+
+
+def of_numbers(numbers: Floats | Ints) -> BleuStatistics:
+    """The statistics of which these are the `numbers`, (..., 10)."""
+    counts = numbers.astype(np.int64)
+    return BleuStatistics(counts[..., :ORDERS], counts[..., ORDERS:-2], counts[..., -2], counts[..., -1])
+
 
 def statistics(references: ReferenceCounts, candidates: Counts) -> BleuStatistics:
     """Statistics of each of I images; candidate i belongs to image i."""

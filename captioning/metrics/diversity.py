@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from captioning.metrics import Scores, score
-from captioning.metrics.bleu import BleuStatistics, bleu
+from captioning.metrics import Scores, Summed, score
+from captioning.metrics.bleu import BleuStatistics, bleu, of_numbers
 from captioning.metrics.cider import DocumentFrequencies, rarity
 from captioning.metrics.ngrams import ORDERS, Counts, Floats, Ints, ReferenceCounts, count
 
@@ -19,11 +20,16 @@ Captions = Sequence[Sequence[Sequence[str]]]
 
 
 class Diversity(NamedTuple):
-    """Diversity of I images' captions; all but `mbleu` of each image, (I,), the mean over images being its score."""
+    """Diversity of I images' captions; all but mBLEU of each image, (I,), the mean over images being its score."""
 
     distinct: Floats  # (2, I) different n-grams of 1 and of 2 tokens, over tokens
-    mbleu: Floats  # (4,) mBLEU-1..4: low where captions differ
+    alike: Ints  # (I, n x 10) what mBLEU is computed from
     self_cider: Floats  # 0 where all captions are the same .. 1
+
+    @property
+    def mbleu(self) -> Floats:
+        """(4,) mBLEU-1..4: low where captions differ."""
+        return mbleu(self.alike.sum(axis=0))
 
 
 def diversity_scores(
@@ -41,7 +47,12 @@ def diversity_scores(
     best = oracle(references, captions, names=names, frequencies=frequencies)
     corpus |= {f"oracle_{name}": value for name, value in best.corpus.items()}
     per_image |= {f"oracle_{name}": values for name, values in best.per_image.items()}
-    return Scores(corpus, per_image)
+    summed = {f"oracle_{name}": each for name, each in best.summed.items()}
+    return Scores(corpus, per_image, summed={"mBleu_4": Summed(found.alike, _mbleu_4), **summed})
+
+
+def _mbleu_4(sums: Floats | Ints) -> Floats:
+    return mbleu(sums)[..., -1]
 
 
 def diversity(captions: Captions, frequencies: DocumentFrequencies) -> Diversity:
@@ -56,7 +67,7 @@ def diversity(captions: Captions, frequencies: DocumentFrequencies) -> Diversity
             f"as many captions for each image, and two at least, are expected, got {sorted(sizes)}"
         )
     counts, n = count(list(chain.from_iterable(captions))), sizes.pop()
-    return Diversity(distinct(counts, n), mbleu(counts, n), self_cider(counts, n, frequencies))
+    return Diversity(distinct(counts, n), alike(counts, n), self_cider(counts, n, frequencies))
 
 
 def distinct(counts: Counts, n: int) -> Floats:
@@ -73,12 +84,24 @@ def distinct(counts: Counts, n: int) -> Floats:
     return np.array(shares)
 
 
-def mbleu(counts: Counts, n: int) -> Floats:
-    """mBLEU-1..4 (Zhu et al. 2018, called self-BLEU there; Shetty et al. 2017), (4,).
+def mbleu(sums: Floats | Ints) -> Floats:
+    """mBLEU-1..4 (Zhu et al. 2018, called self-BLEU there; Shetty et al. 2017).
 
     BLEU of the images' first captions with each image's other n - 1 as references, then of the second ones, ...;
     the mean of these n corpus scores.
+
+    Args:
+        sums: (..., n x 10), what is `alike` in some images' captions, summed over them.
+
+    Returns:
+        (..., 4).
     """
+    each = sums.reshape(*sums.shape[:-1], -1, 2 * ORDERS + 2)
+    return bleu(of_numbers(each)).mean(axis=-2)
+
+
+def alike(counts: Counts, n: int) -> Ints:
+    """What BLEU is computed from, of each of an image's n captions with the others as references: (I, n x 10)."""
     lengths = counts.lengths.reshape(-1, n)
     matches = np.zeros((len(counts.lengths), ORDERS), dtype=np.int64)
     for size, order in enumerate(counts.orders):
@@ -93,7 +116,7 @@ def mbleu(counts: Counts, n: int) -> Floats:
     closest = rank.min(axis=2) % longest
     totals = np.maximum(lengths[..., None] - np.arange(ORDERS), 0)
     each = BleuStatistics(matches.reshape(-1, n, ORDERS), totals, lengths, closest)  # (I, n, ...)
-    return bleu(each.sums()).mean(axis=0)
+    return each.numbers().reshape(len(lengths), -1)
 
 
 def _most_in_others(image: Ints, gram: Ints, times: Ints) -> Ints:
@@ -155,7 +178,7 @@ def oracle(
     for at in tqdm(positions, desc="oracle", unit="caption", leave=False, disable=None, delay=2):
         candidates = [own[at] for own in captions]
         found.append(score(references, candidates, names=names, frequencies=frequencies))
-    corpus, per_image = {}, {}
+    corpus, per_image, summed = {}, {}, {}
     for name in names:
         each = np.stack([scores.per_image[name] for scores in found])  # (n, I)
         per_image[name] = each.max(axis=0)
@@ -165,5 +188,10 @@ def oracle(
             statistics = [scores.bleu for scores in found if scores.bleu is not None]
             rows = range(len(best))
             chosen = BleuStatistics(*(np.stack(part)[best, rows] for part in zip(*statistics, strict=True)))
-            corpus[name] = float(bleu(chosen.sums())[int(name[-1]) - 1])
-    return Scores(corpus, per_image)
+            summed[name] = Summed(chosen.numbers(), partial(_bleu_of, order=int(name[-1])))
+            corpus[name] = float(summed[name].score(summed[name].numbers.sum(axis=0)))
+    return Scores(corpus, per_image, summed=summed)
+
+
+def _bleu_of(sums: Floats | Ints, *, order: int) -> Floats:
+    return bleu(of_numbers(sums))[..., order - 1]

@@ -178,7 +178,7 @@ def evaluate(
     per_image = scores._replace(
         corpus=scores.corpus | found.corpus,
         per_image=scores.per_image | found.per_image,
-        meteor=found.meteor,
+        summed=found.summed,
     )
     described = _describe(tokens, training)
     if captions is not None:
@@ -187,7 +187,9 @@ def evaluate(
         of_all = _describe([caption for several in sets for caption in several], training)
         described |= differ.corpus | {f"all_{name}": value for name, value in of_all.items()}
         per_image = per_image._replace(
-            corpus=per_image.corpus | differ.corpus, per_image=per_image.per_image | differ.per_image
+            corpus=per_image.corpus | differ.corpus,
+            per_image=per_image.per_image | differ.per_image,
+            summed={**per_image.summed, **differ.summed},
         )
         variants |= _DIVERSITY_VARIANTS
     signature = {

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captioning.metrics import java
+from captioning.metrics import Summed, java
+from captioning.metrics.meteor import meteor_score
 from captioning.metrics.ngrams import ORDERS
 
 Tokens = Sequence[str]
@@ -30,7 +31,7 @@ class Further(NamedTuple):
     per_image: dict[str, np.ndarray]  # (I,) each; NLTK's BLEU has none
     variants: dict[str, str]
     notes: tuple[str, ...]
-    meteor: np.ndarray | None = None  # as `Scores` has it
+    summed: dict[str, Summed]  # as `Scores` has it
 
 
 def further(
@@ -43,7 +44,7 @@ def further(
     """
     if unknown := [name for name in names if name not in FURTHER]:
         raise ValueError(f"unknown metric {unknown[0]!r}; there are {', '.join(FURTHER)}")
-    found = Further({}, {}, {}, ())
+    found = Further({}, {}, {}, (), {})
     for name, (work, variant) in _JAVA.items():
         if name not in names:
             continue
@@ -55,7 +56,7 @@ def further(
         found.corpus[name], found.per_image[name] = scores.corpus, scores.per_image
         found.variants[name] = variant
         if scores.statistics is not None:
-            found = found._replace(meteor=scores.statistics)
+            found.summed[name] = Summed(scores.statistics, meteor_score)
     if chosen := [name for name in _NLTK if name in names]:
         four, variant, notes = _nltk(references, candidates)
         found.corpus.update({name: four[_NLTK.index(name)] for name in chosen})
