@@ -29,7 +29,7 @@ class Room:
         taken = self.filled != kept  # another continuation of these words has claimed the place behind them
         if taken or kept + count > self.held[0].shape[2]:
             held = (each[:, :, :kept] for each in self.held)
-            return Room(_spacious(held, layers=len(self.held), count=count), kept + count)
+            return Room(_spacious(held, count=count), kept + count)
         self.filled = kept + count
         return self
 
@@ -92,25 +92,24 @@ class Prefixes(NamedTuple):
         moved = (
             each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
         )
-        room = Room(_spacious(moved, layers=len(held), count=parents.shape[1]), most)
+        room = Room(_spacious(moved, count=parents.shape[1]), most)
         return Prefixes(place.gather(1, own.flatten(1)).view_as(own), room, most)
 
 
-def _spacious(words: Iterable[Tensor], *, layers: int, count: int) -> list[Tensor]:
+def _spacious(words: Iterable[Tensor], *, count: int) -> list[Tensor]:
     """Each layer's `words` (2, B, U, H), with space for `SPARE` x `count` more behind them where no gradients are.
 
-    In one block of memory: many of all sizes would break it up. The layers' words are asked for one by one, so
-    that those that are made for this never exist all at once. The first word gets no more than its own space: how
-    many sequences there will be, a search tells with the second.
+    The layers' words are asked for one by one, so that those that are made for this never exist all at once. The
+    first word gets no more than its own space: how many sequences there will be, a search tells with the second.
     """
     if torch.is_grad_enabled():
         return list(words)
     held = list[Tensor]()
-    for layer, part in enumerate(words):
+    for part in words:
         _, images, kept, size = part.shape
-        space = kept + (SPARE * count if kept else count)
-        held = held or list(part.new_empty(layers, 2, images, space, size).unbind(0))
-        held[layer][:, :, :kept] = part
+        space = part.new_empty(2, images, kept + (SPARE * count if kept else count), size)
+        space[:, :, :kept] = part
+        held.append(space)
     return held
 
 
