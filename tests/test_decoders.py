@@ -18,6 +18,7 @@ from captioning.decoders import (
     TransformerConfig,
     UpDownConfig,
     build,
+    packed,
     select,
     unroll,
 )
@@ -382,3 +383,30 @@ def test_a_caption_beyond_the_positions_is_refused():
     features, words = scene(1, 1, 5, 65)
     with pytest.raises(ValueError, match=r"65 words, but decoder\.max_length is 64"):
         decoder(words, decoder.remember(features))
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_step_in_mixed_precision_is_near_that_in_float32(name, precision, monkeypatch):
+    """As on a GPU: under autocast, and without the CPU libraries' products of packed float32 weights."""
+    monkeypatch.setattr(packed, "_plain", lambda weight: False)
+    decoder = make(name).float().train()
+    features, words = scene(2, 3, 5, 7, masked=True)
+    features = features._replace(regions=features.regions.float())
+
+    def step(enabled):
+        torch.manual_seed(0)  # of what a decoder draws
+        decoder.zero_grad()
+        with torch.autocast("cpu", dtype=precision, enabled=enabled):
+            steps = decoder(words[..., :-1], decoder.remember(features), (3, 3, 3, 2, 2, 1))
+            logits = decoder.logits(steps.hidden).float()
+            loss = cross_entropy(logits.flatten(0, 2), words[..., 1:].flatten(), smoothing=0.1)
+        loss.backward()
+        return loss.detach(), [each.grad.clone() for each in decoder.parameters() if each.grad is not None]
+
+    whole, gradients = step(False)
+    mixed, theirs = step(True)
+    assert abs(mixed - whole) < 0.01 * whole
+    assert len(gradients) == len(theirs)
+    wanted, found = (torch.cat([each.flatten() for each in all_]) for all_ in (gradients, theirs))
+    assert found.dtype == torch.float32 and (found - wanted).norm() < 0.05 * wanted.norm()

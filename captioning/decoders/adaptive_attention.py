@@ -12,7 +12,7 @@ from torch.nn.utils import skip_init
 
 from captioning.decoders.attention import additive_energy, attend
 from captioning.decoders.base import Decoder
-from captioning.decoders.cells import LSTM, State
+from captioning.decoders.cells import LSTM, State, between
 from captioning.decoders.loop import Product, read_word, read_words
 from captioning.decoders.recurrence import LoopLinear
 from captioning.decoders.regions import mean_region
@@ -127,7 +127,7 @@ class AdaptiveAttention(Decoder):
         if memory.valid is not None:
             energy = energy.masked_fill(~memory.valid[:, None], float("-inf"))
         beta = torch.sigmoid(own - energy.logsumexp(-1))  # the last of a softmax over N + 1
-        mixed = torch.lerp(context, sentinel, beta[..., None])
+        mixed = between(context, sentinel, beta[..., None])
         step = Step(hidden=mixed + state[0], attention=attention, gates=(gates._replace(sentinel=beta),))
         return step, state
 

@@ -22,8 +22,10 @@ def additive_energy(keys: Tensor, query: Tensor, weight: Tensor) -> Tensor:
         weight: (A,).
 
     Returns:
-        (B, K, N).
+        (B, K, N), in the precision of `weight` where keys and queries are of a lower one, as under autocast.
     """
+    precision = torch.promote_types(keys.dtype, weight.dtype)
+    keys, query = keys.to(precision), query.to(precision)
     if torch.is_grad_enabled() and (keys.requires_grad or query.requires_grad or weight.requires_grad):
         return _AdditiveEnergy.apply(keys, query, weight)
     if keys.device.type != "cpu":

@@ -61,6 +61,12 @@ class LSTM(Cell):
         nn.init.constant_(bias.chunk(4)[1], forget)
 
 
+def between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """first + share (second - first), all (...): `torch.lerp` of what may differ in precision under autocast."""
+    precision = torch.promote_types(torch.promote_types(first.dtype, second.dtype), share.dtype)
+    return torch.lerp(first.to(precision), second.to(precision), share.to(precision))
+
+
 class GRU(Cell):
     """Cho et al. 2014 as `torch.nn.GRU` has it: the state's bias of the candidate stands inside the reset.
 
@@ -79,7 +85,7 @@ class GRU(Cell):
         candidate = torch.tanh(
             torch.addcmul(entered[..., 2 * size :], reset, recalled[..., 2 * size :] + self.bias)
         )
-        hidden = torch.lerp(candidate, state[0], update)
+        hidden = between(candidate, state[0], update)
         return (hidden,), Gates(reset=reset, update=update, candidate=candidate, hidden=hidden)
 
     def initialise(self, bias: Tensor, *, forget: float) -> None:

@@ -26,6 +26,9 @@ class LoopLinear:
         self._linear = linear
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
+        device = weight.device.type
+        mixed = torch.is_autocast_enabled(device)
+        self._precision = torch.get_autocast_dtype(device) if mixed else weight.dtype
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
         # there and back, laid out for the first call's rows: as many as there ever are, and most calls have them
         self._ways: tuple[Product, Product] | None = None
@@ -34,8 +37,12 @@ class LoopLinear:
         """(..., in) -> (..., out)"""
         if not self._deferred:
             return self._linear(x)
+        x = x.to(
+            self._precision
+        )  # autocast does not see into what autograd is told here, nor what is behind it
         if self._ways is None:
             weight, rows = cast(Tensor, self._linear.weight).detach(), x.shape[:-1].numel()
+            weight = weight.to(self._precision)
             self._ways = product(weight, rows), product(weight.t(), rows)
         return _Recorded.apply(x, self._weight, *self._ways, self._factors)
 
