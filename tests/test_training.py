@@ -24,7 +24,7 @@ from captioning.batches import (
     sided,
 )
 from captioning.captioner import Captioner
-from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig
+from captioning.decoders import SoftAttentionLSTMConfig, TransformerConfig, packed
 from captioning.encoders import RegionsConfig
 from captioning.errors import UserError
 from captioning.experiment import Experiment, parse, read_config
@@ -32,7 +32,7 @@ from captioning.images import AugmentationConfig, Preprocessing
 from captioning.losses import cross_entropy, doubly_stochastic
 from captioning.records import ImageRecord
 from captioning.tensors import Features
-from captioning.training import TrainingConfig
+from captioning.training import TrainingConfig, loop
 from captioning.training.average import Average
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
 from captioning.vocabulary import Vocabulary
@@ -603,3 +603,36 @@ def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
     filled = order_by_tokens(captions, tokens=400, width=1, seed=0, epoch=0)
     size = -(-997 // len(filled))  # as many batches of images
     assert most(filled) <= 400 < 0.6 * most(order(captions, size=size, seed=0, epoch=0))
+
+
+MIXED = {
+    "soft_attention_lstm": {**OPTIONS, "doubly_stochastic": 1.0},
+    "hard_attention_lstm": OPTIONS,
+    "transformer": OPTIONS,
+    "self-critical": {"self_critical": {"samples": 3}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [*((kind, "bf16") for kind in MIXED), ("transformer", "fp16")]
+)
+def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tmp_path, monkeypatch):
+    """As on a GPU: under autocast, with a scaler for fp16, without the CPU libraries' packed products."""
+    monkeypatch.setattr(packed, "_plain", lambda weight: False)
+    decoder = "soft_attention_lstm" if kind == "self-critical" else kind
+    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def losses(name):
+        values = tiny(tmp_path, name, decoder, epochs=1)
+        values["decoder"]["dropout"] = 0.0
+        values["training"] |= {**MIXED[kind], "log_every": 1}
+        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run.train()
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+
+    wanted = losses("float32")
+    monkeypatch.setattr(loop, "precise", lambda config, device: torch.autocast("cpu", lower))
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaling if precision == "fp16" else GradScaler)
+    found = losses("mixed")
+    assert len(wanted) >= 3 and found != wanted and found == pytest.approx(wanted, rel=0.02)
