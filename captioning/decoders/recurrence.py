@@ -27,7 +27,7 @@ class LoopLinear:
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
         device = weight.device.type
-        mixed = torch.is_autocast_enabled(device)
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         self._precision = torch.get_autocast_dtype(device) if mixed else weight.dtype
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
         # there and back, laid out for the first call's rows: as many as there ever are, and most calls have them
