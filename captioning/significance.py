@@ -91,27 +91,26 @@ def resampled(systems: Sequence[Scores], *, names: Sequence[str], resamples: int
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     for scores in systems:
-        if wrong := [name for name in names if name not in comparable(scores)]:
-            there = ", ".join(comparable(scores)) or "none"
-            raise ValueError(f"no score of {wrong[0]} can be resampled; of these it can: {there}")
+        there = comparable(scores)
+        if wrong := [name for name in names if name not in there]:
+            known = ", ".join(there) or "none"
+            raise ValueError(f"no score of {wrong[0]} can be resampled; of these it can: {known}")
     parts = [_parts(scores, names) for scores in systems]
     sizes = {len(part.numbers) for own in parts for part in own}
     if len(sizes) != 1:
         raise ValueError(f"scores of {' and of '.join(map(str, sorted(sizes)))} images: not the same images")
 
     images = sizes.pop()
-    columns = [
-        np.concatenate([part.numbers for part in own], axis=1, dtype=np.float64) for own in parts
-    ]  # (I, C) each: all that is summed of an image
+    # of each system (I, C): all that is summed of an image
+    columns = [np.concatenate([part.numbers for part in own], axis=1, dtype=np.float64) for own in parts]
     ends = [np.cumsum([part.numbers.shape[1] for part in own])[:-1] for own in parts]
     found: list[Floats] = []
     with tqdm(total=resamples, desc="resampling", leave=False, disable=None, delay=2) as progress:
         for drawn in draw(images, resamples=resamples, seed=seed):
             times, scored = _times(drawn), np.empty((len(systems), len(drawn), len(names)))
-            for number, own in enumerate(parts):
-                sums = np.split(times @ columns[number], ends[number], axis=1)
-                for part, each in zip(own, sums, strict=True):
-                    scored[number][:, part.places] = part.score(each)
+            for own, numbers, end, to in zip(parts, columns, ends, scored, strict=True):
+                for part, sums in zip(own, np.split(times @ numbers, end, axis=1), strict=True):
+                    to[:, part.places] = part.score(sums)
             found.append(scored)
             progress.update(len(drawn))
     return np.concatenate(found, axis=1)

@@ -204,16 +204,15 @@ def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
         raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
     attention = _faster(regions)
     apart = Apart(functools.partial(_theirs, attention=attention), seed)
-    for name, words in {"ours": searching.find(BEAM).numpy(), "huggingface": apart()[1]}.items():
+    ours = functools.partial(searching.find, BEAM)
+    for name, words in {"ours": ours().numpy(), "huggingface": apart()[1]}.items():
         if words.shape != (IMAGES, LENGTH) or (words == Vocabulary.end).any():
             raise RuntimeError(f"{name}: {LENGTH} words an image were asked for, got {words}")
-    counted = flops(lambda: searching.find(BEAM))
+    counted = flops(ours)
     product, product_flops = large_product()
-    seconds = rounds(
-        {"ours": lambda: searching.find(BEAM), "huggingface": apart, "product": product}, repeats=repeats
-    )
+    seconds = rounds({"ours": ours, "huggingface": apart, "product": product}, repeats=repeats)
     memory = {
-        "ours": peak_memory(lambda: searching.find(BEAM)),
+        "ours": peak_memory(ours),
         "huggingface": apart.peak_memory(),
         "ours_greedy": peak_memory(
             lambda: searching.find(GreedyConfig(min_length=LENGTH, max_length=LENGTH))

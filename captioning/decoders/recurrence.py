@@ -26,25 +26,26 @@ class LoopLinear:
         self._linear = linear
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._deferred = torch.is_grad_enabled() and weight.requires_grad
-        device = weight.device.type
-        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        self._precision = torch.get_autocast_dtype(device) if mixed else weight.dtype
         self._weight = _Gathered.apply(weight, self._factors) if self._deferred else None
         # there and back, laid out for the first call's rows: as many as there ever are, and most calls have them
         self._ways: tuple[Product, Product] | None = None
+        self._precision = weight.dtype  # theirs
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)"""
         if not self._deferred:
             return self._linear(x)
-        x = x.to(
-            self._precision
-        )  # autocast does not see into what autograd is told here, nor what is behind it
         if self._ways is None:
-            weight, rows = cast(Tensor, self._linear.weight).detach(), x.shape[:-1].numel()
-            weight = weight.to(self._precision)
-            self._ways = product(weight, rows), product(weight.t(), rows)
-        return _Recorded.apply(x, self._weight, *self._ways, self._factors)
+            weight, rows = _as_autocast(cast(Tensor, self._linear.weight).detach()), x.shape[:-1].numel()
+            self._precision, self._ways = weight.dtype, (product(weight, rows), product(weight.t(), rows))
+        return _Recorded.apply(x.to(self._precision), self._weight, *self._ways, self._factors)
+
+
+def _as_autocast(weight: Tensor) -> Tensor:
+    """In the type of autocast where it is on: what is told to autograd here, and what goes back, it does not reach."""
+    device = weight.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return weight.to(torch.get_autocast_dtype(device)) if mixed else weight
 
 
 class _Gathered(torch.autograd.Function):
