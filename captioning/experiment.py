@@ -2,220 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
-import platform
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import torchvision
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from captioning import datasets
-from captioning.batches import (
-    EncodedCaptions,
-    Images,
-    PixelImages,
-    RegionImages,
-    ShardFeatures,
-    StoredImages,
-    sided,
-)
-from captioning.captioner import Captioner, count_parameters, load_weights
-from captioning.compact import Compact
-from captioning.datasets import DatasetConfig, ShapesConfig, of_split
+from captioning.captioner.captioner import Captioner, count_parameters, load_weights
+from captioning.config import ExperimentConfig
+from captioning.datasets import of_split
 from captioning.datasets.checks import write_skipped
 from captioning.datasets.shards import ShardsConfig, read_index
-from captioning.decoders import DecoderConfig, SoftAttentionLSTMConfig
-from captioning.encoders import Encoder, EncoderConfig, RegionsConfig
-from captioning.encoders.region_files import file_of, list_files
 from captioning.errors import UserError
-from captioning.features import FeatureStore, Origin, build_store, refuse_other_origin
-from captioning.files import fingerprint, read_text, write_json, write_text
-from captioning.images import AugmentationConfig, BadImage, Preprocessing, read_image
-from captioning.metrics.evaluation import code_version
+from captioning.images.reading import BadImage, read_image
+from captioning.loaders.batches import (
+    EncodedCaptions,
+)
+from captioning.loaders.feature_store import FeatureStore, Origin, build_store, refuse_other_origin
+from captioning.loaders.sources import ImageSettings, Source
+from captioning.models.encoders import Encoder, RegionsConfig
+from captioning.models.encoders.region_files import file_of, list_files
 from captioning.records import Collection, ImageRecord, Skip
-from captioning.search import BeamConfig, SearchConfig
-from captioning.tracking import Tracker, TrackingConfig
-from captioning.training import Data, Run, TrainingConfig, train
+from captioning.text.vocabulary import Vocabulary
+from captioning.training import Data, Run, train
 from captioning.training.checkpoint import Progress, begun, latest, steps_done
-from captioning.training.config import LATER
-from captioning.training.faults import Signals
-from captioning.training.parallel import World, join, local_device
+from captioning.training.distributed import World, join, local_device
+from captioning.training.interruptions import Signals
+from captioning.training.model_card import environment, model_card
+from captioning.training.tracking import Tracker
 from captioning.training.validation import Validator
-from captioning.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True, kw_only=True)
-class VocabularyConfig:
-    """Words seen `min_count` times in the training split; captions are cut to `max_length` words in training."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-    min_count: Annotated[int, Field(ge=1)] = 5
-    max_length: Annotated[int, Field(ge=1)] = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """The feature store. `use: auto` is yes whenever the encoder is frozen and pixels are not augmented.
-
-    `flip` also stores the features of the mirrored image and trains on either, at random; an image of which a
-    caption says left or right is never mirrored.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-    use: Literal["auto", "never"] = "auto"
-    root: str = "features"
-    dtype: Literal["float16", "float32"] = "float16"
-    flip: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """Everything that decides a run's result, and where the run goes.
-
-    Attributes:
-        start: a finished run, or a model folder, whose weights the first phase begins with (null: new ones).
-        phases: trained after `training`, each from the best model so far.
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}
-    name: str
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    runs: str = "runs"
-    dataset: DatasetConfig = field(default_factory=ShapesConfig)
-    encoder: EncoderConfig
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    augmentation: AugmentationConfig | None = None
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    decoder: DecoderConfig = field(default_factory=SoftAttentionLSTMConfig)
-    search: SearchConfig = field(default_factory=BeamConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    start: str | None = None
-    phases: tuple[TrainingConfig, ...] = ()
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        longest = self.decoder.longest
-        reads = {  # `<start>` is read as well; nothing is read behind a search's last word
-            "vocabulary.max_length": self.vocabulary.max_length + 1,
-            "search.max_length": self.search.max_length,
-        }
-        for number, phase in enumerate((self.training, *self.phases)):
-            if phase.self_critical:
-                place = f"phases.{number - 1}" if number else "training"
-                reads[f"{place}.self_critical.max_length"] = phase.self_critical.max_length
-        for key, count in reads.items():
-            if longest is not None and count > longest:
-                raise ValueError(
-                    f"the decoder reads no more than {longest} words, but with {key} up to {count}; "
-                    f"lower {key}, or raise decoder.max_length"
-                )
-        if isinstance(self.encoder, RegionsConfig) and (self.features.flip or self.augmentation):
-            raise ValueError("regions that others computed cannot be mirrored; leave out features.flip")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.runs) / self.name
-
-    def as_json(self) -> dict[str, Any]:
-        return TypeAdapter(ExperimentConfig).dump_python(self, mode="json")
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what decides the result: where the run is written and tracked, and on what device, is left out."""
-        left_out = ("name", "runs", "tracking", "device")
-        values = {key: value for key, value in self.as_json().items() if key not in left_out}
-        later = [(phase, LATER) for phase in (values["training"], *values["phases"])]
-        for section, names in [*later, (values["encoder"], ("recompute",))]:
-            for name in names:
-                if not section.get(name):
-                    section.pop(name, None)
-        return fingerprint(values)
-
-
-def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment of a YAML file, with `a.b=value` overrides (values are YAML).
-
-    Raises:
-        UserError: broken YAML, an unknown key (with a near one), a wrong type or a value out of range.
-    """
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise UserError(f"{path}: broken YAML{place}; only plain values are read") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values at the root, found {type(values).__name__}")
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign or not key:
-            raise UserError(f"{override!r}: an override is written section.key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{override!r}: the value is not YAML") from None
-        *parents, name = key.split(".")
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise UserError(f"{override!r}: {parent} is a value, not a section")
-        section[name] = value
-    return parse(values, where=str(path))
-
-
-def parse(values: Mapping[str, Any], *, where: str) -> ExperimentConfig:
-    """Checked settings from plain values. Raises UserError naming the first key that is wrong."""
-    try:
-        return TypeAdapter(ExperimentConfig).validate_python(dict(values))
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """One sentence for the first thing that is wrong."""
-    problem = error.errors(include_url=False)[0]
-    place = [str(part) for part in problem["loc"]]
-    config: Any = ExperimentConfig
-    shown, names = [], [each.name for each in fields(ExperimentConfig)]
-    for part in place[:-1]:
-        config, visible = _inner(config, part)
-        if visible:
-            shown.append(part)
-        names = [each.name for each in fields(config)] if is_dataclass(config) else []
-    key = ".".join([*shown, place[-1]]) if place else "settings"
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        near = difflib.get_close_matches(place[-1], names, n=1)
-        hint = f"did you mean {'.'.join([*shown, near[0]])}?" if near else f"there are {', '.join(names)}"
-        return f"{key}: unknown key; {hint}"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    if problem["type"] == "value_error":
-        return f"{key}: {problem['ctx']['error']}"  # which names the values
-    return f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, got {problem['input']!r}"
-
-
-def _inner(config: Any, part: str) -> tuple[Any, bool]:
-    """What `part` of an error's place leads to (a config class, or those of a union), and whether a user wrote it."""
-    if isinstance(config, list):  # a union: pydantic names the kind, which in the file is a value and no key
-        return next((option for option in config if option.kind == part), None), False
-    if not is_dataclass(config) or part.isdigit():  # a number: which of several of that class
-        return config if part.isdigit() else None, True
-    hint = typing.get_type_hints(config).get(part)
-    options = [option for option in typing.get_args(hint) or (hint,) if is_dataclass(option)]
-    return (options[0] if len(options) == 1 else options), True
+from captioning.utils.files import fingerprint, write_json, write_text
+from captioning.utils.packed_strings import Compact
 
 
 def choose_device(name: str) -> torch.device:
@@ -270,20 +92,28 @@ class Experiment:
         listed, and too many of them are an error.
         """
         config = self.config
+        settings = ImageSettings(
+            config.dataset,
+            config.encoder,
+            config.preprocessing,
+            config.augmentation,
+            config.features,
+            config.seed,
+        )
         if isinstance(config.encoder, RegionsConfig):
-            return Source(config, self._with_regions(records, config.encoder), None)
+            return Source(settings, self._with_regions(records, config.encoder), None)
         augmented = config.augmentation is not None and not config.augmentation.nothing
         if isinstance(config.dataset, ShardsConfig):
             holds = read_index(config.dataset.root)["holds"]
             if holds["kind"] == "features":
                 self._refuse_other_features(holds, captioner.encoder, augmented=augmented)
-                return Source(config, records, None, features=True)
+                return Source(settings, records, None, features=True)
             if config.features.use == "never" or augmented or not captioner.encoder.frozen:
-                return Source(config, records, None)  # they were opened when the shards were written
+                return Source(settings, records, None)  # they were opened when the shards were written
         if config.features.use == "auto" and captioner.encoder.frozen and not augmented:
             store = self.store(captioner.encoder, records)
-            return Source(config, [record for record in records if record.image_id in store], store)
-        return Source(config, self._readable(records), None)
+            return Source(settings, [record for record in records if record.image_id in store], store)
+        return Source(settings, self._readable(records), None)
 
     def begin_with(self, start: str, captioner: Captioner) -> None:
         """Fill `captioner` with the weights of a finished run or a model folder.
@@ -444,7 +274,7 @@ class Experiment:
                     tracker=tracker,
                     seed=config.seed,
                     experiment=config.fingerprint,
-                    card=lambda progress, scores: model_card(config, captioner, progress, scores),
+                    card=lambda progress, scores: model_card(config.as_json(), captioner, progress, scores),
                     say=self.say,
                     world=self.world,
                     device=self.device,
@@ -458,96 +288,3 @@ class Experiment:
         if tracker:
             tracker.finish()
         return progress
-
-
-class Source:
-    """The records whose images can be read, and how to read them."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        records: Sequence[ImageRecord],
-        store: FeatureStore | None,
-        *,
-        features: bool = False,
-    ):
-        self.config, self.store, self.features = config, store, features  # whether shards hold features
-        self._ids = {record.image_id for record in records}
-
-    @property
-    def where(self) -> str:
-        if isinstance(self.config.encoder, RegionsConfig):
-            return f"the regions in {self.config.encoder.folder}"
-        if isinstance(self.config.dataset, ShardsConfig) and not self.store:
-            return (
-                f"the {'features' if self.features else 'images'} in the shards of {self.config.dataset.root}"
-            )
-        return f"the feature store {self.store.folder}" if self.store else "their files"
-
-    def of(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        """Those of `records` whose image can be read."""
-        return [record for record in records if record.image_id in self._ids]
-
-    def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
-        """The images of `records`, by number; augmented or mirrored only for training."""
-        config = self.config
-        if isinstance(config.encoder, RegionsConfig):
-            files = list_files(config.encoder.folder)
-            paths = (file_of(record, files) for record in records)
-            return RegionImages([path for path in paths if path], config.encoder)
-        mirrored = training and config.features.flip
-        fixed = sided(records) if mirrored or (training and config.augmentation) else None
-        if self.features:
-            return ShardFeatures(
-                [record.path for record in records], seed=config.seed, mirrored=mirrored, sided=fixed
-            )
-        if self.store is not None:
-            ids = [record.image_id for record in records]
-            return StoredImages(self.store, ids, seed=config.seed, mirrored=mirrored, sided=fixed)
-        return PixelImages(
-            [record.path for record in records],
-            config.preprocessing,
-            augmentation=config.augmentation if training else None,
-            seed=config.seed,
-            sided=fixed,
-        )
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a run was made with: code, packages, machine."""
-    return {
-        "code": code_version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "platform": platform.platform(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def model_card(
-    config: ExperimentConfig, captioner: Captioner, progress: Progress, scores: Mapping[str, float]
-) -> str:
-    """The model folder's README."""
-    rows = "\n".join(f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss")
-    return f"""# {config.name}
-
-An image captioning model: {config.encoder.kind} encoder, `{config.decoder.kind}` decoder with
-{count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {len(captioner.vocabulary):,} words.
-Trained on the training split of `{config.dataset.kind}`, seed {config.seed}, epoch {progress.best_epoch} of
-{config.training.epochs}, chosen by {config.training.metric} on its validation split.
-
-    python tools/caption.py IMAGE --model THIS_FOLDER
-
-Scores on the validation split (times 100), on which this epoch was chosen: no test scores.
-Search: `{json.dumps(config.as_json()["search"])}`.
-
-| metric | score |
-|---|---|
-{rows}
-
-It captions what its training data show, in their words, and repeats their mistakes and prejudices.
-Code {code_version()}.
-"""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from captioning.errors import UserError
-from captioning.files import read_json, write_json
+from captioning.utils.files import read_json, write_json
 
 ImageId = int | str
 

@@ -22,5 +22,5 @@ else
     set -- "$config" "name=$name"
 fi
 # several GPUs of the node: --gpus=4 above, --signal=TERM@120 (torchrun passes that on, USR1 would end it), and
-#   srun torchrun --standalone --nproc-per-node 4 tools/train.py "$@"
-srun python tools/train.py "$@"
+#   srun torchrun --standalone --nproc-per-node 4 -m captioning train "$@"
+srun captioning train "$@"

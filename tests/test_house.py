@@ -40,4 +40,5 @@ def test_help_teaches_without_importing_torch(tool):
         [sys.executable, "-c", watch], capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}
     )
     assert done.returncode == 0, done.stderr
-    assert f"tools/{tool} " in done.stdout, "shows no example"
+    command = tool.removesuffix(".py").replace("inspect_model", "inspect")
+    assert f"captioning {command} " in done.stdout, "shows no example"

@@ -1,71 +1,8 @@
-"""Command line: the whole way once, on drawn scenes: draw, train, caption, evaluate. Downloads nothing."""
+"""The same as `captioning quickstart`."""
 
-from __future__ import annotations
-
-import argparse
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-from captioning.errors import UserError, run
-
-ROOT = Path(__file__).resolve().parents[1]
-EPOCHS = 7
-"""Of the config's 14: the others cost as many minutes again and give 12 points of BLEU-4 (RESULTS.md)."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Draw the `shapes` data, train a captioning model on it, caption and score the test images.",
-        epilog="examples:\n  python tools/quickstart.py\n  python tools/quickstart.py name=second seed=1\n"
-        f"  python tools/quickstart.py name=longer training.epochs=14    as configs/shapes.yaml has it; here: {EPOCHS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings to change, as for train.py"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args()
-
-    began = time.time()
-    from captioning.experiment import read_config  # not before the arguments are read: it imports torch
-    from captioning.files import read_json
-
-    config = ROOT / "configs" / "shapes.yaml"
-    overrides = [f"training.epochs={EPOCHS}", *options.overrides]  # the last of a key counts
-    folder = read_config(config, overrides).folder
-    splits = ("test", "test_unseen")
-    if not (folder / "model").exists():
-        _tool("train.py", str(config), *overrides)
-    _tool("evaluate.py", str(folder), *(f"--split={split}" for split in splits))
-    first = read_json(folder / "predictions_test.json")[:4]
-    print("\nthe first test images:")
-    for entry in first:
-        print(f"  {entry['image_id']}: {entry['caption']}")
-    print("\n              BLEU-4   CIDEr-D   ROUGE-L")
-    for split in splits:
-        scores = _flat(read_json(folder / f"scores_{split}.json"))
-        row = "  ".join(f"{100 * scores[name]:7.1f}" for name in ("Bleu_4", "CIDEr-D", "ROUGE_L"))
-        print(f"{split:12s}{row}")
-    print(f"\n{(time.time() - began) / 60:.1f} minutes. In {folder}:")
-    print("  model/           the trained model: python tools/caption.py IMAGE --model", folder / "model")
-    print("  metrics.jsonl    every number of the training;  train.log  what you saw")
-    print(
-        "  predictions_*.json, scores_*.json   captions and scores of the test images, with their signature"
-    )
-    return 0
-
-
-def _tool(name: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / name), *arguments])
-    if done.returncode:
-        raise UserError(f"tools/{name} stopped with code {done.returncode}; its message stands above")
-
-
-def _flat(scores: dict) -> dict:
-    return scores.get("scores", scores)
-
+from captioning.cli.main import main
 
 if __name__ == "__main__":
-    run(main)
+    main(["quickstart", *sys.argv[1:]])

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from captioning.datasets.disk import ImageFolder
 from captioning.errors import UserError
-from captioning.files import replacing
 from captioning.records import Collection, ImageId, ImageRecord, Skip
+from captioning.utils.files import replacing
 
 MaxBad = Annotated[float, Field(ge=0, le=1)]
 """Type of a config's `max_bad`: the share of images and captions that may be passed over."""

@@ -19,8 +19,8 @@ from pydantic import ConfigDict
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
 from captioning.errors import UserError
-from captioning.files import read_json
 from captioning.records import Collection, Skip
+from captioning.utils.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)

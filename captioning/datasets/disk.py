@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from captioning.errors import UserError
-from captioning.files import inside, read_text
+from captioning.utils.files import inside, read_text
 
 AUTO = "auto"
 """Value of a config's `images`: look for the folder under the names in use."""
@@ -47,7 +47,7 @@ def need_root(root: str, kind: str) -> None:
     """Raises UserError where the data set's folder is missing."""
     if not os.path.isdir(root):
         raise UserError(
-            f"{root}: no such folder; `tools/prepare.py {kind}` says what belongs there, `root` where to look"
+            f"{root}: no such folder; `captioning prepare {kind}` says what belongs there, `root` where to look"
         )
 
 

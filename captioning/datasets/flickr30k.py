@@ -18,8 +18,8 @@ from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
 from captioning.datasets.flickr8k import Captions, read_tokens
 from captioning.errors import UserError
-from captioning.files import read_json, read_text
 from captioning.records import Collection, Skip
+from captioning.utils.files import read_json, read_text
 
 IMAGE_FOLDERS = (
     "flickr30k_images/flickr30k_images",
@@ -84,7 +84,7 @@ def _caption_file(config: Flickr30kConfig) -> str:
     if path is None:
         raise UserError(
             f"{config.root}: neither {' nor '.join(CAPTION_FILES)} is there; "
-            "`tools/prepare.py flickr30k` says where they come from"
+            "`captioning prepare flickr30k` says where they come from"
         )
     return path
 
@@ -127,7 +127,7 @@ def _official(root: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
     found = {split: name for split, name in lists.items() if name is not None}
     if not {"train", "val"} <= found.keys():
         raise UserError(
-            f"{root}: no splits there; add {KARPATHY} (`tools/prepare.py karpathy` downloads it) or "
+            f"{root}: no splits there; add {KARPATHY} (`captioning prepare karpathy` downloads it) or "
             f"{', '.join(LISTS.values())}, or set `splits: random` for a split no published figure uses"
         )
     names = []

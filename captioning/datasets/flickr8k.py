@@ -20,8 +20,8 @@ from pydantic import ConfigDict
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
 from captioning.errors import UserError
-from captioning.files import read_text
 from captioning.records import Collection, Skip
+from captioning.utils.files import read_text
 
 Captions = dict[str, list[tuple[str, object]]]
 """For each image name its captions, each with a label that says where it stands."""
@@ -87,7 +87,7 @@ def _caption_file(config: Flickr8kConfig) -> str:
     if path is None:
         raise UserError(
             f"{config.root}: neither {' nor '.join(CAPTION_FILES)} is there; "
-            "`tools/prepare.py flickr8k` says where they come from"
+            "`captioning prepare flickr8k` says where they come from"
         )
     return path
 

@@ -16,8 +16,8 @@ from pydantic import ConfigDict
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import Entry, MaxBad
 from captioning.errors import UserError
-from captioning.files import read_jsonl
 from captioning.records import Collection, Skip
+from captioning.utils.files import read_jsonl
 
 IMAGE_FOLDERS = ("images", ".")
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")

@@ -17,8 +17,8 @@ from pydantic import ConfigDict
 from captioning.datasets import checks, disk, flickr8k
 from captioning.datasets.checks import Entry, MaxBad
 from captioning.errors import UserError
-from captioning.files import read_json
 from captioning.records import Collection
+from captioning.utils.files import read_json
 
 CAPTION_FILES = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
 TEXT_FOLDERS = ("", "annotations", "caption_datasets", "karpathy")
@@ -75,7 +75,7 @@ def _caption_file(config: KarpathyConfig) -> str:
     if not paths:
         raise UserError(
             f"{config.root}: none of {', '.join(CAPTION_FILES)} is there; "
-            "`tools/prepare.py karpathy` downloads them"
+            "`captioning prepare karpathy` downloads them"
         )
     if len(paths) > 1:
         raise UserError(f"{config.root}: {' and '.join(paths)} are there; say which one as `captions`")

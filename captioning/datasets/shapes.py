@@ -41,8 +41,8 @@ from captioning.datasets.shapes_grammar import (
     long_captions,
 )
 from captioning.errors import UserError
-from captioning.files import fingerprint, fsync_folder, read_jsonl, write_jsonl
 from captioning.records import Collection, ImageRecord
+from captioning.utils.files import fingerprint, fsync_folder, read_jsonl, write_jsonl
 
 DRAWING = 2  # goes up with every change of pictures or sentences: an older folder is then not taken
 IDS = 1_000_000  # image ids of a split: an image keeps its id, whatever the numbers of images are

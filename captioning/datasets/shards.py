@@ -30,9 +30,9 @@ from tqdm import tqdm
 from captioning.datasets import checks, disk
 from captioning.datasets.checks import MaxBad
 from captioning.errors import UserError
-from captioning.files import fingerprint, inside, read_json, replacing, sha256, write_json, write_jsonl
-from captioning.members import Member
 from captioning.records import Collection, ImageRecord, Skip
+from captioning.utils.file_slice import Member
+from captioning.utils.files import fingerprint, inside, read_json, replacing, sha256, write_json, write_jsonl
 
 FORMAT = 1
 INDEX = "index.json"
@@ -49,7 +49,7 @@ RECORDS_PER_SHARD = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig:
-    """Shards that `tools/prepare.py shard` has written, or listed, under `root`."""
+    """Shards that `captioning prepare shard` has written, or listed, under `root`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -76,7 +76,7 @@ def read(config: ShardsConfig) -> Collection:
     disk.need_root(config.root, "shards")
     index = read_index(config.root)
     if not index.get("complete"):
-        raise UserError(f"{config.root}: its writing was interrupted; run tools/prepare.py shard again")
+        raise UserError(f"{config.root}: its writing was interrupted; run captioning prepare shard again")
     whole = Collection([], [])
     for shard in index["shards"]:
         _listed(config.root, shard, whole)
@@ -93,7 +93,7 @@ def read_index(root: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(root, INDEX)
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; tools/prepare.py shard --adopt {root} lists the tars of others"
+            f"{path}: no such file; captioning prepare shard --adopt {root} lists the tars of others"
         )
     index = read_json(path)
     if not (isinstance(index, dict) and isinstance(index.get("shards"), list) and "holds" in index):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.files import fingerprint, replacing
 from captioning.metrics.ngrams import ORDERS, Counts, Floats, Ints, ReferenceCounts, Table, find, translate
+from captioning.utils.files import fingerprint, replacing
 
 _SIGMA = 6.0  # of the length penalty, in n-grams of two tokens: the published code measures length so
 _SCALE = 10.0

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from captioning.errors import UserError
-from captioning.files import fingerprint, write_json
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
 from captioning.metrics.diversity import diversity_scores
 from captioning.metrics.further import further
 from captioning.records import ImageId
-from captioning.tokenizer import tokenize
+from captioning.text.tokenizer import tokenize
+from captioning.utils.files import fingerprint, write_json
 
 UNKNOWN = "<unk>"
 _UNMATCHED = " "  # stands in for it: no reference holds such a token, since none holds white space

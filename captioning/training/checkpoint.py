@@ -16,9 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from captioning.captioner import Captioner, load_weights, save_weights
+from captioning.captioner.captioner import Captioner, load_weights, save_weights
 from captioning.errors import UserError
-from captioning.files import (
+from captioning.training.config import TrainingConfig
+from captioning.training.ema import Average
+from captioning.utils.files import (
     check_manifest,
     filled_folder,
     fsync_folder,
@@ -26,8 +28,6 @@ from captioning.files import (
     write_json,
     write_manifest,
 )
-from captioning.training.average import Average
-from captioning.training.config import TrainingConfig
 
 
 @dataclass

@@ -18,22 +18,29 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
-from captioning.batches import EncodedCaptions, Images, TrainingBatches, loader, order, order_by_tokens
-from captioning.captioner import Captioner, load_weights
-from captioning.compact import Compact
+from captioning.captioner.captioner import Captioner, load_weights
 from captioning.errors import UserError
-from captioning.files import append_jsonl
+from captioning.loaders.batches import (
+    EncodedCaptions,
+    Images,
+    TrainingBatches,
+    loader,
+    order,
+    order_by_tokens,
+)
 from captioning.tensors import Batch
-from captioning.tracking import Tracker
 from captioning.training import checkpoint
+from captioning.training.batch_stats import Size
 from captioning.training.checkpoint import Progress, State
 from captioning.training.config import TrainingConfig
-from captioning.training.faults import Signals, disk_may_fill, explained
+from captioning.training.distributed import World
+from captioning.training.interruptions import Signals, disk_may_fill, explained
+from captioning.training.loss_weights import weigh
 from captioning.training.objective import objective, precise
-from captioning.training.parallel import World
-from captioning.training.update import Size
+from captioning.training.tracking import Tracker
 from captioning.training.validation import Interrupted, Validation, Validator
-from captioning.training.weights import weigh
+from captioning.utils.files import append_jsonl
+from captioning.utils.packed_strings import Compact
 
 
 class Data(NamedTuple):

@@ -10,20 +10,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from captioning.batches import EncodedCaptions
-from captioning.captioner import Captioner
+from captioning.captioner.captioner import Captioner
 from captioning.errors import UserError
-from captioning.losses import caption_logp, cross_entropy, divergence, doubly_stochastic, hard_attention
+from captioning.loaders.batches import EncodedCaptions
 from captioning.records import ImageId
 from captioning.tensors import Batch, Steps
+from captioning.training.batch_stats import Loss, Size
 from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
-from captioning.training.own_words import own_words
+from captioning.training.loss_weights import Weights
+from captioning.training.losses import (
+    caption_logp,
+    cross_entropy,
+    divergence,
+    doubly_stochastic,
+    hard_attention,
+)
 from captioning.training.rewards import References
+from captioning.training.scheduled_sampling import own_words
 from captioning.training.self_critical import SelfCritical
-from captioning.training.update import Loss, Size
 from captioning.training.validation import to_device
-from captioning.training.weights import Weights
 
 
 class CrossEntropy(nn.Module):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from captioning.batches import EncodedCaptions
 from captioning.errors import UserError
+from captioning.loaders.batches import EncodedCaptions
 from captioning.metrics.ngrams import ORDERS, Floats, Ints, find
 
 _NOTHING = np.iinfo(np.int64).max  # behind a sequence's n-grams, and greater than all of them

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioning.captioner import Captioner
-from captioning.decoders.base import Decoder, select
-from captioning.describe import key
+from captioning.captioner.captioner import Captioner
+from captioning.captioner.predict import key
+from captioning.generation import GreedyConfig, SampleConfig, SearchConfig, search
 from captioning.metrics.evaluation import BAD_ENDINGS
+from captioning.models.decoders.base import Decoder, select
 from captioning.records import ImageId
-from captioning.search import GreedyConfig, SampleConfig, SearchConfig, search
 from captioning.tensors import Batch, Hypotheses
+from captioning.text.vocabulary import Vocabulary
+from captioning.training.batch_stats import Loss, Size
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
-from captioning.training.update import Loss, Size
 from captioning.training.validation import to_device
-from captioning.vocabulary import Vocabulary
 
 
 class SelfCritical(nn.Module):

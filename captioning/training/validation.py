@@ -10,16 +10,16 @@ import torch
 from tqdm import tqdm
 
 from captioning import metrics
-from captioning.batches import EncodedCaptions, Images, pack
-from captioning.captioner import Captioner
-from captioning.describe import describe
-from captioning.losses import cross_entropy
+from captioning.captioner.captioner import Captioner
+from captioning.captioner.predict import describe
+from captioning.generation import SearchConfig
+from captioning.loaders.batches import EncodedCaptions, Images, pack
 from captioning.records import ImageId, ImageRecord, Prediction
-from captioning.search import SearchConfig
 from captioning.tensors import Features
-from captioning.tokenizer import tokenize
-from captioning.training.faults import Signals
-from captioning.training.parallel import World
+from captioning.text.tokenizer import tokenize
+from captioning.training.distributed import World
+from captioning.training.interruptions import Signals
+from captioning.training.losses import cross_entropy
 
 ALONE = World()
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D")

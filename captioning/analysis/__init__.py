@@ -1,1 +1,0 @@
-"""Looks at trained models and at what they cost. Changes nothing."""

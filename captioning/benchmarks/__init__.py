@@ -1,0 +1,1 @@
+"""Speed and memory beside a naive baseline, Hugging Face and pycocoevalcap."""

@@ -1,0 +1,1 @@
+"""The model as one thing: open, caption, score, save; ensembles; predictions."""

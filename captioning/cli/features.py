@@ -1,0 +1,155 @@
+"""Command line: encode images once and keep the features, or check a folder of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from captioning.cli.options import positive
+from captioning.errors import UserError
+
+if TYPE_CHECKING:
+    from captioning.loaders.feature_store import FeatureStore
+
+EXAMPLES = """examples:
+  captioning features configs/flickr8k_lstm.yaml
+      the store that training with this config uses, for all its splits (training fills it by itself, too)
+  captioning features configs/flickr8k_lstm.yaml dataset.root=data/flickr8k features.dtype=float32
+  captioning features --images photos --encoder mobilenet_v2 --weights default --out features/photos
+      all images below a folder; an image's id is its name, or its path below the folder
+  captioning features --verify features/photos
+      read everything and compare it with the checksums
+
+A build that was stopped goes on where it was; images that came since are added. Images that cannot be read
+are listed in skipped.csv in the store's folder."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Encode images once and keep the features in memory-mapped files, or check such a store.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", nargs="?", help="a YAML file of configs/, or the config.yaml of a run")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    add("--verify", metavar="FOLDER", help="check this store")
+    folder = parser.add_argument_group("a folder of images, without a config")
+    add = folder.add_argument
+    add("--images", metavar="DIR", help="the images")
+    add("--encoder", metavar="NAME", help="a CNN by its name in torchvision (mobilenet_v2, resnet101, ...)")
+    add(
+        "--weights",
+        metavar="WHAT",
+        help="none, default (torchvision's, downloaded) or a .safetensors / .pth file",
+    )
+    add("--out", metavar="FOLDER", help="the store")
+    add("--size", type=positive, metavar="PIXELS", help="side of the square that images are brought to")
+    add(
+        "--resize", metavar="HOW", help="stretch, short_side (the middle is kept) or long_side (with margins)"
+    )
+    add("--grid", type=positive, metavar="CELLS", help="average the regions to this many a side")
+    add("--dtype", choices=("float16", "float32"), help="precision")
+    add("--flip", action="store_true", default=None, help="also store the mirrored image")
+    add("--batch-size", type=positive, metavar="N", help="images encoded at a time")
+    add("--workers", type=int, metavar="N", help="processes that load images (0: none beside this one)")
+    add("--max-bad", type=float, metavar="SHARE", help="share of the images that may be unreadable")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_intermixed_args()
+    given = [name for name in ("config", "images", "verify") if getattr(args, name)]
+    if len(given) != 1:
+        parser.error("give one of: a config, --images DIR, --verify FOLDER")
+    if args.images and not (args.encoder and args.weights and args.out):
+        parser.error("--images needs --encoder, --weights and --out")
+
+    if args.verify:
+        from captioning.loaders.feature_store import FeatureStore
+
+        store = FeatureStore.open(args.verify)
+        store.verify()
+        print(f"sound: {_described(store)}")
+        return 0
+    started = time.monotonic()
+    store = _of_config(args) if args.config else _of_folder(args)
+    print(f"{_described(store)}; took {time.monotonic() - started:.0f} s")
+    if store.skipped:
+        print(
+            f"{len(store.skipped)} images left out, listed in {store.folder / 'skipped.csv'}", file=sys.stderr
+        )
+    return 0
+
+
+def _of_config(args: argparse.Namespace) -> FeatureStore:
+    """The store that training with the config opens."""
+
+    import torch
+
+    from captioning.config import read_config
+    from captioning.experiment import Experiment
+    from captioning.models import encoders
+
+    experiment = Experiment(read_config(args.config, args.overrides))
+    torch.manual_seed(experiment.config.seed)  # as training does, should the weights be random
+    encoder = encoders.build(experiment.config.encoder).to(experiment.device)
+    if not encoder.frozen:
+        raise UserError(f"{args.config}: its encoder is trained, so its features cannot be kept")
+    return experiment.store(encoder, experiment.collect().records)
+
+
+def _of_folder(args: argparse.Namespace) -> FeatureStore:
+    """A store of all images below a folder."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from captioning.images.preprocessing import Preprocessing
+    from captioning.loaders.feature_store import build_store
+    from captioning.models import encoders
+    from captioning.records import ImageRecord
+    from captioning.utils.paths import find_images
+
+    if not os.path.isdir(args.images):
+        raise UserError(f"{args.images}: no such folder of images")
+    found = find_images([args.images])
+    if not found:
+        raise UserError(f"{args.images}: holds no images")
+    try:
+        config = TypeAdapter(encoders.TorchvisionConfig).validate_python(
+            _given(name=args.encoder, weights=args.weights, grid=args.grid)
+        )
+        preprocessing = TypeAdapter(Preprocessing).validate_python(_given(size=args.size, resize=args.resize))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        option = {"name": "encoder"}.get(str(problem["loc"][-1]), problem["loc"][-1])
+        raise UserError(
+            f"--{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+        ) from None
+    return build_store(
+        [ImageRecord(each.image_id, each.path, (), "") for each in found],
+        encoders.build(config),
+        preprocessing,
+        args.out,
+        **_given(
+            dtype=args.dtype,
+            flip=args.flip,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            max_bad=args.max_bad,
+        ),
+    )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that the user set; the others' defaults stand where they belong."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _described(store: FeatureStore) -> str:
+    regions, channels = store.shape
+    size = sum(path.stat().st_size for path in store.folder.glob("*.npy")) / 1e9
+    views = "" if store.views == 1 else ", as they are and mirrored"
+    return (
+        f"{len(store):,} images{views}, {regions} regions of {channels} channels in {store.dtype}, "
+        f"{size:.2f} GB, fingerprint {store.fingerprint}: {store.folder}"
+    )

@@ -1,0 +1,68 @@
+"""Command line options that several tools share. Imports torch only when a model is there to be asked."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captioning.captioner.captioner import Captioner
+    from captioning.captioner.ensemble import EnsembleCaptioner
+    from captioning.generation import SearchConfig
+
+
+SEARCHES = ("greedy", "beam", "diverse_beam", "sample", "stochastic_beam")
+
+
+def positive(text: str) -> int:
+    """Type of an option: a number from 1 on."""
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
+
+
+def add_search(parser: Any, *, default: str) -> None:
+    """Add the options that `search_of` reads; `default` says whose search is used without them."""
+    add = parser.add_argument
+    add("--search", choices=SEARCHES, help=f"the kind of search (default: {default})")
+    add(
+        "--search-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of a config's search section, its value YAML; may be given more than once. Of all: "
+        "max_length, min_length, prefix, forced, banned, no_repeat, no_bad_ending; of all but greedy: length_rule, "
+        "alpha; of beams: width, n_best, patience (diverse_beam: groups, diversity); of sample and stochastic_beam: "
+        "samples, temperature, top_k, top_p, typical, min_p, seed",
+    )
+    add("--beam", type=positive, metavar="N", help=f"width of the beam search (default: {default})")
+    add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")
+    add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
+
+
+def search_of(
+    captioner: Captioner | EnsembleCaptioner, args: argparse.Namespace, *, n_best: int | None = None
+) -> SearchConfig:
+    """The model's own search with what the command line changes.
+
+    Args:
+        n_best: captions an image; None: as many as its settings say.
+
+    Raises:
+        UserError: the model cannot do what is asked for.
+    """
+    from captioning.generation import rule_ids
+    from captioning.generation.overrides import adjusted
+
+    config = adjusted(
+        captioner.search,
+        kind=args.search,
+        options=args.search_option,
+        width=args.beam,
+        n_best=n_best,
+        max_length=args.max_length,
+        length_rule=args.length_rule,
+        longest=captioner.longest,
+    )
+    rule_ids(config, captioner.vocabulary)  # before the first image is read
+    return config

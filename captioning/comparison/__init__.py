@@ -1,0 +1,1 @@
+"""Studies and reports that compare trained systems."""

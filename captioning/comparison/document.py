@@ -1,0 +1,232 @@
+"""A report of text, tables and pictures, as Markdown with files beside it or as one HTML page. Knows no captioning."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from captioning.utils.files import replacing, write_text
+
+
+class Heading(NamedTuple):
+    text: str
+    level: int = 2
+
+
+class Text(NamedTuple):
+    """A paragraph; `**strong**` and `` `code` `` are understood. `kind` "lead" stands out, "note" stands back."""
+
+    text: str
+    kind: str = ""
+
+
+class Bullets(NamedTuple):
+    items: Sequence[str]
+
+
+class Table(NamedTuple):
+    """Rows of text, the first column a name; numbers stand on the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str
+
+
+class Picture(NamedTuple):
+    """An image file, by its name in `figures/`, with what it shows for those who don't see it."""
+
+    name: str
+    content: bytes
+    alt: str
+    caption: str
+
+
+class Card(NamedTuple):
+    """A photo with a line for each system and the references below."""
+
+    title: str
+    photo: Picture | None
+    lines: Sequence[tuple[str, str, str]]  # who, what was said, a number
+    references: Sequence[str]
+
+
+class Cards(NamedTuple):
+    cards: Sequence[Card]
+
+
+Block = Heading | Text | Bullets | Table | Picture | Cards
+
+
+def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
+    """Write `report.md`, `report.html` and `figures/` into `folder`."""
+    for block in blocks:
+        pictures = [block] if isinstance(block, Picture) else []
+        if isinstance(block, Cards):
+            pictures = [card.photo for card in block.cards if card.photo]
+        for picture in pictures:
+            with replacing(folder / "figures" / picture.name) as part:
+                part.write_bytes(picture.content)
+    write_text(folder / "report.md", markdown(title, blocks))
+    write_text(folder / "report.html", page(title, blocks))
+
+
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """The report in Markdown, its pictures in `figures/`."""
+    return "\n\n".join([f"# {title}", *(_markdown(block) for block in blocks)]) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {block.text}"
+    if isinstance(block, Text):
+        return f"> {block.text}" if block.kind == "lead" else block.text
+    if isinstance(block, Bullets):
+        return "\n".join(f"- {item}" for item in block.items)
+    if isinstance(block, Table):
+        lines = [block.columns, ["---", *["---:"] * (len(block.columns) - 1)], *block.rows]
+        rows = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        return f"**{block.title}**\n\n{rows}"
+    if isinstance(block, Picture):
+        return f"![{block.alt}](figures/{block.name})\n\n*{block.caption}*"
+    return "\n\n".join(_card(card) for card in block.cards)
+
+
+def _card(card: Card) -> str:
+    lines = [f"**{card.title}**", ""]
+    if card.photo:
+        lines += [f"![{card.photo.alt}](figures/{card.photo.name})", ""]
+    lines += [f"- {who}: “{said}” ({number})" for who, said, number in card.lines]
+    lines += [f"- reference: “{reference}”" for reference in card.references]
+    return "\n".join(lines)
+
+
+LONG = 26
+"""Characters of a table's cell from which on it may be broken into lines."""
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #545d68; --line: #d0d7de;
+  --band: #f3f5f8; --lead: #eaf2fb; --edge: #0b5cad; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8ebef; --paper: #14181d; --soft: #a8b1bc; --line: #39414b;
+  --band: #1d232a; --lead: #16273a; --edge: #6db3ff; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, "Segoe UI", "Liberation Sans", sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: .5rem 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.3rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1.08rem; margin: 1.6rem 0 .4rem; }
+p { margin: .6rem 0; max-width: 48rem; }
+p.lead { background: var(--lead); border-left: 4px solid var(--edge); padding: .8rem 1rem; font-size: 1.08rem;
+  max-width: none; }
+p.note, figcaption, .reference { color: var(--soft); font-size: .9rem; }
+ul { padding-left: 1.2rem; max-width: 48rem; }
+li { margin: .3rem 0; }
+code { background: var(--band); padding: .1em .3em; border-radius: 3px; font-size: .9em; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem; }
+thead th { background: var(--band); border-bottom: 2px solid var(--line); }
+tbody th { font-weight: 500; }
+td.long { white-space: normal; min-width: 9rem; max-width: 14rem; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; height: auto; display: block; background: #ffffff; border-radius: 4px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem;
+  margin: 1rem 0; }
+.card { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; background: var(--band); }
+.card img { width: 100%; height: 12rem; object-fit: contain; display: block; background: #22272e; }
+.card img.small { image-rendering: pixelated; }
+.card div { padding: .7rem .9rem .9rem; }
+.card h4 { margin: 0 0 .4rem; font-size: .92rem; overflow-wrap: anywhere; }
+.card p { margin: .35rem 0; font-size: .93rem; overflow-wrap: anywhere; }
+.card b { font-weight: 600; }
+@media (max-width: 40rem) { main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.4rem; }
+  figure img { max-width: none; width: 42rem; }
+  p.lead { font-size: 1rem; } th, td { padding: .25rem .5rem; } }
+@media print { .scroll { overflow: visible; } .card { break-inside: avoid; } }
+"""
+
+
+def page(title: str, blocks: Sequence[Block]) -> str:
+    """The report as one HTML page that asks for nothing from anywhere: pictures are inside it."""
+    body = "\n".join(_html(block) for block in blocks)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{html.escape(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Text):
+        kind = f' class="{block.kind}"' if block.kind else ""
+        return f"<p{kind}>{_inline(block.text)}</p>"
+    if isinstance(block, Bullets):
+        return "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in block.items) + "</ul>"
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Picture):
+        alt, caption = html.escape(block.alt, quote=True), _inline(block.caption)
+        image = f'<div class="scroll" tabindex="0"><img src="{_data(block)}" alt="{alt}"></div>'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return f'<div class="cards">{"".join(_html_card(card) for card in block.cards)}</div>'
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in table.columns)
+    rows = "".join(
+        f'<tr><th scope="row">{_inline(row[0])}</th>{"".join(_cell(cell) for cell in row[1:])}</tr>'
+        for row in table.rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table><caption>{_inline(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    return f"<td{' class=long' if len(text) > LONG else ''}>{_inline(text)}</td>"
+
+
+def _html_card(card: Card) -> str:
+    photo = ""
+    if card.photo:
+        kind = ' class="small"' if len(card.photo.content) < 6000 else ""
+        photo = f'<img{kind} src="{_data(card.photo)}" alt="{html.escape(card.photo.alt, quote=True)}">'
+    lines = "".join(
+        f"<p><b>{html.escape(who)}</b> ({html.escape(number)}): {html.escape(said) or '<i>nothing</i>'}</p>"
+        for who, said, number in card.lines
+    )
+    references = "".join(f'<p class="reference">{html.escape(each)}</p>' for each in card.references)
+    return f'<article class="card">{photo}<div><h4>{html.escape(card.title)}</h4>{lines}{references}</div></article>'
+
+
+def _inline(text: str) -> str:
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _data(picture: Picture) -> str:
+    kind = "jpeg" if picture.name.endswith(".jpg") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.content).decode('ascii')}"

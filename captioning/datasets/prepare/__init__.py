@@ -1,0 +1,1 @@
+"""Download, unpack, check and survey data sets."""

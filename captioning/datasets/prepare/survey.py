@@ -1,0 +1,134 @@
+"""What a data set is like: sizes, caption lengths, words known, broken and repeated files. No decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from captioning.errors import UserError
+from captioning.records import ImageRecord, Skip
+from captioning.text.tokenizer import tokenize
+from captioning.utils.file_slice import read_bytes
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
+MOST_UNKNOWN = 10
+
+
+class SplitSurvey(NamedTuple):
+    """One split. `lengths`: percentile -> tokens of a caption; `captions_per_image`: number -> images.
+
+    `known_tokens` and `known_captions` are the shares of tokens, and of captions without any other token,
+    that the training split's vocabulary has; `unknown` the commonest tokens it lacks.
+    """
+
+    images: int
+    captions: int
+    captions_per_image: dict[int, int]
+    lengths: dict[int, float]
+    mean_length: float
+    known_tokens: float
+    known_captions: float
+    unknown: dict[str, int]
+
+
+class Survey(NamedTuple):
+    """All splits, and the sizes of the vocabulary: of training words seen `min_count` times, and of all."""
+
+    splits: dict[str, SplitSurvey]
+    min_count: int
+    vocabulary: int
+    training_words: int
+
+
+class FileSurvey(NamedTuple):
+    """Broken files, and groups of files with the same bytes, within one split and across splits."""
+
+    checked: int
+    broken: list[Skip]
+    repeated: list[list[ImageRecord]]
+    leaked: list[list[ImageRecord]]
+
+
+def survey(records: Sequence[ImageRecord], *, min_count: int, train: str = "train") -> Survey:
+    """Sizes, lengths and vocabulary coverage of every split. Without a training split no token is known."""
+    tokens: dict[str, list[list[str]]] = defaultdict(list)
+    for record in tqdm(records, desc="tokenizing", unit="image", disable=None):
+        tokens[record.split] += [tokenize(caption) for caption in record.captions]
+    counts = Counter(token for caption in tokens.get(train, ()) for token in caption)
+    known = {token for token, count in counts.items() if count >= min_count}
+    splits = {
+        split: _survey_split([record for record in records if record.split == split], captions, known)
+        for split, captions in tokens.items()
+    }
+    return Survey(splits, min_count, len(known), len(counts))
+
+
+def _survey_split(
+    records: Sequence[ImageRecord], captions: Sequence[Sequence[str]], known: set[str]
+) -> SplitSurvey:
+    lengths = np.array([len(caption) for caption in captions])
+    unknown = Counter(token for caption in captions for token in caption if token not in known)
+    complete = sum(all(token in known for token in caption) for caption in captions)
+    per_image = Counter(len(record.captions) for record in records)
+    return SplitSurvey(
+        images=len(records),
+        captions=len(captions),
+        captions_per_image=dict(sorted(per_image.items())),
+        lengths={each: float(np.percentile(lengths, each)) for each in PERCENTILES},
+        mean_length=float(lengths.mean()),
+        known_tokens=1 - sum(unknown.values()) / max(1, int(lengths.sum())),
+        known_captions=complete / len(captions),
+        unknown=dict(unknown.most_common(MOST_UNKNOWN)),
+    )
+
+
+def survey_files(
+    records: Sequence[ImageRecord], *, open_image: Callable[[BinaryIO], object], threads: int
+) -> FileSurvey:
+    """Read every image file once: does it open, and has another one the same bytes?
+
+    `open_image` raises UserError for what is no image. Files that differ in one byte count as different: a
+    scaled or recompressed copy is not found.
+    """
+
+    def look(record: ImageRecord) -> tuple[bytes, str | None]:
+        try:
+            content = read_bytes(record.path)
+            open_image(io.BytesIO(content))
+        except OSError as error:
+            return b"", error.strerror or str(error)
+        except UserError as error:
+            return b"", getattr(error, "reason", str(error))
+        return hashlib.sha256(content).digest(), None
+
+    broken: list[Skip] = []
+    same: dict[bytes, list[ImageRecord]] = defaultdict(list)
+    with ThreadPoolExecutor(threads) as pool:
+        found = tqdm(
+            pool.map(look, records), total=len(records), desc="opening images", unit="image", disable=None
+        )
+        for record, (digest, reason) in zip(records, found, strict=True):
+            if reason is None:
+                same[digest].append(record)
+            else:
+                broken.append(Skip(record.path, reason))
+    groups = [group for group in same.values() if len(group) > 1]
+    return FileSurvey(
+        checked=len(records),
+        broken=broken,
+        repeated=[group for group in groups if len({record.split for record in group}) == 1],
+        leaked=[group for group in groups if len({record.split for record in group}) > 1],
+    )
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Split names with train, val and test first."""
+    usual = ("train", "val", "test")
+    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))

@@ -1,0 +1,1 @@
+"""Read, preprocess and augment images."""

@@ -1,0 +1,86 @@
+"""Random crops, mirroring and colour changes of training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from captioning.images.preprocessing import Amount, Preprocessing, Probability, Share, prepare_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random changes to training images. The defaults change nothing.
+
+    flip: probability of mirroring; training never mirrors an image of which a caption says left or right.
+    scale: share of the image's area that a random crop keeps, smallest and largest.
+    ratio: width to height of that crop, smallest and largest.
+    brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x.  hue: turns of the colour circle.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    flip: Probability = 0.0
+    scale: tuple[Share, Share] = (1.0, 1.0)
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+    brightness: Amount = 0.0
+    contrast: Amount = 0.0
+    saturation: Amount = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"augmentation.{name}: the smallest comes first, got {[low, high]}")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no image would be changed: stored features can then stand in for pixels."""
+        return self.scale == (1.0, 1.0) and not any(
+            (self.flip, self.brightness, self.contrast, self.saturation, self.hue)
+        )
+
+
+def augment(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    augmentation: AugmentationConfig,
+    *,
+    generator: np.random.Generator,
+) -> Tensor:
+    """A randomly changed image, prepared up to its last step (`normalize`): (3, size, size) uint8."""
+    if augmentation.scale != (1.0, 1.0):
+        top, left, height, width = _random_box(image, augmentation, generator)
+        image = F.crop(image, top, left, height, width)
+    if generator.random() < augmentation.flip:
+        image = F.horizontal_flip(image)
+    for amount, adjust in (
+        (augmentation.brightness, F.adjust_brightness),
+        (augmentation.contrast, F.adjust_contrast),
+        (augmentation.saturation, F.adjust_saturation),
+    ):
+        if amount:
+            image = adjust(image, float(generator.uniform(1 - amount, 1 + amount)))
+    if augmentation.hue:
+        image = F.adjust_hue(image, float(generator.uniform(-augmentation.hue, augmentation.hue)))
+    return prepare_bytes(image, preprocessing)
+
+
+def _random_box(
+    image: Image.Image, augmentation: AugmentationConfig, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height, width of a crop of random area and shape (Szegedy et al. 2014, section 6)."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * generator.uniform(*augmentation.scale)
+        ratio = float(np.exp(generator.uniform(*np.log(augmentation.ratio))))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    return 0, 0, height, width

@@ -1,0 +1,105 @@
+"""Upright RGB images to normalised tensors: the preprocessing that is saved with a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from captioning.utils.files import fingerprint
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+Amount = Annotated[float, Field(ge=0, le=1)]
+
+
+Channels = tuple[float, float, float]
+
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the encoder's input: the same in training, validation and captioning.
+
+    resize: how the image is brought to a square of side `size / crop`:
+        "stretch": both sides to it, nothing cut off (the whole image, its proportions lost);
+        "short_side": the shorter side to it, the middle kept;
+        "long_side": the longer side to it, the rest filled with the mean colour.
+    crop: of that square the middle is kept, this share of its side (ImageNet evaluation: 224 / 256 = 0.875).
+    mean, std: per channel, of values in 0 .. 1.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    size: Positive = 224
+    resize: Literal["stretch", "short_side", "long_side"] = "stretch"
+    crop: Share = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    mean: Channels = IMAGENET_MEAN
+    std: Annotated[Channels, Field(description="each above 0")] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ValueError(f"preprocessing.std must be above 0, got {list(self.std)}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits: equal where the tensors are."""
+        return fingerprint(asdict(self))
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """An RGB image -> the encoder's input: (3, size, size) float32, normalised."""
+    return normalize(prepare_bytes(image, preprocessing), preprocessing)
+
+
+def prepare_bytes(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """`prepare` up to its last step: (3, size, size) uint8, a quarter of the bytes to send elsewhere."""
+    side = max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
+    fill = [round(255 * value) for value in preprocessing.mean]
+    width, height = image.size
+    if preprocessing.resize == "stretch":
+        image = _resize(image, side, side, preprocessing)
+    elif preprocessing.resize == "short_side":
+        short = min(width, height)
+        # cut first what the crop drops anyhow: a 1 x 5000 image would grow to a gigabyte
+        image = F.center_crop(image, [min(height, 2 * short), min(width, 2 * short)])
+        width, height = image.size
+        image = _resize(image, round(width * side / short), round(height * side / short), preprocessing)
+    else:
+        scale = side / max(width, height)
+        image = _resize(image, max(1, round(width * scale)), max(1, round(height * scale)), preprocessing)
+        left, top = (side - image.width) // 2, (side - image.height) // 2
+        image = F.pad(image, [left, top, side - image.width - left, side - image.height - top], fill=fill)
+    image = F.center_crop(image, [preprocessing.size, preprocessing.size])
+    return F.pil_to_tensor(image)
+
+
+def _resize(image: Image.Image, width: int, height: int, preprocessing: Preprocessing) -> Image.Image:
+    if image.size == (width, height):
+        return image
+    how = v2.InterpolationMode(preprocessing.interpolation)
+    return F.resize(image, [height, width], interpolation=how, antialias=True)
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(..., 3, height, width) uint8 -> float32, less the mean, over the standard deviation."""
+    scaled = F.to_dtype(pixels, torch.float32, scale=True)
+    return F.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))

@@ -1,0 +1,1 @@
+"""Records to batches: feature stores, sources of images, resumable order."""

@@ -1,0 +1,132 @@
+"""Bottom-up and top-down attention. Knows ids and regions, never words or pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from captioning.models.decoders.base import Decoder
+from captioning.models.decoders.cells import LSTM, State
+from captioning.models.decoders.region_attention import Additive, Seen, mean_region, projection
+from captioning.models.decoders.settings import RecurrentConfig, Size
+from captioning.ops.deferred_grad_linear import LoopLinear
+from captioning.ops.time_loop import Product, read_word, read_words
+from captioning.ops.vocab_projection import WordScores
+from captioning.tensors import Features, Step, Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpDownConfig(RecurrentConfig):
+    """Sizes of the decoder; `features` projects the regions to that many channels first (None: as they come)."""
+
+    kind: Literal["up_down"] = "up_down"
+    embedding: Size = 1000
+    hidden: Size = 1000
+    attention_size: Size = 512
+    features: Size | None = None
+
+    def build(self, *, channels: int, vocabulary_size: int) -> UpDown:
+        return UpDown(self, channels=channels, vocabulary_size=vocabulary_size)
+
+
+class Memory(NamedTuple):
+    seen: Seen
+    mean: Tensor  # (B, 4H), what the mean region says to the attention LSTM
+
+
+class Carry(NamedTuple):
+    attention: State  # (h1, c1), (B, K, H) each
+    language: State  # (h2, c2)
+
+
+class Products(NamedTuple):
+    recall: Product
+    from_attention: Product
+    to_language: Product
+
+
+class UpDown(Decoder):
+    """Two LSTMs: one decides where to look, the other what to say (Anderson et al. 2018, section 3.2).
+
+    With v_i the regions, W_e the embedding:
+        x1_t = [h2_t-1, mean v, W_e y_t-1];  h1_t = LSTM(x1_t, h1_t-1)            (eqs. 1, 2)
+        a_it = w_a . tanh(W_va v_i + W_ha h1_t);  alpha_t = softmax(a_t)          (eqs. 3, 4)
+        z_t  = sum_i alpha_it v_i                                                 (eq. 5)
+        x2_t = [z_t, h1_t];  h2_t = LSTM(x2_t, h2_t-1)                            (eqs. 1, 6)
+        p(y_t) = softmax(W_p h2_t + b_p)                                          (eq. 7)
+    States are zero at first, which the paper leaves open. Differs: the keys W_va v_i have a bias; dropout on
+    the embedding and before W_p; the regions may be projected and normalised first (`features`).
+    """
+
+    def __init__(self, config: UpDownConfig, *, channels: int, vocabulary_size: int):
+        super().__init__()
+        self.config, self.vocabulary_size = config, vocabulary_size
+        size = config.hidden
+        context = config.features or channels
+        self.cell = LSTM(size)
+        self.gates = self.cell.blocks * size
+        self.project = projection(channels, config.features, dropout=config.dropout)
+        self.look = Additive(context, config.attention_size)
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding)
+        self.word_gates = nn.Linear(config.embedding, self.gates)
+        self.mean_gates = nn.Linear(context, self.gates, bias=False)
+        # three products a step: of [h1, h2] for the attention LSTM; of its new h1 for the other and for the
+        # query; of [z, h2] for the language LSTM
+        self.recall = skip_init(nn.Linear, 2 * size, self.gates, bias=False)
+        self.from_attention = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
+        self.to_language = skip_init(nn.Linear, context + size, self.gates, bias=False)
+        self.language_bias = nn.Parameter(torch.empty(self.gates))
+        self.words = WordScores(size, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        size = self.config.hidden
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.look.initialise()
+        for weight in (self.recall.weight, self.from_attention.weight, self.to_language.weight):
+            nn.init.xavier_uniform_(weight)
+        for own in (self.recall.weight.data[:, :size], self.to_language.weight.data[:, -size:]):
+            for gate in own.split(size):
+                nn.init.orthogonal_(gate)
+        for bias in (self.word_gates.bias, self.language_bias):
+            self.cell.initialise(bias, forget=self.config.forget_bias)
+
+    def remember(self, features: Features) -> Memory:
+        features = features._replace(regions=self.project(features.regions))
+        return Memory(seen=self.look.remember(features), mean=self.mean_gates(mean_region(features)))
+
+    def start(self, memory: Memory, width: int) -> Carry:
+        zero = memory.mean.new_zeros(len(memory.mean), width, self.config.hidden)
+        return Carry(attention=(zero, zero), language=(zero, zero))
+
+    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
+        return read_word(self, words, carry, memory)
+
+    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
+        return read_words(self, words, memory, running)
+
+    def products(self) -> Products:
+        return Products(*(LoopLinear(each) for each in (self.recall, self.from_attention, self.to_language)))
+
+    def cell_step(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
+        """One step for what words (B, K) say to the gates of the attention LSTM."""
+        before = carry.language[0]
+        recalled = products.recall(torch.cat([carry.attention[0], before], -1))
+        attending, first_gates = self.cell(said + memory.mean[:, None], recalled, carry.attention)
+        told, query = products.from_attention(attending[0]).split(
+            [self.gates, self.config.attention_size], -1
+        )
+        context, attention = self.look(query, memory.seen)
+        heard = products.to_language(torch.cat([context, before], -1))
+        speaking, second_gates = self.cell(told + self.language_bias, heard, carry.language)
+        step = Step(hidden=speaking[0], attention=attention, gates=(first_gates, second_gates))
+        return step, Carry(attention=attending, language=speaking)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.words(self.dropout(hidden))

@@ -1,0 +1,107 @@
+"""Words <-> ids. Built from the training split only; knows text, no tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import Field
+
+from captioning.errors import UserError
+from captioning.text.tokenizer import tokenize
+from captioning.utils.files import fingerprint, read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """Words seen `min_count` times in the training split; captions are cut to `max_length` words in training."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    min_count: Annotated[int, Field(ge=1)] = 5
+    max_length: Annotated[int, Field(ge=1)] = 50
+
+
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An ordered list of words, the four special ones first: `<pad>` 0, `<start>` 1, `<end>` 2, `<unk>` 3."""
+
+    words: tuple[str, ...]
+    min_count: int = 1
+    pad = 0
+    start = 1
+    end = 2
+    unk = 3
+
+    def __post_init__(self) -> None:
+        if self.words[: len(SPECIALS)] != SPECIALS:
+            raise UserError(f"a vocabulary begins with {' '.join(SPECIALS)}, found {self.words[:4]}")
+        if len(set(self.words)) != len(self.words):
+            raise UserError("a vocabulary's words must differ, but some occur twice")
+
+    @classmethod
+    def build(cls, captions: Iterable[str], *, min_count: int) -> Vocabulary:
+        """Words that occur at least `min_count` times in `captions`, the most frequent first.
+
+        `captions` are those of the training split: words of other splits would leak into the model.
+        """
+        counts = Counter(token for caption in captions for token in tokenize(caption))
+        kept = sorted((-count, token) for token, count in counts.items() if count >= min_count)
+        tokens = [token for _, token in kept if token not in SPECIALS]
+        if not tokens:
+            raise UserError(f"no word occurs {min_count} times in the training captions; lower min_count")
+        return cls(words=(*SPECIALS, *tokens), min_count=min_count)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words)}
+
+    @property
+    def unwanted(self) -> tuple[int, ...]:
+        """Ids that no search may produce."""
+        return (self.pad, self.start, self.unk)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.words)
+
+    def encode(self, tokens: Sequence[str], *, max_length: int) -> list[int]:
+        """`<start>`, at most `max_length` words, `<end>`. A cut caption has no `<end>`: it did not end there."""
+        # a token spelled like a special one ("<pad>") is text, and text must not act as padding
+        ids = [
+            number if (number := self.ids.get(token, self.unk)) > self.unk else self.unk for token in tokens
+        ]
+        return [self.start, *ids[:max_length], *([self.end] if len(ids) <= max_length else [])]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Words up to `<end>`, special ones left out but for `<unk>`."""
+        words: list[str] = []
+        for number in ids:
+            if number == self.end:
+                break
+            if number not in (self.pad, self.start):
+                words.append(self.words[number])
+        return words
+
+    def save(self, path: str) -> None:
+        write_json(path, {"min_count": self.min_count, "words": self.words})
+
+    @classmethod
+    def open(cls, path: str) -> Vocabulary:
+        """Raises UserError where the file is missing or not a vocabulary."""
+        value = read_json(path)
+        if not (
+            isinstance(value, dict)
+            and isinstance(value.get("words"), list)
+            and all(isinstance(word, str) for word in value["words"])
+        ):
+            raise UserError(f'{path}: expected {{"min_count": ..., "words": [...]}}')
+        return cls(words=tuple(value["words"]), min_count=int(value.get("min_count", 1)))

@@ -1,0 +1,55 @@
+"""The model card of a trained model, and the environment it was trained in."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torchvision
+
+from captioning.captioner.captioner import Captioner, count_parameters
+from captioning.metrics.evaluation import code_version
+from captioning.training.checkpoint import Progress
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run was made with: code, packages, machine."""
+    return {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "platform": platform.platform(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def model_card(
+    config: Mapping[str, Any], captioner: Captioner, progress: Progress, scores: Mapping[str, float]
+) -> str:
+    """The model folder's README. `config`: the experiment's settings as plain values."""
+    rows = "\n".join(f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss")
+    return f"""# {config["name"]}
+
+An image captioning model: {config["encoder"]["kind"]} encoder, `{config["decoder"]["kind"]}` decoder with
+{count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {len(captioner.vocabulary):,} words.
+Trained on the training split of `{config["dataset"]["kind"]}`, seed {config["seed"]}, epoch {progress.best_epoch} of
+{config["training"]["epochs"]}, chosen by {config["training"]["metric"]} on its validation split.
+
+    captioning caption IMAGE --model THIS_FOLDER
+
+Scores on the validation split (times 100), on which this epoch was chosen: no test scores.
+Search: `{json.dumps(config["search"])}`.
+
+| metric | score |
+|---|---|
+{rows}
+
+It captions what its training data show, in their words, and repeats their mistakes and prejudices.
+Code {code_version()}.
+"""

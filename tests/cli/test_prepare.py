@@ -1,0 +1,248 @@
+"""The prepare tool as a person runs it, and the figures of its report against a count by hand."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning.cli import prepare
+from captioning.cli.main import main
+from captioning.datasets import CocoConfig, Flickr8kConfig, FolderConfig, KarpathyConfig
+from captioning.datasets.prepare.download import Source
+from captioning.datasets.prepare.guide import GUIDES, Guide, Part, published
+from captioning.datasets.prepare.survey import survey, survey_files
+from captioning.errors import UserError
+from captioning.records import ImageRecord
+from captioning.text.vocabulary import Vocabulary
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the tool in `tmp_path`, in this process: torch is imported once for all tests."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", list(sys.argv))
+        with pytest.raises(SystemExit) as end:
+            main(["prepare", *arguments])
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def photograph(path: Path, seed: int, *, size: tuple[int, int] = (37, 23)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def folder(root: Path, *, splits: str = "ttttvvx") -> Path:
+    """Seven photographs with two captions each; t train, v val, x test."""
+    names = {"t": "train", "v": "val", "x": "test"}
+    lines = ["file_name,caption,split"]
+    for number, split in enumerate(splits):
+        photograph(root / "images" / f"{number}.jpg", number)
+        lines.append(f"{number}.jpg,A dog runs .,{names[split]}")
+        lines.append(
+            f"{number}.jpg,Costs $5 and ${number} {'cat' if split == 't' else 'bird'},{names[split]}"
+        )
+    (root / "captions.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_help_teaches_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from captioning.cli.main import main\n"
+        "try: main(['prepare', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'pydantic', 'PIL', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert "examples:" in done.stdout and "splits=random" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_empty_folder_is_told_what_belongs_there(tmp_path: Path, run: Run) -> None:
+    done = run("flickr8k")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Flickr_8k.trainImages.txt" in done.stderr and "forms.illinois.edu" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: data/flickr8k: empty or not there")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_of_a_folder(tmp_path: Path, run: Run) -> None:
+    folder(tmp_path / "photos")
+    (tmp_path / "photos/images/3.jpg").write_bytes(b"<html>")
+    done = run("folder", "--root", "photos", "--min-count", "4", "max_bad=0.2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "runs/prepare-folder/report.json").read_text())
+    train, val = report["splits"]["train"], report["splits"]["val"]
+    assert (train["images"], train["captions"], train["captions_per_image"]) == (4, 8, {"2": 4})
+    # "a dog runs" and "costs $ 5 and $ N cat": 3 and 7 tokens
+    assert train["lengths"]["0"] == 3 and train["lengths"]["100"] == 7 and train["mean_length"] == 5
+    assert report["vocabulary"] == {"min_count": 4, "words": 8, "training_words": 12}
+    # of val's 20 tokens bird is unknown twice, and the numbers 4 and 5: 5 is known
+    assert val["unknown"] == {"bird": 2, "4": 1} and val["known_tokens"] == pytest.approx(1 - 3 / 20)
+    assert val["known_captions"] == 0.5
+    assert report["files"]["checked"] == 7
+    assert [bad["item"] for bad in report["files"]["broken"]] == ["photos/images/3.jpg"]
+    assert (tmp_path / "runs/prepare-folder/broken.csv").read_text().count("\n") == 2
+    with Image.open(tmp_path / report["contact_sheet"]) as sheet:
+        assert sheet.format == "PNG" and sheet.width == 1600
+        assert np.asarray(sheet.convert("L")).std() > 20
+
+
+def test_report_for_a_person_and_too_many_broken_files(tmp_path: Path, run: Run) -> None:
+    folder(tmp_path / "photos")
+    (tmp_path / "photos/images/3.jpg").write_bytes(b"")
+    done = run("folder", "--root", "photos", "--out", "shown")
+    assert done.returncode == 2
+    assert "error: photos: 1 of 7 images are broken, more than max_bad = 0.01" in done.stderr
+    assert "7 opened, 1 broken" in done.stdout and "contact sheet: shown/contact_sheet.png" in done.stdout
+    assert "Traceback" not in done.stderr
+    done = run("folder", "--root", "photos", "--quick")
+    assert done.returncode == 0 and "opened" not in done.stdout
+
+
+def test_same_photograph_in_two_splits_is_found_by_its_bytes(tmp_path: Path, run: Run) -> None:
+    images = folder(tmp_path / "photos") / "images"
+    (images / "6.jpg").write_bytes((images / "0.jpg").read_bytes())
+    (images / "2.jpg").write_bytes((images / "1.jpg").read_bytes())
+    done = run("folder", "--root", "photos")
+    assert done.returncode == 2
+    assert (
+        "leakage: 1 images are in two splits by content (first photos/images/0.jpg (train) =" in done.stderr
+    )
+    report = json.loads((tmp_path / "runs/prepare-folder/report.json").read_text())
+    assert [len(group) for group in report["files"]["repeated_within_a_split"]] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder", "rot=x"], "folder: rot: Unexpected keyword argument, got 'x'"),
+        (["folder", "max_bad=2"], "folder: max_bad: Input should be less than or equal to 1, got 2"),
+        (["folder", "root"], "'root': a setting is written KEY=VALUE"),
+        (["flickr8k", "--download", "images"], "--download images: no such part; splits can be downloaded"),
+    ],
+)
+def test_mistakes_on_the_command_line(run: Run, arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+
+
+def test_shapes_are_drawn_and_shown(run: Run) -> None:
+    done = run("shapes", "--root", "drawn", "train=11", "val=7", "test=5", "unseen=3")
+    assert done.returncode == 0, done.stderr
+    assert "26 opened, 0 broken" in done.stdout and "test_unseen" in done.stdout
+
+
+def test_download_and_unpack_of_a_part(tmp_path: Path) -> None:
+    """`--download` against a server here: only the wanted entries arrive, in their folder, and once."""
+    site = tmp_path / "site"
+    site.mkdir()
+    with zipfile.ZipFile(site / "all.zip", "w") as archive:
+        archive.writestr("dataset_coco.json", "{}")
+        archive.writestr("readme.txt", "no")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        source = Source(url=f"http://127.0.0.1:{server.server_port}/all.zip")
+        part = Part(source=source, most_bytes=100, holds="", start="dataset_", end=".json", to="texts")
+        guide = Guide(title="", layout="", source="", parts={"captions": part})
+        for _ in range(2):
+            prepare.download(guide, ["captions"], tmp_path / "root")
+        server.shutdown()
+        thread.join()
+    assert sorted(
+        str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*") if p.is_file()
+    ) == [
+        "downloads/all.zip",
+        "downloads/checksums.json",
+        "texts/dataset_coco.json",
+    ]
+
+
+def test_every_part_is_pinned() -> None:
+    parts = [part for guide in GUIDES.values() for part in guide.parts.values()]
+    assert len(parts) == 8
+    for part in parts:
+        assert part.source.size and part.source.sha256 and len(part.source.sha256) == 64
+        assert part.source.size < part.most_bytes
+
+
+def test_published_counts_stand_only_beside_what_they_are_of() -> None:
+    coco, flickr = [ImageRecord(1, "", ("a",), "train")], [ImageRecord("1.jpg", "", ("a",), "train")]
+    assert sum(published(KarpathyConfig(), coco).values()) == 123_287
+    assert sum(published(KarpathyConfig(), flickr).values()) == 8000
+    assert sum(published(KarpathyConfig(), flickr * 10_001).values()) == 31_014
+    assert published(Flickr8kConfig(splits="random"), flickr) == {}
+    assert published(CocoConfig(train="annotations/captions_train2014.json"), coco) == {"val": 5000}
+    assert published(FolderConfig(), flickr) == {}
+
+
+def test_survey_agrees_with_the_vocabulary_that_is_trained_on() -> None:
+    captions = [
+        ("A dog runs.", "The dog sits."),
+        ("A cat sits.", "Dogs don't run."),
+        ("The bird can't run.",),
+    ]
+    records = [ImageRecord(n, f"{n}", each, "train" if n < 2 else "val") for n, each in enumerate(captions)]
+    for min_count in (1, 2, 3):
+        try:
+            words = set(
+                Vocabulary.build([c for each in captions[:2] for c in each], min_count=min_count).words
+            )
+        except UserError:  # no word is so frequent
+            words = set()
+        found = survey(records, min_count=min_count)
+        assert found.vocabulary == max(0, len(words) - 4)
+        tokens = ["the", "bird", "ca", "n't", "run"]
+        known = sum(token in words for token in tokens) / len(tokens)
+        assert found.splits["val"].known_tokens == pytest.approx(known)
+
+
+def test_files_that_cannot_be_read_do_not_stop_the_survey(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+
+    def open_image(file: Any) -> None:
+        if file.read() == b"two":
+            raise UserError("b: not an image")
+
+    records = [ImageRecord(name, str(tmp_path / name), ("x",), "train") for name in "abc"]
+    found = survey_files(records, open_image=open_image, threads=2)
+    assert found.checked == 3 and found.repeated == [] and found.leaked == []
+    assert [(Path(bad.item).name, bad.reason) for bad in found.broken] == [
+        ("b", "b: not an image"),
+        ("c", "No such file or directory"),
+    ]

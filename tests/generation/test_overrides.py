@@ -1,0 +1,280 @@
+"""A search's settings as users give them: words to ids, changes from a command line, what cannot be had."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioning.captioner.captioner import Captioner
+from captioning.captioner.predict import describe, key
+from captioning.cli.options import SEARCHES
+from captioning.errors import UserError
+from captioning.generation import (
+    BeamConfig,
+    DiverseBeamConfig,
+    GreedyConfig,
+    RuleIds,
+    SampleConfig,
+    StochasticBeamConfig,
+    rule_ids,
+)
+from captioning.generation.overrides import KINDS, adjusted
+from captioning.generation.processors import names
+from captioning.images.preprocessing import prepare
+from captioning.images.reading import load_image
+from captioning.text.vocabulary import SPECIALS, Vocabulary
+from tests.helpers.models import WORDS, save_tiny_model, tiny_captioner
+from tests.helpers.running import tool
+
+VOCABULARY = Vocabulary(words=(*SPECIALS, *WORDS))
+IDS = VOCABULARY.ids
+
+
+def test_words_of_rules_as_ids():
+    config = GreedyConfig(
+        prefix="The  RED, cat", forced=("a dog", "runs", "A dog!"), banned=("grass", "elephant"), max_length=7
+    )
+    assert rule_ids(config, VOCABULARY) == RuleIds(
+        prefix=(IDS["the"], IDS["red"], IDS["cat"]),
+        forced=((IDS["a"], IDS["dog"]), (IDS["runs"],)),  # once, however often it is asked for
+        banned=(IDS["grass"],),  # the other cannot come anyway
+    )
+    endings = rule_ids(GreedyConfig(no_bad_ending=True), VOCABULARY).endings
+    assert set(endings) == {IDS["a"], IDS["the"], IDS["on"]}
+    assert rule_ids(BeamConfig(), VOCABULARY) == RuleIds()
+    # a phrase that the prefix holds takes no further room; one that it begins does
+    rule_ids(GreedyConfig(prefix="a red dog", forced=("red dog",), max_length=4), VOCABULARY)
+    with pytest.raises(UserError, match=r"are 6 words, but max_length=5"):
+        rule_ids(GreedyConfig(prefix="a red", forced=("red dog runs",), max_length=5), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GreedyConfig(forced=("elephant",)), "search.forced: 'elephant' is not among the model's 13 words"),
+        (GreedyConfig(forced=("dog", "<unk>")), "search.forced: '<unk>' is not among"),
+        (GreedyConfig(forced=("dog", " . ")), "search.forced: ' . ' holds no word"),
+        (GreedyConfig(prefix="a Zebra runs"), "search.prefix: 'zebra' is not among the model's 13 words"),
+        (GreedyConfig(prefix="..."), "search.prefix: '...' holds no word"),
+        (GreedyConfig(banned=("red dog",)), "search.banned: 'red dog' is not one word"),
+        (GreedyConfig(banned=("!",)), "search.banned: '!' is not one word"),
+        (GreedyConfig(forced=("a dog",), banned=("DOG",)), "search.forced: 'dog' is also in search.banned"),
+        (GreedyConfig(prefix="a dog", banned=("dog",)), "search.prefix: 'dog' is also in search.banned"),
+        (GreedyConfig(prefix="a dog runs", max_length=3), "'a dog runs' has 3 words, and captions end at"),
+        (GreedyConfig(forced=("a dog", "a cat"), max_length=4), "are 5 words, but max_length=4"),
+        (BeamConfig(width=10), "search.width: a beam of 10, but the model knows 9 words; lower it to 9"),
+        (DiverseBeamConfig(width=12), "search.width: a beam of 12, but the model knows 9 words"),
+    ],
+)
+def test_rules_that_cannot_be_kept(config, said):
+    with pytest.raises(UserError) as raised:
+        rule_ids(config, VOCABULARY)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    with pytest.raises(UserError):
+        tiny_captioner(search=config)  # before any training
+
+
+def test_as_many_beams_as_words_and_more_samples():
+    for config in (BeamConfig(width=9), DiverseBeamConfig(width=9), SampleConfig(samples=99)):
+        assert rule_ids(config, VOCABULARY) == RuleIds()
+    assert rule_ids(StochasticBeamConfig(samples=99), VOCABULARY) == RuleIds()
+
+
+BEAM = BeamConfig(width=4, n_best=3, max_length=9, min_length=2, length_rule="gnmt", alpha=0.9, no_repeat=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "expected"),
+    [
+        (BEAM, {}, BEAM),
+        (BEAM, {"width": 2}, replace(BEAM, width=2, n_best=2)),
+        (BEAM, {"n_best": 7}, replace(BEAM, width=7, n_best=7)),
+        (BEAM, {"n_best": 1, "max_length": 5}, replace(BEAM, n_best=1, max_length=5)),
+        (BEAM, {"options": ["patience=null", "search.alpha=0"]}, replace(BEAM, patience=None, alpha=0.0)),
+        (BEAM, {"options": ["banned=[a, the]"]}, replace(BEAM, banned=("a", "the"))),
+        (BEAM, {"options": ["prefix=a photo of"]}, replace(BEAM, prefix="a photo of")),
+        (BEAM, {"kind": "greedy"}, GreedyConfig(max_length=9, min_length=2, no_repeat=2)),
+        (
+            BEAM,
+            {"kind": "sample", "options": ["top_p=0.9", "seed=3"], "n_best": 7},
+            SampleConfig(
+                samples=7,
+                top_p=0.9,
+                seed=3,
+                max_length=9,
+                min_length=2,
+                length_rule="gnmt",
+                alpha=0.9,
+                no_repeat=2,
+            ),
+        ),
+        (
+            BEAM,
+            {"kind": "diverse_beam", "options": ["groups=2", "width=4"], "n_best": 3},
+            DiverseBeamConfig(
+                groups=2,
+                width=4,
+                n_best=3,
+                max_length=9,
+                min_length=2,
+                length_rule="gnmt",
+                alpha=0.9,
+                no_repeat=2,
+            ),
+        ),
+        (BeamConfig(), {"kind": "stochastic_beam"}, StochasticBeamConfig()),
+        (SampleConfig(samples=2), {"n_best": 5}, SampleConfig(samples=5)),
+        (GreedyConfig(max_length=7), {"width": 3}, BeamConfig(width=3, max_length=7)),
+        (GreedyConfig(max_length=7), {"n_best": 3}, BeamConfig(width=3, n_best=3, max_length=7)),
+        (GreedyConfig(), {"length_rule": "sum"}, BeamConfig(width=1, length_rule="sum")),
+        (SampleConfig(top_k=3), {"width": 3}, BeamConfig(width=3)),
+    ],
+)
+def test_changes_from_a_command_line(config, asked, expected):
+    assert adjusted(config, **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"width": 2, "n_best": 3}, "--top 3: a beam of 2 finds no more than 2; give --beam 3"),
+        ({"longest": 8}, "search.max_length=9: this model's decoder reads no more than 8 words"),
+        (
+            {"max_length": 10, "longest": 9},
+            "--max-length 10: this model's decoder reads no more than 9 words",
+        ),
+    ],
+)
+def test_changes_that_contradict(asked, said):
+    with pytest.raises(UserError, match=said):
+        adjusted(BEAM, **asked)
+
+
+@pytest.mark.parametrize("name", ["caption", "evaluate"])
+def test_help_names_every_kind_and_setting(name):
+    told = tool(name, "--help").out
+    assert set(SEARCHES) == set(KINDS) and all(kind in told for kind in KINDS)
+    settings = re.search(r"--search-option KEY=VALUE(.*?)--beam", told, re.DOTALL)
+    assert settings is not None
+    assert set(re.findall(r"\w+", settings[1])) >= {each for kind in KINDS.values() for each in names(kind)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model whose search is a beam of 3, captions of 9 words at most; it knows 9 words."""
+    return save_tiny_model(tmp_path_factory.mktemp("model"), search=BeamConfig(width=3, max_length=9))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "x.png"
+    noise = np.random.default_rng(3).integers(0, 256, (4, 3, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((37, 23), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def option(*settings):
+    return [part for setting in settings for part in ("--search-option", setting)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--beam", "10"], "search.width: a beam of 10, but the model knows 9 words; lower it to 9 or less"),
+        (["--top", "100000"], "a beam of 100,000, but the model knows 9 words"),
+        (["--search", "diverse_beam", *option("width=12")], "a beam of 12, but the model knows 9 words"),
+        (option("forced=elephant"), "search.forced: 'elephant' is not among the model's 13 words"),
+        (option("forced=[dog]", "banned=[dog]"), "search.forced: 'dog' is also in search.banned"),
+        (option("prefix=a dog runs on a cat on the grass"), "has 9 words, and captions end at max_length=9"),
+        (option("prefix=a dog", "max_length=2"), "has 2 words, and captions end at max_length=2"),
+        (option("forced=[a dog, the cat, on grass]", "max_length=6"), "are 7 words, but max_length=6"),
+        (
+            option("min_length=12"),
+            "search: min_length must be from 0 to max_length, and that at least 1, got 12 and 9",
+        ),
+        (["--max-length", "4", *option("min_length=5")], "min_length must be from 0 to max_length"),
+        (
+            option(f"banned={json.dumps(WORDS)}", "min_length=2"),
+            "no caption that the search's rules allow was found",
+        ),
+        (
+            option("no_repeats=3"),
+            "search.no_repeats: not a setting of the search beam; did you mean no_repeat?",
+        ),
+        (option("width=[1]"), "search.width: input should be a valid integer, got [1]"),
+        (option("width"), "--search-option width: write it KEY=VALUE, as in max_length=12"),
+        (option("banned=[a"), "--search-option banned=[a: the value is not YAML"),
+        (
+            ["--search", "sample", *option("top_p=1.5")],
+            "search.top_p: input should be less than or equal to 1, got 1.5",
+        ),
+        (
+            ["--search", "sample", *option("temperature=0")],
+            "search.temperature: input should be greater than 0",
+        ),
+        (["--search", "diverse_beam", *option("width=7")], "width must be a multiple of groups, got 7 and 3"),
+        (["--search", "greedy", "--beam", "3"], "search.width: not a setting of the search greedy"),
+        (
+            ["--search", "greedy", "--top", "3"],
+            "--top 3: a greedy search finds one caption; use --search beam",
+        ),
+        (["--search", "best_first"], "invalid choice: 'best_first'"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence_and_writes_nothing(model, photo, tmp_path, arguments, said):
+    out = tmp_path / "out"
+    done = tool(
+        "caption", photo, "--model", model, *arguments, "--out", out / "p.json", "--explain", out / "x"
+    )
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err and "Traceback" not in done.err
+    assert len([line for line in done.err.splitlines() if "error: " in line]) == 1
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+CHANGED = BeamConfig(width=4, max_length=6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config"),
+    [
+        (["--search", "greedy"], GreedyConfig(max_length=9)),
+        (["--beam", "4", "--max-length", "6"], CHANGED),
+        (option("width=4", "max_length=6"), CHANGED),
+        (
+            option("prefix=a red", "forced=[on grass]"),
+            BeamConfig(width=3, max_length=9, prefix="a red", forced=("on grass",)),
+        ),
+        (
+            option("no_repeat=1", "no_bad_ending=true"),
+            BeamConfig(width=3, max_length=9, no_repeat=1, no_bad_ending=True),
+        ),
+        (["--search", "diverse_beam", "--top", "3"], DiverseBeamConfig(max_length=9, n_best=3)),
+        (
+            ["--search", "sample", "--top", "4", *option("temperature=0.7", "seed=5")],
+            SampleConfig(samples=4, temperature=0.7, seed=5, max_length=9),
+        ),
+        (["--search", "stochastic_beam", "--top", "6"], StochasticBeamConfig(samples=6, max_length=9)),
+    ],
+)
+def test_the_tool_s_options_are_those_of_the_search(model, photo, arguments, config):
+    done = tool("caption", photo, "--model", model, "--json", *arguments)
+    assert (done.code, done.err) == (0, "")
+    told = json.loads(done.out)
+    captioner = Captioner.open(model)
+    pixels = prepare(load_image(photo), captioner.config.preprocessing)
+    expected = describe(captioner, pixels[None], ["x.png"], config=config)[0]
+    captions = [expected.caption, *(each.caption for each in expected.alternatives)]
+    assert told["caption"] == expected.caption
+    assert told.get("captions", [told["caption"]]) == captions
+    assert told["logp"] == pytest.approx(expected.logp, abs=1e-4)
+
+
+def test_the_key_of_an_image_is_its_own():
+    assert key("x.png") == key("x.png") != key("y.png")
+    assert key(7) != key("7")
+    assert 0 <= key("x.png") < 2**63 and torch.tensor([key(7)]).dtype == torch.int64

@@ -1,0 +1,259 @@
+"""Rules against exhaustive search and exact probabilities: a search finds all that they allow, nothing else."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioning.generation import (
+    BeamConfig,
+    DiverseBeamConfig,
+    GreedyConfig,
+    RuleIds,
+    SampleConfig,
+    StochasticBeamConfig,
+)
+from captioning.generation.constraints import Forced, progress
+from captioning.generation.processors import no_bad_ending, no_repeat
+from captioning.tensors import Features
+from tests.helpers.searching import (
+    DECODERS,
+    END,
+    FEW,
+    RULES,
+    all_captions,
+    allowed,
+    assert_same,
+    captions,
+    chi_square,
+    exhaustive,
+    make,
+    next_logp,
+    one,
+    read,
+    renormalised,
+    run,
+    scene,
+)
+
+# words 4, 5 and 6 may come
+RULED = {
+    "prefix": (RuleIds(prefix=(5, 4)), {}),
+    "banned": (RuleIds(banned=(5,)), {}),
+    "endings": (RuleIds(endings=(4, 6)), {}),
+    "no word twice": (RuleIds(), {"no_repeat": 1}),
+    "no pair twice": (RuleIds(prefix=(4,)), {"no_repeat": 2}),
+    "a forced word": (RuleIds(forced=((6,),)), {}),
+    "forced words": (RuleIds(forced=((6,), (4,))), {}),
+    "a forced phrase": (RuleIds(forced=((4, 6),)), {}),
+    "a phrase and a word": (RuleIds(forced=((4, 4), (5,))), {}),
+    "a phrase behind its like": (RuleIds(prefix=(4,), forced=((4, 6),)), {}),
+    "all": (RuleIds(prefix=(4,), forced=((6,),), banned=(5,), endings=(4,)), {"no_repeat": 3}),
+}
+ruled = pytest.mark.parametrize("rules", RULED)
+a_few_decoders = pytest.mark.parametrize("name", FEW)
+
+
+@a_few_decoders
+@ruled
+def test_wide_beams_find_all_captions_that_the_rules_allow(name, rules):
+    ids, more = RULED[rules]
+    decoder, features = make(name, vocabulary=7, seed=3), scene(2, seed=3)
+    common = {"min_length": 1, "max_length": 4, "length_rule": "gnmt", "alpha": 0.8, **more}
+    searches = (
+        BeamConfig(width=131, n_best=131, **common),
+        DiverseBeamConfig(width=262, groups=2, n_best=131, **common),
+        StochasticBeamConfig(samples=131, **common),
+    )
+    few = BeamConfig(width=131, n_best=2, patience=None, **common)
+    for image in range(2):
+        oracle = exhaustive(
+            decoder, one(features, image), low=1, high=4, rule="gnmt", alpha=0.8, ids=ids, **more
+        )
+        for config in searches:
+            assert_same(captions(run(decoder, features, config, ids=ids), image), oracle)
+        assert_same(captions(run(decoder, features, few, ids=ids), image), oracle[:2])
+
+
+@a_few_decoders
+@ruled
+def test_samples_have_the_model_s_distribution_renormalised_word_by_word(name, rules):
+    ids, more = RULED[rules]
+    decoder, features = make(name, vocabulary=7, seed=5, end=0.5), scene(1, seed=5)
+
+    def can_begin(words):  # some caption that the rules allow begins so; phrases need their room
+        if words[-1] == END or len(words) == 4:
+            return allowed(words, ids, low=1, high=4, **more)
+        return any(can_begin((*words, word)) for word in (END, 4, 5, 6))
+
+    def shares(words, logp):
+        if len(words) < len(ids.prefix):
+            return {ids.prefix[len(words)]: 1.0}
+        return renormalised({word: value for word, value in logp.items() if can_begin((*words, word))})
+
+    expected = all_captions(decoder, features, 4, shares)
+    if not ids.forced:  # other rules forbid a word for what has been said, not for what it would lead to
+        assert all(allowed(words, ids, low=1, high=4, **more) for words in expected)
+    config = SampleConfig(samples=50, max_length=4, **more)
+    found = run(decoder, Features(features.regions.expand(40, -1, -1)), config, ids=ids)
+    seen = Counter(words for image in range(40) for words, *_ in captions(found, image))
+    assert seen.total() == 2000 and chi_square(seen, expected) > 1e-4
+
+
+def plain_constrained_beam(decoder, features, config, ids):
+    """Dynamic beam allocation on lists: one image, prefixes read anew; phrases that share no words."""
+    total = sum(map(len, ids.forced))
+    last = config.max_length - 1
+
+    def said(words):
+        """Words of phrases that are said, and words still open, whole phrases."""
+        met = [any(words[at : at + len(p)] == p for at in range(len(words))) for p in ids.forced]
+        begun = max(
+            [
+                count
+                for phrase, there in zip(ids.forced, met, strict=True)
+                if not there
+                for count in range(len(phrase))
+                if words[len(words) - count :] == phrase[:count]
+            ],
+            default=0,
+        )
+        still = sum(len(phrase) for phrase, there in zip(ids.forced, met, strict=True) if not there)
+        return total - still + begun, still
+
+    live, ended = [((), 0.0)], []
+    for length in range(1, config.max_length + 1):
+        ways = []
+        for words, logp in live:
+            still = said(words)[1]
+            for word, value in next_logp(decoder, features, words).items():
+                if word == END and (still or len(words) < config.min_length):
+                    continue
+                way = (*words, word)
+                if still and word != END and total - said(way)[0] > last - length:
+                    continue  # no room behind it
+                ways.append((way, logp + value))
+        ways.sort(key=lambda way: -way[1])
+        places = Counter()
+        ranked = []
+        for way, logp in ways:
+            bank = said(way[:-1] if way[-1] == END else way)[0]
+            places[bank] += 1
+            ranked.append((places[bank], -bank, way, logp))
+        ranked.sort(key=lambda each: each[:2])
+        ended += [(way, logp) for _, _, way, logp in ranked[: config.width] if way[-1] == END]
+        live = [(way, logp) for _, _, way, logp in ranked if way[-1] != END][: config.width]
+
+    def listed(ways, finished):
+        found = [(way, finished, logp / len(way)) for way, logp in ways]
+        return sorted(found, key=lambda caption: -caption[2])
+
+    return (listed(ended, True) + listed(live, False))[: config.n_best]
+
+
+@a_few_decoders
+@settings(max_examples=6, deadline=None)
+@given(
+    width=st.integers(1, 6),
+    forced=st.sampled_from([((4,),), ((4,), (5, 6)), ((4, 5, 6),), ((7, 7), (4, 5))]),
+    room=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_constrained_beam_is_the_plain_one_in_banks(name, width, forced, room, seed):
+    decoder, features = make(name, vocabulary=9, seed=seed, end=1.0), scene(2, seed=seed)
+    ids = RuleIds(forced=forced)
+    config = BeamConfig(width=width, n_best=width, max_length=sum(map(len, forced)) + room, patience=None)
+    found = run(decoder, features, config, ids=ids)
+    for image in range(2):
+        assert_same(
+            captions(found, image), plain_constrained_beam(decoder, one(features, image), config, ids)
+        )
+
+
+@a_few_decoders
+def test_forced_words_cost_a_beam_less_than_greedy(name):
+    """What the banks are for: the words come where they fit, not where room runs out."""
+    decoder, features = make(name, seed=7, end=1.0), scene(11, seed=7)
+    ids = RuleIds(forced=((8,), (5, 9)))
+    beam = run(decoder, features, BeamConfig(width=8, max_length=9, length_rule="sum"), ids=ids)
+    greedy = run(decoder, features, GreedyConfig(max_length=9), ids=ids)
+    assert beam.finished.float().mean() >= greedy.finished.float().mean()
+    assert (beam.logp > greedy.logp).float().mean() > 0.8
+
+
+@a_few_decoders
+def test_a_prefix_costs_what_reading_it_says(name):
+    decoder, features = make(name, seed=1), scene(3, seed=1)
+    prefix = (6, 4, 6)
+    for config in (GreedyConfig(max_length=7), SampleConfig(samples=5, max_length=7)):
+        found = run(decoder, features, config, ids=RuleIds(prefix=prefix))
+        logp = read(decoder, features, torch.tensor([[prefix[:-1]]] * 3))[:, 0]  # (B, 3, V)
+        expected = torch.stack([logp[:, at, word] for at, word in enumerate(prefix)], -1)
+        torch.testing.assert_close(
+            found.word_logp[..., :3], expected[:, None].expand(-1, found.words.shape[1], -1)
+        )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("rule", RULES)
+def test_beam_of_one_is_greedy_under_rules(name, rule):
+    for ids, more in (
+        (RuleIds(prefix=(4,), banned=(7, 9), endings=(5, 8)), {"no_repeat": 2}),
+        (None, {"no_repeat": 1}),
+    ):
+        decoder, features = make(name, seed=4, end=1.0), scene(7, seed=4)
+        greedy = run(decoder, features, GreedyConfig(max_length=7, **more), ids=ids)
+        beam = run(decoder, features, BeamConfig(width=1, max_length=7, length_rule=rule, **more), ids=ids)
+        assert torch.equal(beam.words, greedy.words)
+        torch.testing.assert_close(beam.word_logp, greedy.word_logp)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 3), min_size=0, max_size=9),
+    size=st.integers(1, 4),
+    others=st.integers(0, 99),
+)
+def test_no_repeat_forbids_exactly_the_words_that_repeat(words, size, others):
+    other = torch.randint(4, (1, 1, len(words)), generator=torch.Generator().manual_seed(others))
+    both = torch.cat([torch.tensor([[words]], dtype=torch.int64), other], 1)  # (1, 2, t)
+    scores = no_repeat(torch.zeros(1, 2, 5), both, size=size)
+    for row, said in zip(scores[0], both[0].tolist(), strict=True):
+        grams = [tuple(said[at : at + size]) for at in range(len(said) - size + 1)]
+        for word in range(5):
+            tail = tuple([*said, word][len(said) + 1 - size :]) if size <= len(said) + 1 else None
+            assert (row[word] == -math.inf) == (tail in grams)
+
+
+def test_no_bad_ending_on_paper():
+    words = torch.tensor([[[7, 4], [4, 7], [5, 5]]])
+    scores = no_bad_ending(torch.zeros(1, 3, 9), words, endings=torch.tensor([4, 5]), end=2)
+    assert scores[0, :, 2].tolist() == [-math.inf, 0, -math.inf]
+    assert (scores[..., [0, 1, *range(3, 9)]] == 0).all()
+    nothing = no_bad_ending(torch.zeros(1, 3, 9), words[..., :0], endings=torch.tensor([4, 5]), end=2)
+    assert (nothing == 0).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    words=st.lists(st.integers(4, 6), max_size=8),
+    phrases=st.lists(st.lists(st.integers(4, 6), min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_progress_is_what_a_search_through_the_text_says(words, phrases):
+    forced = Forced.of(phrases, last=99, end=END, device=torch.device("cpu"))
+    state = progress(torch.tensor([[words]], dtype=torch.int64), forced)
+    for place, phrase in enumerate(phrases):
+        there = any(words[at : at + len(phrase)] == phrase for at in range(len(words)))
+        begun = max(
+            count
+            for count in range(len(phrase))
+            if count <= len(words) and words[len(words) - count :] == phrase[:count]
+        )
+        assert state.met[0, 0, place] == there
+        assert state.begun[0, 0, place] == begun and state.next[0, 0, place] == phrase[begun]
+    missing = [phrase for place, phrase in enumerate(phrases) if not state.met[0, 0, place]]
+    assert state.open[0, 0] == len(list(itertools.chain(*missing)))

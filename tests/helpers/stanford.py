@@ -1,0 +1,45 @@
+"""Stanford's tokenizer, in Java, as coco-caption calls it: the yardstick of ours. Skips where it is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from captioning.text.tokenizer import DROPPED
+
+JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
+LINE_ENDS = re.compile("[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""What Java or a scorer takes for a line's end: coco-caption shifts captions there."""
+
+
+def stanford(captions: Sequence[str], folder: Path) -> list[list[str]]:
+    """The Java tokenizer's tokens of each caption, line ends read as spaces, by one process."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or not shutil.which("java"):
+        pytest.skip("no Java here" if package else "pycocoevalcap is not installed")
+    file = folder / "captions.txt"
+    # a line that begins a sentence after each caption: the original looks across line ends to find one
+    lines = [f"{LINE_ENDS.sub(' ', caption)}\nA dog\n" for caption in captions]
+    file.write_text("".join(lines), encoding="utf-8", newline="\n")
+    jar = Path(next(iter(package.submodule_search_locations or ())), JAR)
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    done = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase", str(file)],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    found = done.stdout.decode().split("\n")
+    assert len(found) == 2 * len(captions) + 1 and set(found[1::2]) == {"a dog"}  # nothing was shifted
+    # scorers split the joined line once more, at no-break spaces too
+    return [
+        " ".join(word for word in line.split(" ") if word not in DROPPED).split() for line in found[:-1:2]
+    ]

@@ -1,0 +1,185 @@
+"""The paired bootstrap beside a brute-force one, sacrebleu's, and a normal approximation; Holm on paper."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
+from captioning.metrics.diversity import diversity_scores
+from captioning.metrics.significance import comparable, draw, holm, paired_bootstrap, resampled
+
+Tokens = list[str]
+WORDS = ["a", "the", "man", "dog", "on", "in", "grass", "red", "ball", "runs", "with", "two", "snow"]
+
+
+def corpus(
+    seed: int, *, images: int, fidelity: tuple[float, ...]
+) -> tuple[list[list[Tokens]], list[list[Tokens]]]:
+    """References, and for each fidelity a system that copies that share of a reference's words."""
+    generator = random.Random(seed)
+    references = [
+        [generator.choices(WORDS, k=generator.randint(5, 13)) for _ in range(generator.randint(2, 5))]
+        for _ in range(images)
+    ]
+    systems = [
+        [
+            [
+                word if generator.random() < share else generator.choice(WORDS)
+                for word in generator.choice(own)
+            ]
+            for own in references
+        ]
+        for share in fidelity
+    ]
+    return references, systems
+
+
+def test_as_by_scoring_every_resample_from_scratch() -> None:
+    """BLEU, brevity penalty included, and ROUGE-L by `score` of the drawn images; CIDEr with its frequencies."""
+    references, systems = corpus(3, images=31, fidelity=(0.7, 0.5))
+    systems[0] = [tokens[: len(tokens) * 2 // 3 + 1] for tokens in systems[0]]  # the brevity penalty matters
+    whole = [score(references, system) for system in systems]
+    assert whole[0].bleu is not None and whole[0].bleu.sums().length < whole[0].bleu.sums().reference
+    drawn = np.concatenate(list(draw(31, resamples=53, seed=7)))
+    assert drawn.shape == (53, 31)
+    again = np.empty((2, 53, len(NAMES)))
+    for row, images in enumerate(drawn):
+        for number, system in enumerate(systems):
+            scores = score([references[i] for i in images], [system[i] for i in images], names=NAMES[:5])
+            fixed = [whole[number].per_image[name][images].mean() for name in NAMES[5:]]
+            again[number, row] = [*scores.corpus.values(), *fixed]
+    np.testing.assert_allclose(resampled(whole, names=NAMES, resamples=53, seed=7), again, atol=1e-12)
+
+    found = paired_bootstrap(*whole, names=NAMES, resamples=53, seed=7)
+    assert list(found) == list(NAMES)
+    for column, (name, comparison) in enumerate(found.items()):
+        differences = again[0, :, column] - again[1, :, column]
+        seen = whole[0].corpus[name] - whole[1].corpus[name]
+        assert (comparison.a, comparison.b) == (whole[0].corpus[name], whole[1].corpus[name])
+        assert comparison.difference == pytest.approx(seen, abs=1e-15)
+        assert comparison.low == pytest.approx(np.percentile(differences, 2.5), abs=1e-12)
+        assert comparison.high == pytest.approx(np.percentile(differences, 97.5), abs=1e-12)
+        far = sum(abs(each - differences.mean()) >= abs(seen) for each in differences)
+        assert comparison.p == (1 + far) / 54
+
+
+def test_diversity_as_by_scoring_every_resample_from_scratch() -> None:
+    """mBLEU and the oracle's BLEU, whose resampled corpus comes from counts that no other metric shares."""
+    references, systems = corpus(29, images=23, fidelity=(0.8, 0.5, 0.3))
+    captions = list(zip(*systems, strict=True))
+    table = DocumentFrequencies.of(ReferenceCounts(references))
+
+    def scores(images: Sequence[int]) -> Scores:
+        own = ReferenceCounts([references[i] for i in images])
+        return diversity_scores(own, [captions[i] for i in images], names=NAMES, frequencies=table)
+
+    whole = scores(range(23))
+    names = comparable(whole)
+    assert names == list(whole.corpus) and {"mBleu_4", "oracle_Bleu_1", "oracle_Bleu_4"} < set(names)
+    found = resampled([whole], names=names, resamples=17, seed=3)[0]
+    again = [
+        list(scores(images).corpus.values())
+        for images in np.concatenate(list(draw(23, resamples=17, seed=3)))
+    ]
+    np.testing.assert_allclose(found, again, atol=1e-12)
+    assert found.std(0).min() > 1e-4
+
+
+def test_resamples_do_not_depend_on_how_they_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.concatenate(list(draw(11, resamples=23, seed=5)))
+    monkeypatch.setattr("captioning.metrics.significance._DRAWN", 7 * 11)
+    parted = list(draw(11, resamples=23, seed=5))
+    assert [len(part) for part in parted] == [7, 7, 7, 2]
+    assert (np.concatenate(parted) == whole).all()
+
+
+def test_bleu_as_sacrebleu() -> None:
+    """The same resamples (both draw by NumPy's default generator), so each system's figures are the same.
+
+    sacrebleu's p counts |d*| - mean of |d*| > |d|: about one tail of what ours counts on both.
+    """
+    sacrebleu = pytest.importorskip("sacrebleu")
+    from sacrebleu.significance import PairedTest
+
+    references, systems = corpus(11, images=97, fidelity=(0.75, 0.71))
+    most = max(map(len, references))
+    streams = [[" ".join(own[n]) if n < len(own) else None for own in references] for n in range(most)]
+    metric = sacrebleu.BLEU(tokenize="none", smooth_method="none", references=streams)
+    named = [
+        (name, [" ".join(tokens) for tokens in system]) for name, system in zip("ba", systems, strict=True)
+    ]
+    _, theirs = PairedTest(named, {"BLEU": metric}, references=None, test_type="bs", n_samples=401)()
+
+    scores = [score(references, system) for system in systems]
+    runs = resampled(scores, names=["Bleu_4"], resamples=401, seed=12345)[..., 0]  # sacrebleu's own seed
+    for run, result in zip(runs, theirs["BLEU"], strict=True):
+        assert 100 * run.mean() == pytest.approx(result.mean, abs=1e-4)  # it sums in float32
+        ordered = np.sort(run)
+        assert 50 * (ordered[401 - 10 - 1] - ordered[10]) == pytest.approx(result.ci, abs=1e-4)
+    found = paired_bootstrap(*scores, names=["Bleu_4"], resamples=401, seed=12345)["Bleu_4"]
+    assert 100 * found.a == pytest.approx(theirs["BLEU"][0].score, abs=1e-6)
+    sizes = np.abs(runs[0] - runs[1])
+    p = (1 + (sizes - sizes.mean() > abs(found.difference)).sum()) / 402
+    assert p == pytest.approx(theirs["BLEU"][1].p_value)
+    assert 0.01 < p < found.p < 3 * p < 1
+
+
+def test_means_as_by_the_normal_distribution() -> None:
+    generator = np.random.default_rng(13)
+    images = 1009
+    a = generator.normal(0.9, 1.0, images)
+    b = a + generator.normal(-0.05, 0.7, images)
+    one, other = (Scores({"CIDEr-D": float(each.mean())}, {"CIDEr-D": each}) for each in (a, b))
+    found = paired_bootstrap(one, other, names=["CIDEr-D"], resamples=5000)["CIDEr-D"]
+    spread = (a - b).std() / math.sqrt(images)
+    assert found.low == pytest.approx(found.difference - 1.96 * spread, abs=0.15 * spread)
+    assert found.high == pytest.approx(found.difference + 1.96 * spread, abs=0.15 * spread)
+    assert found.p == pytest.approx(math.erfc(found.difference / spread / math.sqrt(2)), abs=0.01)
+    assert 0.003 < found.p < 0.2
+    back = paired_bootstrap(other, one, names=["CIDEr-D"], resamples=5000)["CIDEr-D"]
+    assert (back.low, back.high, back.p) == pytest.approx((-found.high, -found.low, found.p), abs=1e-12)
+
+
+def test_equal_and_very_different_systems() -> None:
+    references, (good, bad) = corpus(17, images=61, fidelity=(0.9, 0.1))
+    good_scores, bad_scores = score(references, good), score(references, bad)
+    for comparison in paired_bootstrap(good_scores, good_scores, names=NAMES, resamples=101).values():
+        assert comparison[2:] == (0, 0, 0, 1)
+    for comparison in paired_bootstrap(good_scores, bad_scores, names=NAMES, resamples=101).values():
+        assert comparison.p == 1 / 102 and 0 < comparison.low < comparison.difference < comparison.high
+
+
+def test_seed_decides() -> None:
+    references, systems = corpus(19, images=41, fidelity=(0.7, 0.6))
+    scores = [score(references, system) for system in systems]
+    one, same, other = (
+        paired_bootstrap(*scores, names=["Bleu_4"], resamples=71, seed=seed)["Bleu_4"] for seed in (1, 1, 2)
+    )
+    assert one == same != other and one[:3] == other[:3]
+
+
+def test_what_cannot_be_resampled() -> None:
+    references, systems = corpus(23, images=7, fidelity=(0.7, 0.6))
+    a, b = (score(references, system) for system in systems)
+    fewer = score(references[1:], systems[0][1:])
+    with pytest.raises(ValueError, match="of 6 and of 7 images"):
+        paired_bootstrap(a, fewer, names=["Bleu_4"])
+    with pytest.raises(ValueError, match=r"no score of METEOR can be resampled; of these it can: Bleu_1,"):
+        paired_bootstrap(a, b, names=["METEOR"])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        paired_bootstrap(a, b, names=["Bleu_4"], resamples=0)
+    with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.bleu)
+    assert comparable(with_meteor) == list(NAMES)
+    with pytest.raises(ValueError, match=r"no score of Bleu_4 can be resampled; of these it can: ROUGE_L"):
+        paired_bootstrap(a._replace(bleu=None), b, names=["Bleu_4"])
+
+
+def test_holm_on_paper() -> None:
+    # sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, and none below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []

@@ -1,0 +1,69 @@
+"""Fifty updates of each phase beside stored losses: a change that should leave numbers alone is seen to.
+
+python tests/test_golden_losses.py     # stores them anew, for a change that should move them
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from captioning.config import parse
+from captioning.experiment import Experiment
+from tests.training.test_training import tiny
+
+STORED = Path(__file__).with_name("golden_losses.json")
+KINDS = ("soft_attention_lstm", "transformer")
+
+
+def losses(folder: Path, kind: str) -> dict[str, list[float]]:
+    """What fifty updates of cross-entropy and then of self-critical training log, an entry an update."""
+    values = tiny(folder, kind, kind, epochs=10)  # of five updates each
+    values["training"] |= {"log_every": 1, "validate_every": 10}
+    reward = {"self_critical": {"samples": 3, "max_length": 12}, "learning_rate": 1e-3}
+    values["phases"] = [{**values["training"], **reward}]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order
+    try:
+        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run.train()
+    finally:
+        torch.set_num_threads(threads)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train/loss" in line]
+    first, second = steps[:50], steps[50:]
+    return {
+        "cross_entropy": [line["train/loss"] for line in first],
+        "reward": [line["train/reward"] for line in second],
+        "length": [line["train/length"] for line in second],
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_updates_of_each_phase_are_as_stored(tmp_path, kind):
+    stored, now = json.loads(STORED.read_text())[kind], losses(tmp_path, kind)
+    assert {name: len(values) for name, values in now.items()} == dict.fromkeys(stored, 50)
+    # other processors, and other orders of sums, round differently; it adds up over fifty updates
+    assert now["cross_entropy"] == pytest.approx(stored["cross_entropy"], rel=2e-3)
+    assert now["cross_entropy"][:5] == pytest.approx(stored["cross_entropy"][:5], rel=2e-6)
+    for name, slack in (("reward", 0.02), ("length", 0.5)):  # and may tip a draw
+        mean = {key: sum(each) / 50 for key, each in (("now", now[name]), ("stored", stored[name]))}
+        assert mean["now"] == pytest.approx(mean["stored"], abs=slack)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        found = {kind: losses(Path(folder), kind) for kind in KINDS}
+    rounded = {
+        kind: {name: [round(value, 7) for value in values] for name, values in each.items()}
+        for kind, each in found.items()
+    }
+    STORED.write_text(json.dumps(rounded, indent=1) + "\n")
+    print(f"stored in {STORED}")

@@ -1,0 +1,190 @@
+"""Rewards on ids beside pycocoevalcap, NLTK and slow Python, on references of many lengths and numbers."""
+
+import json
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from captioning.benchmarks import reward
+from captioning.errors import UserError
+from captioning.loaders.batches import EncodedCaptions
+from captioning.training import rewards
+from captioning.training.rewards import References
+
+START, END, WORDS = 1, 2, 17
+IMAGES, B, K, T = 23, 5, 3, 11
+
+
+def drawn(seed=0):
+    """References of 23 images, 1 to 7 each, some cut; and K captions of B images, some unfinished, some alike."""
+    rng = np.random.default_rng(seed)
+
+    def caption(most):
+        # few words, so that they repeat
+        words = [*rng.integers(3, WORDS, rng.integers(0, most)).tolist()]
+        return words + [END] * int(rng.random() < 0.8 or not words)
+
+    references = [[caption(13) for _ in range(rng.integers(1, 8))] for _ in range(IMAGES)]
+    images = rng.choice(IMAGES, B, replace=False)
+    captions = [[caption(T)[:T] for _ in range(K)] for _ in images]
+    for b, image in enumerate(images):  # one that is nearly right
+        own = references[image][0]
+        captions[b][0] = [*own[:5], *captions[b][0]][:T]
+    return references, images, captions
+
+
+def encoded(references):
+    flat = [[START, *caption] for own in references for caption in own]
+    return EncodedCaptions(
+        words=np.concatenate(flat).astype(np.int32),
+        start=np.cumsum([0, *map(len, flat)]),
+        first=np.cumsum([0, *map(len, references)]),
+        cut=0,
+    )
+
+
+def scored(references, images, captions):
+    lengths = np.array([[len(caption) for caption in own] for own in captions])
+    words = np.zeros((*lengths.shape, lengths.max()), np.int64)
+    for b, own in enumerate(captions):
+        for k, caption in enumerate(own):
+            words[b, k, : len(caption)] = caption
+    return References(encoded(references), vocabulary_size=WORDS).score(np.asarray(images), words, lengths)
+
+
+def grams(words):
+    found = [tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1)]
+    return Counter(found)
+
+
+def slow_cider(references, image, caption, *, among=None):
+    """CIDEr-D by the paper's formulas, an n-gram at a time; beside the captions `among`, the image's if None."""
+    among = references[image] if among is None else among
+    documents = Counter(gram for own in references for gram in {g for c in own for g in grams(c)})
+
+    def vector(words, n):
+        found = {gram: times for gram, times in grams(words).items() if len(gram) == n}
+        rarity = {gram: math.log(len(references) / max(1, documents[gram])) for gram in found}
+        return {gram: times * rarity[gram] for gram, times in found.items()}
+
+    total = 0.0
+    for reference in among:
+        gap = max(len(caption) - 1, 0) - max(len(reference) - 1, 0)
+        for n in range(1, 5):
+            a, b = vector(caption, n), vector(reference, n)
+            norm = math.sqrt(sum(x * x for x in a.values()) * sum(x * x for x in b.values()))
+            product = sum(min(a[gram], b[gram]) * b[gram] for gram in a.keys() & b.keys())
+            total += 10 / 4 * math.exp(-(gap**2) / 72) * (product / norm if norm else 0.0)
+    return total / len(among)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cider_against_slow_python(seed):
+    references, images, captions = drawn(seed)
+    found = scored(references, images, captions).cider
+    wanted = [[slow_cider(references, i, c) for c in own] for i, own in zip(images, captions, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    assert (
+        found.max() > 1 and found[:, 0].mean() > 2 * found[:, 1:].mean()
+    )  # nearly right ones are worth more
+
+
+def test_cider_against_pycocoevalcap():
+    scorer = pytest.importorskip("pycocoevalcap.cider.cider_scorer").CiderScorer
+    references, images, captions = drawn(7)
+
+    def texts(own):
+        return [" ".join(map(str, caption)) for caption in own]
+
+    class AsMany(list):  # the scorer takes the logarithm of how many images it was given
+        def __len__(self):
+            return IMAGES
+
+    split, theirs = scorer(), scorer()
+    for own in references:
+        split.cook_append("none", texts(own))
+    split.compute_doc_freq()
+    theirs.document_frequency, theirs.crefs = defaultdict(float, split.document_frequency), AsMany()
+    for image, own in zip(images, captions, strict=True):
+        for text in texts(own):
+            theirs.cook_append(text, texts(references[image]))
+    wanted = np.array(theirs.compute_cider()).reshape(B, K)
+    np.testing.assert_allclose(scored(references, images, captions).cider, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bleu_against_nltk(seed):
+    bleu = pytest.importorskip("nltk.translate.bleu_score")
+    references, images, captions = drawn(seed)
+    smoothing = bleu.SmoothingFunction().method2  # Lin and Och 2004
+    wanted = [
+        [bleu.sentence_bleu(references[i], caption, smoothing_function=smoothing) for caption in own]
+        for i, own in zip(images, captions, strict=True)
+    ]
+    np.testing.assert_allclose(scored(references, images, captions).bleu, wanted, atol=1e-12)
+    assert 0 < np.min(wanted) + np.max(wanted) < 2
+
+
+def test_a_caption_that_does_not_end_is_worth_less():
+    """The same words without <end>; "4 5 3" breaks off where every reference goes on."""
+    references = [[[4, 5, 3, 6, END], [4, 5, 3, 7, 8, END]], [[9, 10, 3, 6, END]], [[4, 11, END]]]
+    whole = scored(references, [0], [[[4, 5, 3, 6, END], [4, 5, 3, 6], [4, 5, 3]]])
+    for rewards_ in whole:
+        ended, unfinished, broken = rewards_[0]
+        assert ended > unfinished > broken
+
+
+def test_rewards_depend_on_the_image_and_not_on_the_batch():
+    references, images, captions = drawn(3)
+    together = scored(references, images, captions)
+    for b, image in enumerate(images):
+        for one, all_of_them in zip(scored(references, [image], captions[b : b + 1]), together, strict=True):
+            np.testing.assert_array_equal(one[0], all_of_them[b])
+    other = scored(references, np.roll(images, 1), captions)
+    assert abs(other.cider - together.cider).max() > 0.1
+
+
+def test_references_counted_in_parts_are_counted_the_same(monkeypatch):
+    references, images, captions = drawn(4)
+    whole = scored(references, images, captions)
+    monkeypatch.setattr(rewards, "_TOGETHER", 7)
+    for one, other in zip(scored(references, images, captions), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_vocabulary_too_large_for_the_keys_is_refused():
+    captions = encoded([[[4, END]]])
+    References(captions, vocabulary_size=50_000)
+    with pytest.raises(UserError, match=r"55,10\d words, the vocabulary has 60,000; raise vocabulary"):
+        References(captions, vocabulary_size=60_000)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The benchmark with few images of few words."""
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setattr(reward, "WORDS", 97)
+    monkeypatch.setattr(reward, "CHANNELS", 7)
+    made = reward.made_up(seed=3, split=31, images=5)
+    monkeypatch.setattr(reward, "made_up", lambda *, seed: made)
+    return made
+
+
+def test_figures_of_the_benchmark(small):
+    found = json.loads(json.dumps(reward.benchmark_reward(repeats=2)))
+    assert (found["images"], found["samples"], found["references"], found["split"]) == (5, 5, 5, 31)
+    assert found["largest_difference"] < 1e-12 and found["ratio"] > 1
+    assert found["peak_share"] is None and "no matrix product" in found["peak_share_why"]
+    assert found["ours_per_s"] == pytest.approx(25 / found["seconds"])
+    assert 0 < found["step_share"] < 1
+    text = "\n".join(reward.lines(found))
+    assert f"{found['ratio']:.1f} times as fast" in text and "31 images once a run" in text
+
+
+def test_two_rewards_that_disagree_are_not_timed(small, monkeypatch):
+    monkeypatch.setattr(rewards, "_SIGMA", 5.0)
+    small.lengths[0, 0] -= 3
+    with pytest.raises(RuntimeError, match="the two disagree by 0"):
+        reward.benchmark_reward(repeats=1)

@@ -1,0 +1,308 @@
+"""Self-critical training: its gradient beside that of the expected reward, what it learns, start and resume."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from captioning.captioner.captioner import Captioner
+from captioning.config import parse
+from captioning.errors import UserError
+from captioning.experiment import Experiment
+from captioning.generation import GreedyConfig, SampleConfig
+from captioning.loaders.batches import EncodedCaptions
+from captioning.tensors import Batch, Features, Hypotheses
+from captioning.text.vocabulary import SPECIALS, Vocabulary
+from captioning.training import checkpoint
+from captioning.training.batch_stats import Size
+from captioning.training.config import SelfCriticalConfig
+from captioning.training.rewards import References
+from captioning.training.self_critical import SelfCritical, caption_logp, found
+from tests.helpers.models import DECODERS
+from tests.helpers.toy import Toy
+from tests.training.test_training import tiny
+
+VOCABULARY = Vocabulary(words=(*SPECIALS, "the", "dog"))
+END, THE, DOG = VOCABULARY.end, 4, 5
+IDS = ["one", "two", "three"]
+REFERENCES = [[[DOG, THE, END], [DOG, END]], [[THE, THE, THE, END]], [[DOG, DOG, THE, END]]]
+
+
+class Holder(nn.Module):
+    """As much of a captioner as an objective needs, in float64."""
+
+    def __init__(self, decoder, vocabulary=VOCABULARY):
+        super().__init__()
+        self.decoder, self.vocabulary = decoder, vocabulary
+
+    def features(self, images):
+        return Features(images.regions.double())
+
+
+def encoded(references):
+    flat = [[VOCABULARY.start, *caption] for own in references for caption in own]
+    return EncodedCaptions(
+        words=np.concatenate(flat).astype(np.int32),
+        start=np.cumsum([0, *map(len, flat)]),
+        first=np.cumsum([0, *map(len, references)]),
+        cut=0,
+    )
+
+
+def objective(decoder, **config):
+    references = References(encoded(REFERENCES), vocabulary_size=len(VOCABULARY))
+    return SelfCritical(Holder(decoder), SelfCriticalConfig(**config), references, ids=IDS, seed=3)
+
+
+def batch_of(ids):
+    regions = torch.randn(len(IDS), 2, 3, generator=torch.Generator().manual_seed(5))
+    rows = [IDS.index(image_id) for image_id in ids]
+    words = torch.zeros(len(ids), 1, 2, dtype=torch.int64)  # of cross-entropy: not looked at
+    return Batch(ids, Features(regions[rows]), words, (1,), 1)
+
+
+def gradient(goal, batch, step=0, images=None):
+    goal.zero_grad()
+    loss = goal(batch, Size(1, 1, images or len(batch.image_ids), step=step))
+    loss.value.backward()
+    return torch.cat([p.grad.flatten() for p in goal.parameters()]), loss
+
+
+def every_caption(most):
+    """All that can be sampled, as (words, lengths); the first word is no <end>."""
+    for length in range(1, most + 1):
+        for words in itertools.product((THE, DOG), repeat=length):
+            if length < most:
+                yield (*words, END)
+            else:
+                yield words
+
+
+@pytest.mark.parametrize("baseline", ["greedy", "mean"])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_gradient_is_that_of_the_expected_reward(baseline, temperature):
+    """Against the sum over all captions of probability x reward; with CIDEr-D and BLEU mixed."""
+    decoder = Toy(channels=3, vocabulary_size=len(VOCABULARY))
+    goal = objective(
+        decoder, baseline=baseline, samples=701, cider=0.3, bleu=2.0, temperature=temperature, max_length=3
+    )
+    batch = batch_of(["two"])
+    captions = list(every_caption(3))
+    assert len(captions) == 2 + 4 + 8 and len(set(captions)) == 14
+    lengths = torch.tensor([[len(caption) for caption in captions]])
+    words = torch.tensor([[[*c, 0, 0][:3] for c in captions]])
+    fake = Hypotheses(words, lengths, *[torch.zeros(())] * 4)
+    rewards = goal.references.score(np.array([1]), words.numpy(), lengths.numpy())
+
+    # log-probabilities a word at a time, from the decoder's own steps
+    memory = decoder.remember(goal.captioner.features(batch.images))
+    logp = []
+    for caption in captions:
+        carry, read, total = decoder.start(memory, 1), VOCABULARY.start, 0.0
+        for t, word in enumerate(caption):
+            step, carry = decoder.step(torch.tensor([[read]]), carry, memory)
+            allowed = [THE, DOG] if t == 0 else [THE, DOG, END]
+            share = (decoder.logits(step.hidden)[0, 0, allowed] / temperature).log_softmax(0)
+            total, read = total + share[allowed.index(word)], word
+        logp.append(total)
+    logp = torch.stack(logp)
+    assert logp.exp().sum().item() == pytest.approx(1.0)
+    order = lengths[0].argsort(descending=True, stable=True)
+    ours = caption_logp(
+        decoder,
+        memory,
+        fake._replace(words=words[:, order], lengths=lengths[:, order]),
+        VOCABULARY,
+        temperature=temperature,
+    )
+    torch.testing.assert_close(ours[0], logp[order])
+
+    worth = torch.from_numpy(0.3 * rewards.cider + 2.0 * rewards.bleu)[0]
+    assert worth.std() > 0.1
+    exact = torch.autograd.grad(-(logp.exp() * worth).sum(), list(decoder.parameters()))
+    exact = torch.cat([each.flatten() for each in exact])
+    drawn = torch.stack([gradient(goal, batch, step)[0] for step in range(40)])
+    error = drawn.std(0) / len(drawn) ** 0.5
+    assert ((drawn.mean(0) - exact).abs() <= 5 * error + 1e-12).all()
+    assert torch.cosine_similarity(drawn.mean(0), exact, 0) > 0.99 and exact.norm() > 20 * error.mean()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "aoa", "hard_attention_lstm"])
+def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
+    """In float64 by single steps, with words renormalised that may come; captions of many lengths."""
+    vocabulary = Vocabulary(words=(*SPECIALS, *"abcdefg"))
+    torch.manual_seed(2)
+    decoder = DECODERS[kind].build(channels=3, vocabulary_size=len(vocabulary)).double().eval()
+    memory = decoder.remember(Features(torch.randn(2, 5, 3, dtype=torch.double)))
+    drawn = found(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
+    assert len(set(drawn.lengths.flatten().tolist())) > 3
+    assert (drawn.lengths.diff(dim=1) <= 0).all()
+    ours = caption_logp(decoder, memory, drawn, vocabulary, temperature=1.0)
+    carry, read = decoder.start(memory, 7), torch.full((2, 7), vocabulary.start)
+    wanted = torch.zeros(2, 7, dtype=torch.double)
+    for t in range(drawn.words.shape[2]):
+        step, carry = decoder.step(read, carry, memory)
+        logits = decoder.logits(step.hidden)
+        logits[..., [*vocabulary.unwanted, *([vocabulary.end] if t == 0 else [])]] = -1e9
+        read = drawn.words[..., t]
+        wanted += logits.log_softmax(-1).gather(-1, read[..., None])[..., 0] * (t < drawn.lengths)
+    torch.testing.assert_close(ours, wanted)
+    ours.sum().backward()
+    assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
+
+
+def test_what_is_drawn_depends_on_seed_update_and_image_alone():
+    """So accumulated batches, in any order, give the gradient of one large one."""
+    goal = objective(Toy(channels=3, vocabulary_size=len(VOCABULARY)), samples=5, max_length=6)
+    whole, loss = gradient(goal, batch_of(IDS), step=7)
+    parts = [gradient(goal, batch_of(each), step=7, images=3) for each in (["three", "one"], ["two"])]
+    torch.testing.assert_close(sum(part for part, _ in parts), whole)
+    assert sum(part.of for _, part in parts) == loss.of == 15
+    for name, value in loss.sums.items():
+        assert float(sum(part.sums[name] for _, part in parts)) == pytest.approx(float(value))
+    assert not torch.equal(gradient(goal, batch_of(IDS), step=8)[0], whole)
+    idle, nothing = gradient(goal, batch_of(["two"])._replace(image_ids=[]), images=3)
+    assert nothing.of == 0 and not idle.any() and not any(map(float, nothing.sums.values()))
+
+
+def test_the_greedy_captions_reward_is_the_baseline():
+    decoder = Toy(channels=3, vocabulary_size=len(VOCABULARY))
+    goal = objective(decoder, samples=5, baseline="greedy", cider=0.0, bleu=3.0, max_length=4)
+    batch = batch_of(IDS)
+    loss = goal(batch, Size(1, 1, 3, step=2))
+    memory = decoder.remember(goal.captioner.features(batch.images))
+    greedy = found(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
+    baseline = 3 * goal.references.score(np.arange(3), greedy.words.numpy(), greedy.lengths.numpy()).bleu
+    assert float(loss.sums["baseline"]) == pytest.approx(5 * baseline.sum()) and baseline.sum() > 0
+    assert loss.value.item() == pytest.approx(float(loss.sums["loss"]) / 15)
+    assert set(loss.sums) == {"loss", "reward", "baseline", "length", "bad_ending"}
+
+
+def test_bad_endings_and_lengths_are_counted(monkeypatch):
+    goal = objective(Toy(channels=3, vocabulary_size=len(VOCABULARY)), samples=3, max_length=4)
+    words = torch.tensor([[[DOG, THE, THE, DOG], [DOG, THE, END, 0], [THE, END, 0, 0]]])
+    lengths, finished = torch.tensor([[4, 3, 2]]), torch.tensor([[False, True, True]])
+    fixed = Hypotheses(words, lengths, *[torch.zeros(1, 3)] * 3, finished)
+    monkeypatch.setattr("captioning.training.self_critical.found", lambda *_: fixed)
+    sums = goal(batch_of(["one"]), Size(1, 1, 1)).sums
+    assert (float(sums["length"]), float(sums["bad_ending"])) == (4 + 2 + 1, 2)  # "dog the", "the"
+    reward = goal.references.score(np.array([0]), words.numpy(), lengths.numpy()).cider
+    assert float(sums["reward"]) == pytest.approx(reward.sum())
+    assert float(sums["baseline"]) == pytest.approx(reward.sum())  # means of the others have the same mean
+
+
+def test_training_raises_the_reward():
+    torch.manual_seed(0)
+    decoder = Toy(channels=3, vocabulary_size=len(VOCABULARY))
+    goal = objective(decoder, samples=11, max_length=6)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.05)
+    rewards = []
+    for step in range(80):
+        optimizer.zero_grad()
+        loss = goal(batch_of(IDS), Size(1, 1, 3, step=step))
+        loss.value.backward()
+        optimizer.step()
+        rewards.append(float(loss.sums["reward"]) / loss.of)
+    best = goal.references.score(
+        np.arange(3),
+        np.array([[[*own[0], 0, 0, 0, 0][:4]] for own in REFERENCES]),
+        np.array([[len(own[0])] for own in REFERENCES]),
+    ).cider.mean()
+    assert np.mean(rewards[:5]) < 0.25 * best and np.mean(rewards[-5:]) > 0.8 * best
+
+
+def test_dropout_takes_no_part():
+    from captioning.models.decoders import SoftAttentionLSTMConfig
+
+    torch.manual_seed(0)
+    config = SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.5)
+    decoder = config.build(channels=3, vocabulary_size=len(VOCABULARY)).double()
+    goal = objective(decoder, samples=5).train()
+    assert decoder.training
+    one, other = (gradient(goal, batch_of(IDS))[0] for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def phased(folder, name, **self_critical):
+    values = tiny(folder, name, epochs=1)
+    values["phases"] = [
+        {**values["training"], "epochs": 2, "learning_rate": 1e-3, "save_every": 2,
+         "self_critical": {"samples": 3, "max_length": 12, **self_critical}}
+    ]  # fmt: skip
+    return values
+
+
+@pytest.mark.parametrize("baseline", ["greedy", "mean"])
+def test_a_run_resumed_within_the_phase_equals_an_uninterrupted_one(baseline, tmp_path, monkeypatch):
+    whole = Experiment(parse(phased(tmp_path, "whole", baseline=baseline), where="test"), say=lambda _: None)
+    whole.train()
+    cut = parse(phased(tmp_path, "cut", baseline=baseline), where="test")
+    real, saves = checkpoint.save, []
+
+    def killed_at_the_fourth_save(*args, **kwargs):
+        saves.append(1)
+        if len(saves) == 4:  # an epoch of 5 updates of cross-entropy, updates 6 and 8, and the epoch's end
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", killed_at_the_fourth_save)
+    with pytest.raises(KeyboardInterrupt):
+        Experiment(cut, say=lambda _: None).train()
+    monkeypatch.setattr(checkpoint, "save", real)
+    told = json.loads((tmp_path / "runs" / "cut" / "checkpoints" / "last" / "progress.json").read_text())
+    assert (told["phase"], told["step"], told["batch"]) == (1, 8, 3)
+    torch.manual_seed(12345)
+    Experiment(cut, say=lambda _: None).train(resume=True)
+    for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        one, other = (tmp_path / "runs" / n / "checkpoints" / "last" / file for n in ("whole", "cut"))
+        assert one.read_bytes() == other.read_bytes(), f"{file} differs"
+    one, other = ((tmp_path / "runs" / n / "metrics.jsonl").read_bytes() for n in ("whole", "cut"))
+    assert one == other and b"train/bad_ending" in one
+
+
+def test_a_run_starts_from_a_finished_one(tmp_path):
+    first = Experiment(parse(tiny(tmp_path, "first", epochs=1), where="test"), say=lambda _: None)
+    first.train()
+    values = tiny(tmp_path, "second", epochs=1)
+    values["training"] |= {"learning_rate": 1e-12, "average": 0.0, "self_critical": {"samples": 2}}
+    for start in (first.folder, first.folder / "model"):
+        values |= {"start": str(start), "name": start.name}
+        if start == first.folder:
+            values["name"] = "from_run"
+        said = []
+        second = Experiment(parse(values, where="test"), say=said.append)
+        second.train()
+        assert any(str(first.folder / "model") in line for line in said)
+        one, other = (Captioner.open(run.folder / "model").decoder.state_dict() for run in (first, second))
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], atol=1e-8, rtol=0)
+
+    for change, message in (
+        ({"vocabulary": {"min_count": 9}}, r"start: .*model has \d+ words, these .*; use that run's dataset"),
+        ({"preprocessing": {"size": 32, "crop": 0.9}}, r"start: .*other preprocessing"),
+        ({"decoder": {"kind": "show_tell", "hidden": 16}}, r"weight .* is (missing|not in this)"),
+        ({"start": str(tmp_path)}, r"not a model folder"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            Experiment(parse({**values, "name": "x", **change}, where="test"), say=lambda _: None).train()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 1}, r"training\.self_critical: the mean of the other samples .* got samples=1"),
+        ({"cider": 0}, r"training\.self_critical: cider and bleu are both 0"),
+        ({"sampels": 3}, r"training\.self_critical\.sampels: unknown key; did you mean .*\.samples"),
+        ({"max_length": 65}, r"no more than 32 words, but with training\.self_critical\.max_length up to 65"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_told_in_one_sentence(settings, message, tmp_path):
+    values = tiny(tmp_path, "run", "transformer")
+    values["training"]["self_critical"] = settings
+    with pytest.raises(UserError, match=message) as caught:
+        parse(values, where="test")
+    assert "\n" not in str(caught.value)

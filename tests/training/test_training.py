@@ -1,0 +1,641 @@
+"""Training, from order and loss to the tools end to end on a few drawn scenes: resume, tracking, captions, scores."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.amp import GradScaler
+from torch.nn import functional as F
+
+from captioning.captioner.captioner import Captioner
+from captioning.config import parse, read_config
+from captioning.errors import UserError
+from captioning.experiment import Experiment
+from captioning.images.augmentation import AugmentationConfig
+from captioning.images.preprocessing import Preprocessing
+from captioning.loaders.batches import (
+    POOL,
+    EncodedCaptions,
+    PixelImages,
+    StoredImages,
+    TrainingBatches,
+    order,
+    order_by_tokens,
+    pack,
+    sided,
+)
+from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
+from captioning.models.encoders import RegionsConfig
+from captioning.ops import packed_linear
+from captioning.records import ImageRecord
+from captioning.tensors import Features
+from captioning.text.vocabulary import Vocabulary
+from captioning.training import TrainingConfig, loop
+from captioning.training.ema import Average
+from captioning.training.losses import cross_entropy, doubly_stochastic
+from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
+CAPTIONS = [
+    "a red dog runs .",
+    "a dog",
+    "the cat sits on a mat and looks",
+    "one two three",
+    "dog dog dog dog dog",
+]
+
+
+def records(count):
+    rng = np.random.default_rng(0)
+    return [
+        ImageRecord(number, f"{number}.png", tuple(rng.choice(CAPTIONS, rng.integers(1, 5))), "train")
+        for number in range(count)
+    ]
+
+
+def encoded(count):
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
+    return EncodedCaptions.of(records(count), vocabulary, max_length=6), vocabulary
+
+
+def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
+    captions, _ = encoded(301)
+    first = order(captions, size=7, seed=1, epoch=2)
+    assert sorted(np.concatenate(first)) == list(range(301))
+    assert {len(batch) for batch in first[:-1]} <= {7, 301 % 7}
+    again, other = order(captions, size=7, seed=1, epoch=2), order(captions, size=7, seed=1, epoch=3)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(first, other, strict=True))
+
+
+def test_order_puts_captions_of_like_length_together():
+    lengths = np.random.default_rng(0).integers(1, 20, 301)
+    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
+    vocabulary = Vocabulary.build(["dog"], min_count=1)
+    captions = EncodedCaptions.of(sentences, vocabulary, max_length=20)
+
+    def steps(batches):
+        return sum(
+            pack([captions.of_image(i, 5, np.random.default_rng(0)) for i in b], width=5, pad=0)[0].shape[2]
+            for b in batches
+        )
+
+    shuffled = np.array_split(np.random.default_rng(0).permutation(301), 43)
+    assert steps(order(captions, size=7, seed=0, epoch=0)) < 0.75 * steps(shuffled)
+
+
+def test_a_batch_says_how_many_captions_still_run():
+    captions, _ = encoded(11)
+    dataset = TrainingBatches(
+        list(range(11)),
+        captions,
+        lambda numbers, epoch: torch.zeros(len(numbers), 2, 3),
+        width=3,
+        pad=0,
+        seed=0,
+        epoch=0,
+    )
+    batch = dataset[np.array([4, 0, 7])]
+    targets = batch.words[..., 1:] != 0
+    assert batch.tokens == targets.sum()
+    assert batch.running == tuple(targets.sum(1).amax(0).tolist())
+    for image in targets:  # longest first, so that those still running are the first ones
+        lengths = image.sum(1).tolist()
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_cut_caption_has_no_end():
+    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
+    captions = EncodedCaptions.of([ImageRecord(1, "", (CAPTIONS[2],), "train")], vocabulary, max_length=3)
+    assert captions.cut == 1
+    assert captions.words.tolist()[0] == vocabulary.start and len(captions.words) == 4
+    assert vocabulary.end not in captions.words
+
+
+def test_a_token_spelled_like_a_special_one_is_not_one():
+    vocabulary = Vocabulary.build(["a dog <pad> <end>"], min_count=1)
+    ids = vocabulary.encode(["<pad>", "a", "<end>"], max_length=9)
+    assert ids[1] == vocabulary.unk and ids[3] == vocabulary.unk
+
+
+def test_cross_entropy_against_the_formula():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 11, dtype=torch.double), torch.tensor([1, 0, 10, 4, 4])
+    logp = torch.log(torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True))
+    wanted = -sum(0.9 * logp[i, t] + 0.1 * logp[i].mean() for i, t in enumerate(targets))
+    torch.testing.assert_close(cross_entropy(logits, targets, smoothing=0.1), wanted)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_gradients_equal_torch(smoothing):
+    torch.manual_seed(0)
+    targets = torch.tensor([1, 0, 10, 4, 4])
+    gradients = []
+    for way in (
+        lambda x: cross_entropy(x, targets, smoothing=smoothing),
+        lambda x: F.cross_entropy(x, targets, label_smoothing=smoothing, reduction="sum"),
+    ):
+        logits = torch.randn(
+            5, 11, dtype=torch.double, generator=torch.Generator().manual_seed(3)
+        ).requires_grad_()
+        (0.7 * way(logits)).backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_doubly_stochastic_against_a_plain_loop():
+    torch.manual_seed(0)
+    attention = torch.softmax(torch.randn(2, 3, 5, 7, dtype=torch.double), -1)
+    lengths = [[5, 2, 0], [4, 4, 1]]
+    counts = torch.tensor([[[t < n for t in range(5)] for n in row] for row in lengths])
+    parts = []
+    for b, row in enumerate(lengths):
+        for k, length in enumerate(row):
+            if length:
+                total = attention[b, k, :length].sum(0)
+                parts.append(((1 - total) ** 2).mean())
+    torch.testing.assert_close(doubly_stochastic(attention, counts), sum(parts))
+
+
+def test_schedules():
+    cosine = CosineConfig(warmup=10, final=0.1)
+    values = [cosine.factor(step, steps_per_epoch=11, epochs=10) for step in range(110)]
+    assert values[0] == pytest.approx(0.1) and max(values) == pytest.approx(1.0)
+    assert values[60] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * 0.5)) / 2)
+    assert cosine.factor(110, steps_per_epoch=11, epochs=10) == pytest.approx(0.1)
+    step = StepConfig(every=3, decay=0.8)
+    assert [step.factor(s, steps_per_epoch=5, epochs=9) for s in (0, 14, 15, 30)] == pytest.approx(
+        [1, 1, 0.8, 0.64]
+    )
+    assert ConstantConfig(warmup=4).factor(1, steps_per_epoch=5, epochs=9) == pytest.approx(0.5)
+
+
+def test_noam_is_the_papers_rate_over_its_highest():
+    """Vaswani et al. 2017, eq. 3: d^-0.5 min(step^-0.5, step warmup^-1.5), with steps from 1."""
+    noam, size = NoamConfig(warmup=40), 512
+    paper = [size**-0.5 * min(n**-0.5, n * 40**-1.5) for n in range(1, 200)]
+    ours = [noam.factor(n - 1, steps_per_epoch=5, epochs=9) for n in range(1, 200)]
+    assert ours == pytest.approx([rate / max(paper) for rate in paper])
+
+
+def test_plateau_falls_when_scores_stay():
+    plateau = PlateauConfig(stale=2, decay=0.5)
+    scores = [1.0, 2.0, 1.5, 1.9, 1.0, 3.0, 2.0, 2.0, 2.0, 2.0]
+    factors = [
+        plateau.factor(99, steps_per_epoch=5, epochs=9, scores=scores[:n]) for n in range(len(scores) + 1)
+    ]
+    assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(("clip", "value"), [(0.01, 0), (0, 1e-4), (0.01, 1e-4), (0, 0)])
+def test_gradients_are_clipped_by_norm_and_by_value(clip, value, tmp_path, monkeypatch):
+    norms, most = [], []
+    real = torch.amp.GradScaler.step
+
+    def step(scaler, optimizer):
+        each = torch.cat(
+            [p.grad.flatten() for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        )
+        norms.append(float(each.norm()))
+        most.append(float(each.abs().max()))
+        return real(scaler, optimizer)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    values = tiny(tmp_path, "run", epochs=1)
+    values["training"] |= {"clip": clip, "clip_value": value}
+    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    assert len(norms) == 5
+    for limit, found in ((clip, norms), (value, most)):
+        assert max(found) <= (limit * 1.0001 or math.inf)
+    if clip and not value:
+        assert norms == pytest.approx([clip] * 5, rel=1e-3)  # not clipped to less
+    if not clip and not value:
+        assert min(norms) > 0.02 and min(most) > 2e-4  # the limits above were ones
+
+
+class Scaling(GradScaler):
+    """On, on a CPU as well."""
+
+    def __init__(self, device, enabled):
+        super().__init__(device, enabled=True)
+
+
+class Overflowing(Scaling):
+    """As of fp16 on a GPU: what is scaled by more than 2^13 has no finite gradient."""
+
+    def scale(self, outputs):
+        return super().scale(outputs) * (math.inf if self.get_scale() > 2**13 else 1)
+
+
+def test_a_scaler_finds_its_scale_and_changes_no_update(tmp_path, monkeypatch):
+    """Three updates overflow, which is no fault; scaled by a power of two, the others are what they are without."""
+    monkeypatch.setattr(torch.amp, "GradScaler", Overflowing)
+    values = tiny(tmp_path, "scaled", epochs=2)
+    values["training"] |= {"bad_steps": 1, "average": 0, "log_every": 1}
+    values["decoder"]["dropout"] = 0.0
+    said = []
+    run = Experiment(parse(values, where="test"), say=said.append)
+    run.train()
+    progress = json.loads((run.folder / "checkpoints" / "last" / "progress.json").read_text())
+    assert progress["scaler"]["scale"] == 2**13 and progress["bad_steps"] == 0
+    assert not any("skipped" in line for line in said) and not (run.folder / "bad_steps.jsonl").exists()
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(4, 11))
+
+    folders = []
+    for name, scaler in (("plain", GradScaler), ("scaling", Scaling)):
+        monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+        other = Experiment(parse(tiny(tmp_path, name, epochs=1), where="test"), say=lambda _: None)
+        other.train()
+        folders.append(other.folder)
+    one, other = (folder / "checkpoints" / "last" for folder in folders)
+    assert json.loads((other / "progress.json").read_text())["scaler"]["scale"] == 2**16
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
+    texts = [
+        "a dog on the LEFT", "a dog", "the right-hand side", "bright light, leftovers", "a leftmost cup",
+        "all right", "copyright",
+    ]  # fmt: skip
+    found = [ImageRecord(n, f"{tmp_path}/{n}.png", ("a cat", text), "train") for n, text in enumerate(texts)]
+    mask = sided(found)
+    assert mask.tolist() == [True, False, True, False, True, True, False]
+    from PIL import Image
+
+    for record in found:  # dark on its left, bright on its right
+        pixels = np.zeros((8, 8, 3), np.uint8)
+        pixels[:, 4:] = 255
+        Image.fromarray(pixels).save(record.path)
+    images = PixelImages(
+        [record.path for record in found],
+        Preprocessing(size=8),
+        augmentation=AugmentationConfig(flip=1.0),
+        seed=0,
+        sided=mask,
+    )
+    pixels = images(np.arange(len(found)), 0)
+    assert (pixels[:, 0, 4, 0] > pixels[:, 0, 4, 7]).tolist() == [not side for side in mask]
+
+    class Store:
+        def places(self, ids):
+            return np.asarray(ids)
+
+        def rows_at(self, places, *, views):
+            return np.array([[[view]] for view in views], np.float32)
+
+    stored = StoredImages(Store(), range(len(found)), seed=0, mirrored=True, sided=mask)
+    seen = np.array([stored(np.arange(len(found)), epoch).regions.flatten().tolist() for epoch in range(40)])
+    assert not seen[:, mask].any() and 0.3 < seen[:, ~mask].mean() < 0.7
+
+
+def test_average_is_in_place_only_inside_the_block():
+    module = torch.nn.Linear(3, 2)
+    average = Average(module, 0.9)
+    before = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    average.update(10**6)
+    with average.in_place():
+        torch.testing.assert_close(module.weight, before + 0.1)
+    torch.testing.assert_close(module.weight, before + 1.0)
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    average.update(10**6)
+    with average.in_place():
+        torch.testing.assert_close(module.weight, 0.9 * (before + 0.1) + 0.1 * (before + 2.0))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_builds(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# captioning "), "the first line gives the command"
+    config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
+    captioner = Experiment(config).build(Vocabulary.build(CAPTIONS, min_count=1))
+    channels, size = captioner.encoder.channels, config.preprocessing.size
+    given = isinstance(config.encoder, RegionsConfig)  # what stands in files is no work of the encoder's
+    images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
+    with torch.inference_mode():
+        features = captioner.eval().features(images)
+        decoder, memory = captioner.decoder, captioner.decoder.remember(features)
+        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.start(memory, 2), memory)
+        assert decoder.logits(step.hidden).shape == (1, 2, decoder.vocabulary_size)
+    assert features.regions.shape[2] == channels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoder.dropuot=0.1"], r"decoder\.dropuot: unknown key; did you mean decoder\.dropout\?"),
+        (
+            ["decoder={kind: transformer, max_length: 7}", "search.max_length=5", "vocabulary.max_length=7"],
+            r"settings: the decoder reads no more than 7 words, but with vocabulary\.max_length up to 8; lower",
+        ),
+        (
+            ["decoder={kind: transformer}", "search.max_length=65"],
+            r"settings: the decoder reads no more than 64 words, but with search\.max_length up to 65; lower",
+        ),
+        (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
+        (
+            ["phases=[{epochs: 1}, {epoch: 2}]"],
+            r"phases\.1\.epoch: unknown key; did you mean phases\.1\.epochs\?",
+        ),
+        (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
+        (["training.epochs=0"], r"training\.epochs: .*got 0"),
+        (["search.width=0"], r"search\.width: .*got 0"),
+        (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
+        (["training"], "an override is written section.key=value"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_sentence(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(ROOT / "configs" / "shapes.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    with pytest.raises(UserError, match="broken YAML"):
+        read_config(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
+    decoder = {
+        "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8, "dropout": 0.2},
+        "hard_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8},
+        "transformer": {"hidden": 16, "feed_forward": 32, "heads": 2, "layers": 1, "max_length": 32},
+    }[kind]
+    return {
+        "name": name,
+        "runs": str(folder / "runs"),
+        "device": "cpu",
+        "dataset": {
+            "kind": "shapes", "root": str(folder / "shapes"), "train": 24, "val": 8, "test": 6, "unseen": 5,
+            "size": 32,
+        },
+        "encoder": {"kind": "small"},
+        "preprocessing": {"size": 32},
+        "vocabulary": {"min_count": 1, "max_length": 30},
+        "decoder": {"kind": kind, **decoder},
+        "search": {"kind": "beam", "width": 2, "max_length": 12},
+        "training": {
+            "epochs": epochs, "images": 5, "log_every": 2, "average": 0.9,
+            "schedule": {"kind": "constant"}, "patience": 9,
+        },
+        "tracking": {"mode": "disabled"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
+    check_resume(tmp_path, monkeypatch, kind)
+
+
+OPTIONS = {
+    "scheduled_sampling": {"start": 0.3, "increase": 0.3, "every": 1, "most": 0.6, "passes": 2},
+    "caption_weights": {"kind": "consensus", "strength": 0.5},
+    "word_weights": {"kind": "frequency"},
+    "r_drop": 1.0,
+    "embedding_dropout": 0.1,
+    "tokens": 300,
+    "accumulate": 2,
+}
+
+
+@pytest.mark.parametrize("kind", ["hard_attention_lstm", "transformer"])
+def test_so_it_does_with_every_option(kind, tmp_path, monkeypatch):
+    run = check_resume(tmp_path, monkeypatch, kind, encoder={"recompute": True}, **OPTIONS)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["train/divergence"] > 0 for line in lines if "train/loss" in line)
+
+
+def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
+    """A run killed at its fourth save and resumed is, to the byte, one that was not; the folder of that one."""
+    whole_values = tiny(tmp_path, "whole", kind, epochs=3)
+    values = tiny(tmp_path, "cut", kind, epochs=3)
+    for each in (values, whole_values):
+        each["training"] |= {"save_every": 2, **training}  # the fourth save is within the second epoch
+        each["encoder"] |= encoder or {}
+    whole = Experiment(parse(whole_values, where="test"), say=lambda _: None)
+    whole.train()
+    cut = Experiment(parse(values, where="test"), say=lambda _: None)
+    from captioning.training import checkpoint
+
+    real, saves = checkpoint.save, []
+
+    def killed_at_the_fourth_save(*args, **kwargs):
+        saves.append(1)
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", killed_at_the_fourth_save)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    monkeypatch.setattr(checkpoint, "save", real)
+    torch.manual_seed(12345)  # a new process would not have the generator where the old one left it
+    Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
+    for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        one, other = (run.folder / "checkpoints" / "last" / file for run in (whole, cut))
+        assert one.read_bytes() == other.read_bytes(), f"{file} differs"
+    one, other = ((run.folder / "metrics.jsonl").read_bytes() for run in (whole, cut))
+    assert one == other and b"val/" in one
+    return whole.folder
+
+
+def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    with pytest.raises(UserError, match="there is a run already"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train()
+    values["training"]["learning_rate"] = 0.1
+    with pytest.raises(UserError, match="made with other settings"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
+
+
+def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    experiment = Experiment(parse(values, where="test"), say=lambda _: None)
+    collection = experiment.collect()
+    for record in collection.records:
+        if record.split.startswith("test"):
+            size = Path(record.path).stat().st_size
+            Path(record.path).write_bytes(b"x" * size)  # training must do without them
+    before = experiment.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
+    experiment.train()
+    after = Captioner.open(experiment.folder / "model").encoder.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_diverging_training_stops_with_the_images(tmp_path):
+    values = tiny(tmp_path, "run", epochs=1)
+    values["training"]["learning_rate"] = 1e30
+    values["training"] |= {"clip": 0, "bad_steps": 2}
+    with pytest.raises(UserError, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
+        Experiment(parse(values, where="test"), say=lambda _: None).train()
+
+
+def tool(name, *arguments, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "captioning", name, *arguments], capture_output=True, text=True, env=env
+    )
+
+
+def test_end_to_end_as_a_user(tmp_path):
+    import yaml
+
+    config = tmp_path / "tiny.yaml"
+    values = tiny(tmp_path, "tiny")
+    values["tracking"] = {"mode": "offline"}
+    config.write_text(yaml.safe_dump(values))
+    trained = tool("train", str(config), "training.learning_rate=0.003")
+    assert trained.returncode == 0, trained.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert str(run / "model") in trained.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/CIDEr-D" in line] == [5, 10]
+    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "wandb wrote no offline run"
+    again = tool("train", str(run / "config.yaml"), "--resume")
+    assert again.returncode == 0, again.stderr
+    image = next((tmp_path / "shapes").rglob("*.png"))
+    captioned = tool("caption", str(image), "--model", str(run / "model"))
+    assert captioned.returncode == 0 and captioned.stdout.strip(), captioned.stderr
+    evaluated = tool("evaluate", str(run), "--split", "test", "test_unseen", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    predictions = json.loads((run / "predictions_test.json").read_text())
+    assert len(predictions) == 6 and {"image_id", "caption"} <= predictions[0].keys()
+    scores = json.loads((run / "scores_test_unseen.json").read_text())
+    assert scores["signature"]["coverage"]["scored"] == 5
+
+
+def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path):
+    done = tool("train", str(ROOT / "configs" / "shapes.yaml"), "training.epochz=3")
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("training.epochz: unknown key; did you mean training.epochs?")
+    assert "Traceback" not in done.stderr
+
+
+def test_loss_of_a_batch_counts_only_its_tokens():
+    """Against the plain way: all positions scored, padding ignored."""
+    from captioning.training.objective import CrossEntropy, Size
+
+    captions, vocabulary = encoded(5)
+    for config in (
+        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.0),
+        TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0),
+    ):
+        torch.manual_seed(0)
+        decoder = config.build(channels=3, vocabulary_size=len(vocabulary)).eval()
+        features = torch.randn(5, 7, 3)
+        from captioning.tensors import Features
+
+        dataset = TrainingBatches(
+            list(range(5)),
+            captions,
+            lambda numbers, epoch, f=features: Features(f[numbers]),
+            width=5,
+            pad=0,
+            seed=0,
+            epoch=0,
+        )
+        batch = dataset[np.arange(5)]
+        holder = type(
+            "Holder",
+            (),
+            {"decoder": decoder, "vocabulary": vocabulary, "features": staticmethod(lambda x: x)},
+        )()
+        goal = CrossEntropy(holder, TrainingConfig(label_smoothing=0.0))
+        loss = goal(batch, Size.of(batch, 0)).value
+        logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
+        plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
+        torch.testing.assert_close(loss, plain)
+
+
+def slow_order(captions, *, tokens, width, seed, epoch):
+    """Batches by tokens, an image at a time, from the sizes that the padded words would have."""
+    images = len(captions.first) - 1
+    generator = np.random.default_rng((seed, epoch, 0))
+    own = [[len(captions.ids_of(c)) for c in range(*captions.first[i : i + 2])] for i in range(images)]
+    usual = max(1, int(tokens / (width * np.mean([max(lengths) - 1 for lengths in own]))))
+    waiting, batches = generator.permutation(images).tolist(), []
+    while waiting:
+        pool, waiting = waiting[: usual * POOL], waiting[usual * POOL :]
+        batch = []
+        for image in sorted(pool, key=lambda i: max(own[i])):
+            more = [*batch, image]
+            if batch and len(more) * width * (max(max(own[i]) for i in more) - 1) > tokens:
+                batches.append(batch)
+                more = [image]
+            batch = more
+        batches.append(batch)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(61, 2), (200, 3), (3, 5), (10**6, 5)])
+def test_batches_by_tokens_against_a_slow_way(tokens, width):
+    captions, _ = encoded(301)
+    for seed, epoch in ((1, 2), (1, 3), (0, 2)):
+        found = order_by_tokens(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
+        assert [batch.tolist() for batch in found] == slow_order(
+            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
+        )
+        assert sorted(np.concatenate(found)) == list(range(301))  # each once
+        for batch in found:  # as they are then packed
+            chosen = [captions.of_image(i, width, np.random.default_rng(epoch)) for i in batch]
+            words, _, _ = pack(chosen, width=width, pad=0)
+            assert words[..., 1:].numel() <= tokens or len(batch) == 1
+
+
+def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
+    lengths = np.random.default_rng(0).integers(1, 40, 997)
+    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
+    captions = EncodedCaptions.of(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
+
+    def most(batches):
+        """Words of the largest batch, which decides the memory it takes."""
+        return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
+
+    filled = order_by_tokens(captions, tokens=400, width=1, seed=0, epoch=0)
+    size = -(-997 // len(filled))  # as many batches of images
+    assert most(filled) <= 400 < 0.6 * most(order(captions, size=size, seed=0, epoch=0))
+
+
+MIXED = {
+    "soft_attention_lstm": {**OPTIONS, "doubly_stochastic": 1.0},
+    "hard_attention_lstm": OPTIONS,
+    "transformer": OPTIONS,
+    "self-critical": {"self_critical": {"samples": 3}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"), [*((kind, "bf16") for kind in MIXED), ("transformer", "fp16")]
+)
+def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tmp_path, monkeypatch):
+    """As on a GPU: under autocast, with a scaler for fp16, without the CPU libraries' packed products."""
+    monkeypatch.setattr(packed_linear, "_plain", lambda weight: False)
+    decoder = "soft_attention_lstm" if kind == "self-critical" else kind
+    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def losses(name):
+        values = tiny(tmp_path, name, decoder, epochs=1)
+        values["decoder"]["dropout"] = 0.0
+        values["training"] |= {**MIXED[kind], "log_every": 1}
+        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run.train()
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+
+    wanted = losses("float32")
+    monkeypatch.setattr(loop, "precise", lambda config, device: torch.autocast("cpu", lower))
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaling if precision == "fp16" else GradScaler)
+    found = losses("mixed")
+    assert len(wanted) >= 3 and found != wanted and found == pytest.approx(wanted, rel=0.02)
