@@ -23,7 +23,7 @@ from captioning.images.reading import BadImage, read_image
 from captioning.loaders.batches import (
     EncodedCaptions,
 )
-from captioning.loaders.feature_store import FeatureStore, Origin, build_store, refuse_other_origin
+from captioning.loaders.feature_store import FeatureProvenance, FeatureStore, build_store, refuse_other_origin
 from captioning.loaders.sources import ImageSettings, Source
 from captioning.models.encoders import Encoder, RegionsConfig
 from captioning.models.encoders.region_files import file_of, list_files
@@ -37,7 +37,7 @@ from captioning.training.model_card import environment, model_card
 from captioning.training.tracking import Tracker
 from captioning.training.validation import Validator
 from captioning.utils.files import fingerprint, write_json, write_text
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 
 
 def choose_device(name: str) -> torch.device:
@@ -145,7 +145,9 @@ class Experiment:
                 f"{root}: holds features ({holds['views']} view(s) an image), which serve neither a trained encoder "
                 "nor augmentation nor, with one view, features.flip; write shards of images"
             )
-        refuse_other_origin(root, Origin(**holds["origin"]), Origin.of(encoder, config.preprocessing))
+        refuse_other_origin(
+            root, FeatureProvenance(**holds["origin"]), FeatureProvenance.of(encoder, config.preprocessing)
+        )
 
     def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
@@ -154,7 +156,7 @@ class Experiment:
                 f"encoder.folder {self.config.encoder.folder}: holds the regions; nothing to encode"
             )
         config = self.config.features
-        origin = Origin.of(encoder, self.config.preprocessing)
+        origin = FeatureProvenance.of(encoder, self.config.preprocessing)
         root = Path(self.config.dataset.root)
         key = fingerprint([origin.fingerprint, str(root.absolute()), config.dtype, config.flip])
         return build_store(
@@ -248,7 +250,7 @@ class Experiment:
         if encoded[0].cut:
             self.say(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
         data = Data(
-            ids=Compact(record.image_id for record in training),
+            ids=PackedStrings(record.image_id for record in training),
             captions=encoded[0],
             images=source.images(training, training=True),
             validator=Validator(

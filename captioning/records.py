@@ -38,15 +38,15 @@ class Collection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A caption given to an image. `logp` is in nats, summed over the words and the end of caption.
+    """A caption given to an image. `logprob` is in nats, summed over the words and the end of caption.
 
-    `score` is `logp` under the search's length rule; `confidence` the geometric mean of the words'
+    `score` is `logprob` under the search's length rule; `confidence` the geometric mean of the words'
     probabilities, in (0, 1]; `alternatives` further captions, best first.
     """
 
     image_id: ImageId
     caption: str
-    logp: float = 0.0
+    logprob: float = 0.0
     score: float = 0.0
     confidence: float = 1.0
     finished: bool = True

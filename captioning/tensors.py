@@ -27,13 +27,13 @@ class Features(NamedTuple):
 class Batch(NamedTuple):
     """A training batch on the K axis: B images with K captions each.
 
-    The captions of one image stand longest first, so that those still running at word t are `[:running[t]]`.
+    The captions of one image stand longest first, so that those still running at word t are `[:batch_sizes[t]]`.
     """
 
     image_ids: list[ImageId]
     images: Features | Tensor  # stored features, or pixels (B, 3, height, width)
-    words: Tensor  # (B, K, T + 1) int64: <start> ... <end>, then <pad>; all <pad> where a caption is missing
-    running: tuple[
+    ids: Tensor  # (B, K, T + 1) int64: <start> ... <end>, then <pad>; all <pad> where a caption is missing
+    batch_sizes: tuple[
         int, ...
     ]  # T numbers: the largest number of captions of one image with more than t targets
     tokens: int  # targets that count (words and <end>), over the batch
@@ -57,7 +57,7 @@ class Gates(NamedTuple):
     sentinel: Tensor | None = None  # (B, K), the attention's weight on the sentinel
 
 
-class Step(NamedTuple):
+class StepOutput(NamedTuple):
     """One word's worth of decoding."""
 
     hidden: Tensor  # (B, K, H): what `Decoder.logits` takes
@@ -65,7 +65,7 @@ class Step(NamedTuple):
     gates: tuple[Gates, ...] = ()  # of each recurrent layer, the lowest first
 
 
-class Looked(NamedTuple):
+class SampledRegions(NamedTuple):
     """Regions that a decoder chose at random while training, and how it is to learn from that."""
 
     regions: Tensor  # (B, K, T) int64, drawn from the attention
@@ -75,20 +75,20 @@ class Looked(NamedTuple):
     entropy: float  # weight of the attention's entropy
 
 
-class Steps(NamedTuple):
+class SequenceOutput(NamedTuple):
     """A whole caption's worth of decoding, teacher forced."""
 
     hidden: Tensor  # (B, K, T, H)
     attention: Tensor | None  # (B, K, T, N)
-    looked: Looked | None = None  # None: nothing was chosen at random
+    looked: SampledRegions | None = None  # None: nothing was chosen at random
 
 
 class Hypotheses(NamedTuple):
     """What a search found: R captions an image, best first by `scores`."""
 
-    words: Tensor  # (B, R, T) int64: no <start>; <end> where it was produced, then <pad>
+    ids: Tensor  # (B, R, T) int64: no <start>; <end> where it was produced, then <pad>
     lengths: Tensor  # (B, R) int64: words, counting <end>
-    logp: Tensor  # (B, R): sum of the words' log-probabilities, nats
-    word_logp: Tensor  # (B, R, T): each word's own, 0 behind the end
-    scores: Tensor  # (B, R): `logp` under the length rule
+    logprob: Tensor  # (B, R): sum of the words' log-probabilities, nats
+    word_logprobs: Tensor  # (B, R, T): each word's own, 0 behind the end
+    scores: Tensor  # (B, R): `logprob` under the length rule
     finished: Tensor  # (B, R) bool: False where the length limit cut the caption off

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from captioning.benchmarks.training_and_decoding import (
     CHANNELS,
     WORDS,
+    Contenders,
     Training,
-    Ways,
     benchmark_train,
     trained,
     training_beside,
@@ -100,11 +100,11 @@ def unrolled(model: Decoder, data: Training) -> Tensor:
     """The loss by `step`, word for word: features repeated for every caption, scores for padding as well."""
     features = Features(data.features.repeat_interleave(data.words.shape[1], 0))
     words = data.words.flatten(0, 1)[:, None]  # (B x K, 1, T + 1)
-    logits = model.logits(unroll(model, words[..., :-1], model.remember(features)).hidden)
+    logits = model.logits(unroll(model, words[..., :-1], model.encode_memory(features)).hidden)
     return F.cross_entropy(logits.flatten(0, 2), words[..., 1:].flatten(), ignore_index=data.pad)
 
 
-def _ways(config: DecoderConfig, seed: int) -> Ways:
+def _ways(config: DecoderConfig, seed: int) -> Contenders:
     data = training_data(seed)
 
     def decoder() -> Decoder:
@@ -112,7 +112,7 @@ def _ways(config: DecoderConfig, seed: int) -> Ways:
         return build(config, channels=CHANNELS, vocabulary_size=WORDS)
 
     ours, theirs = decoder(), decoder()
-    return Ways(
+    return Contenders(
         updating(ours, lambda: trained(ours, data), plain=False),
         updating(theirs, lambda: unrolled(theirs, data), plain=True),
     )

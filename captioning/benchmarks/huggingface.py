@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from captioning.benchmarks.training_and_decoding import (
-    Apart,
-    Ways,
+    Contenders,
+    WorkerProcess,
     flops,
     large_product,
     memory_ratios,
@@ -99,8 +99,8 @@ def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
     decoder: Any = theirs.get_decoder()
     decoder.embed_tokens.weight.copy_(model.embedding.weight)
     decoder.embed_positions.weight.copy_(model.positions.weight)
-    theirs.lm_head.weight.copy_(model.words.weight)
-    theirs.final_logits_bias.copy_(model.words.bias)
+    theirs.lm_head.weight.copy_(model.vocab_projection.weight)
+    theirs.final_logits_bias.copy_(model.vocab_projection.bias)
     pairs: list[tuple[nn.Module, nn.Module]] = [(decoder.layer_norm, model.norm)]
     for to, layer in zip(decoder.layers, cast(Iterable[DecoderLayer], model.layers), strict=True):
         _split(layer.self_in, to.self_attn.q_proj, to.self_attn.k_proj, to.self_attn.v_proj)
@@ -153,13 +153,13 @@ def find(model: Transformer, features: Features, config: SearchConfig) -> Tensor
     vocabulary = Vocabulary(words=SPECIALS)
     found = search(
         model,
-        model.remember(features),
+        model.encode_memory(features),
         config,
         start=vocabulary.start,
         end=vocabulary.end,
-        unwanted=vocabulary.unwanted,
+        suppress_ids=vocabulary.suppress_ids,
     )
-    return found.words[:, 0]
+    return found.ids[:, 0]
 
 
 class _Searching(NamedTuple):
@@ -181,10 +181,10 @@ def _searching(seed: int) -> _Searching:
     return _Searching(model, Features(regions))
 
 
-def _theirs(seed: int, *, attention: Attention) -> Ways:
+def _theirs(seed: int, *, attention: Attention) -> Contenders:
     searching = _searching(seed)
     model = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
-    return Ways(
+    return Contenders(
         lambda: searching.find(BEAM),
         lambda: generate(model, searching.features.regions, width=WIDTH, length=LENGTH),
     )
@@ -203,7 +203,7 @@ def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
     if same < 0.9:  # rounding may tip a near tie, no more
         raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
     attention = _faster(regions)
-    apart = Apart(functools.partial(_theirs, attention=attention), seed)
+    apart = WorkerProcess(functools.partial(_theirs, attention=attention), seed)
     ours = functools.partial(searching.find, BEAM)
     for name, words in {"ours": ours().numpy(), "huggingface": apart()[1]}.items():
         if words.shape != (IMAGES, LENGTH) or (words == Vocabulary.end).any():

@@ -37,8 +37,8 @@ def step(
     hidden = torch.sigmoid(out) * torch.tanh(cell)
     deep = torch.tanh(model.deep(torch.cat([hidden, context, embedded], 1)))
     deep = model.dropout(deep)
-    # torch's product, where `model.words` has a faster one of its own
-    return F.linear(deep, model.words.weight, model.words.bias), (hidden, cell)
+    # torch's product, where `model.vocab_projection` has a faster one of its own
+    return F.linear(deep, model.vocab_projection.weight, model.vocab_projection.bias), (hidden, cell)
 
 
 def first(model: SoftAttentionLSTM, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,12 +77,12 @@ def _beam_one(
     total = torch.zeros(width, 1)
     for t in range(length):
         logits, state = step(model, rows, sequences[:, -1], state)
-        logp = F.log_softmax(logits, 1)
-        logp[:, banned] = float("-inf")
-        total_with = (total + logp)[:1] if t == 0 else total + logp
+        logprob = F.log_softmax(logits, 1)
+        logprob[:, banned] = float("-inf")
+        total_with = (total + logprob)[:1] if t == 0 else total + logprob
         total, index = total_with.flatten().topk(width)
         total = total[:, None]
-        parents, words = index // logp.shape[1], index % logp.shape[1]
+        parents, words = index // logprob.shape[1], index % logprob.shape[1]
         sequences = torch.cat([sequences[parents], words[:, None]], 1)
         state = (state[0][parents], state[1][parents])
     return sequences[0, 1:]

@@ -24,7 +24,7 @@ from captioning.models.decoders.soft_attention_lstm import SoftAttentionLSTM
 from captioning.ops.allocator import keep_freed_memory
 from captioning.tensors import Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
-from captioning.training.losses import caption_logp, cross_entropy, hard_attention
+from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
 
 REGIONS, CHANNELS, WORDS = 49, 512, 9487
 WIDTH, LENGTH, IMAGES = 5, 20, 50
@@ -38,17 +38,17 @@ def _decoder(seed: int) -> SoftAttentionLSTM:
     return decoder
 
 
-class Ways(NamedTuple):
+class Contenders(NamedTuple):
     """The same work in two ways; each gives what both must agree in."""
 
     ours: Callable[[], Tensor]
     textbook: Callable[[], Tensor]
 
 
-class Apart:
+class WorkerProcess:
     """The textbook way in a process of its own, where nothing that we set for ourselves (`allocator`) helps it."""
 
-    def __init__(self, make: Callable[[int], Ways], seed: int):
+    def __init__(self, make: Callable[[int], Contenders], seed: int):
         processes = multiprocessing.get_context("spawn")  # a fork would share our allocator's settings
         self._pipe, theirs = processes.Pipe()
         self._process = processes.Process(
@@ -76,7 +76,7 @@ class Apart:
             raise RuntimeError("the textbook way's process ended; its error is above") from None
 
 
-def _serve(pipe: Any, make: Callable[[int], Ways], seed: int, threads: int) -> None:
+def _serve(pipe: Any, make: Callable[[int], Contenders], seed: int, threads: int) -> None:
     torch.set_num_threads(threads)
     work = make(seed).textbook
     while (what := pipe.recv()) != "close":
@@ -94,7 +94,7 @@ def rounds(ways: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, lis
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            seconds[name].append(way()[0] if isinstance(way, Apart) else _timed(way)[0])
+            seconds[name].append(way()[0] if isinstance(way, WorkerProcess) else _timed(way)[0])
     return seconds
 
 
@@ -174,7 +174,7 @@ def summary(
 
 
 def _beside(
-    ways: Ways, apart: Apart, *, repeats: int, units: int, unit: str
+    ways: Contenders, apart: WorkerProcess, *, repeats: int, units: int, unit: str
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """What is printed, and the results of ours and of the textbook."""
     results = ways.ours().numpy(), apart()[1]  # of the first time: training changes the weights
@@ -198,7 +198,7 @@ class Training(NamedTuple):
 
     features: Tensor  # (B, N, D)
     words: Tensor  # (B, K, T + 1) int64
-    running: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
     tokens: int
     pad: int
 
@@ -212,14 +212,14 @@ def training_data(seed: int) -> Training:
         return np.concatenate([[vocabulary.start], words, [vocabulary.end]])
 
     chosen = [sorted((caption() for _ in range(5)), key=len, reverse=True) for _ in range(10)]
-    words, running, tokens = pack(chosen, width=5, pad=vocabulary.pad)
+    words, batch_sizes, tokens = pack(chosen, width=5, pad=vocabulary.pad)
     features = torch.from_numpy(generator.standard_normal((10, REGIONS, CHANNELS), np.float32))
-    return Training(features, words, running, tokens, vocabulary.pad)
+    return Training(features, words, batch_sizes, tokens, vocabulary.pad)
 
 
 def trained(model: Decoder, data: Training) -> Tensor:
     """The loss of the training loop (`training.objective`), without what moves numbers at random."""
-    steps = model(data.words[..., :-1], model.remember(Features(data.features)), data.running)
+    steps = model(data.words[..., :-1], model.encode_memory(Features(data.features)), data.batch_sizes)
     targets = data.words[..., 1:].flatten()
     counts = (targets != data.pad).nonzero().squeeze(1)
     hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
@@ -227,8 +227,8 @@ def trained(model: Decoder, data: Training) -> Tensor:
     value = cross_entropy(logits, targets[counts], smoothing=0.0)
     if steps.looked is not None:
         valid = data.words[..., 1:] != data.pad
-        logp = caption_logp(logits, targets[counts], valid)
-        value = value + hard_attention(steps.attention, steps.looked, logp, valid)
+        logprob = caption_logprobs(logits, targets[counts], valid)
+        value = value + hard_attention(steps.attention, steps.looked, logprob, valid)
     return value / data.tokens
 
 
@@ -254,9 +254,9 @@ def updating(model: nn.Module, loss: Callable[[], Tensor], *, plain: bool) -> Ca
     return update
 
 
-def _training_ways(seed: int) -> Ways:
+def _training_ways(seed: int) -> Contenders:
     data, ours, theirs = training_data(seed), _decoder(seed), _decoder(seed)
-    return Ways(
+    return Contenders(
         updating(ours, lambda: trained(ours, data), plain=False),
         updating(
             theirs, lambda: naive_baseline.loss(theirs, data.features, data.words, pad=data.pad), plain=True
@@ -269,9 +269,9 @@ def benchmark_train(*, repeats: int = 15, seed: int = 0) -> dict[str, Any]:
     return {"name": "train", **training_beside(_training_ways, repeats=repeats, seed=seed)}
 
 
-def training_beside(make: Callable[[int], Ways], *, repeats: int, seed: int) -> dict[str, Any]:
+def training_beside(make: Callable[[int], Contenders], *, repeats: int, seed: int) -> dict[str, Any]:
     """Training steps in the two ways of `make(seed)`, the textbook's in a process of its own."""
-    apart = Apart(make, seed)
+    apart = WorkerProcess(make, seed)
     keep_freed_memory()  # as captioning train does
     told, ours, textbook = _beside(make(seed), apart, repeats=repeats, units=50, unit="captions")
     difference = float(abs(ours - textbook) / textbook)
@@ -297,23 +297,23 @@ class _Finding:
 
     def _find(self, config: SearchConfig) -> Tensor:
         words = self.words
-        ids: dict[str, Any] = {"start": words.start, "end": words.end, "unwanted": words.unwanted}
+        ids: dict[str, Any] = {"start": words.start, "end": words.end, "suppress_ids": words.suppress_ids}
         with torch.inference_mode():
-            memory = self.model.remember(Features(self.features))
-            return search(self.model, memory, config, **ids).words[:, 0]
+            memory = self.model.encode_memory(Features(self.features))
+            return search(self.model, memory, config, **ids).ids[:, 0]
 
 
-def _decoding_ways(seed: int) -> Ways:
+def _decoding_ways(seed: int) -> Contenders:
     finding = _Finding(seed)
     start = finding.words.start
-    banned = torch.tensor([*finding.words.unwanted, finding.words.end])
+    banned = torch.tensor([*finding.words.suppress_ids, finding.words.end])
 
     def textbook() -> Tensor:
         return naive_baseline.beam(
             finding.model, finding.features, width=WIDTH, length=LENGTH, start=start, banned=banned
         )
 
-    return Ways(finding.beam, textbook)
+    return Contenders(finding.beam, textbook)
 
 
 def memory_ratios(memory: Mapping[str, int]) -> dict[str, float]:
@@ -335,7 +335,7 @@ def memory_ratios(memory: Mapping[str, int]) -> dict[str, float]:
 
 def benchmark_decode(*, repeats: int = 5, seed: int = 0) -> dict[str, Any]:
     """Beam search of width 5 over 50 images, each caption exactly 20 words."""
-    apart = Apart(_decoding_ways, seed)
+    apart = WorkerProcess(_decoding_ways, seed)
     told, ours, textbook = _beside(_decoding_ways(seed), apart, repeats=repeats, units=IMAGES, unit="images")
     same = float((ours == textbook).all(1).mean())
     if same < 0.9:  # rounding may tip a near tie, no more

@@ -92,9 +92,9 @@ class Captioner(nn.Module):
         """Stored features as they are; pixels (B, 3, height, width) through the encoder."""
         return images if isinstance(images, Features) else self.encoder(images)
 
-    def remember(self, images: Features | Tensor) -> Any:
+    def encode_memory(self, images: Features | Tensor) -> Any:
         """The decoder's memory of `features(images)`."""
-        return self.decoder.remember(self.features(images))
+        return self.decoder.encode_memory(self.features(images))
 
     @property
     def search(self) -> SearchConfig:

@@ -66,11 +66,11 @@ class EnsembleCaptioner(nn.Module):
         search = captioners[0].search
         self.search: SearchConfig = replace(search, max_length=min([search.max_length, *limits]))
 
-    def remember(self, images: Sequence[Features | Tensor]) -> Memory:
+    def encode_memory(self, images: Sequence[Features | Tensor]) -> Memory:
         """What the decoder attends to, of a batch's images as each captioner takes them."""
         return Memory(
             tuple(
-                captioner.remember(own)  # type: ignore[operator]
+                captioner.encode_memory(own)  # type: ignore[operator]
                 for captioner, own in zip(self.captioners, images, strict=True)
             )
         )

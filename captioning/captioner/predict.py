@@ -20,7 +20,7 @@ from captioning.text.vocabulary import Vocabulary
 
 
 @torch.inference_mode()
-def describe(
+def generate_captions(
     captioner: Captioner | EnsembleCaptioner,
     images: Any,
     image_ids: Sequence[ImageId],
@@ -42,11 +42,11 @@ def describe(
     config = config or captioner.search
     found = search(
         captioner.decoder,
-        captioner.remember(images),
+        captioner.encode_memory(images),
         config,
         start=vocabulary.start,
         end=vocabulary.end,
-        unwanted=vocabulary.unwanted,
+        suppress_ids=vocabulary.suppress_ids,
         ids=rule_ids(config, vocabulary),
         keys=torch.tensor(
             [key(image_id) for image_id in image_ids], device=next(captioner.parameters()).device
@@ -62,8 +62,8 @@ def key(image_id: ImageId) -> int:
 
 def predictions(found: Hypotheses, image_ids: Sequence[ImageId], vocabulary: Vocabulary) -> list[Prediction]:
     """The hypotheses of each image as a Prediction: the best, with the others as its alternatives."""
-    words, lengths, logp, scores, finished = (
-        part.tolist() for part in (found.words, found.lengths, found.logp, found.scores, found.finished)
+    words, lengths, logprob, scores, finished = (
+        part.tolist() for part in (found.ids, found.lengths, found.logprob, found.scores, found.finished)
     )
     results = []
     for b, image_id in enumerate(image_ids):
@@ -71,9 +71,9 @@ def predictions(found: Hypotheses, image_ids: Sequence[ImageId], vocabulary: Voc
             Prediction(
                 image_id=image_id,
                 caption=" ".join(vocabulary.decode(words[b][r])),
-                logp=logp[b][r],
+                logprob=logprob[b][r],
                 score=scores[b][r],
-                confidence=math.exp(logp[b][r] / lengths[b][r]),
+                confidence=math.exp(logprob[b][r] / lengths[b][r]),
                 finished=finished[b][r],
             )
             for r in range(len(words[b]))

@@ -261,7 +261,7 @@ def load(found: Found, preprocessings: Sequence[Preprocessing], *, photos: bool)
 
 
 def images_of(captioner: Captioner | EnsembleCaptioner, batch: Sequence[Loaded]) -> Any:
-    """The pixels of a batch, as `captioner.remember` takes them."""
+    """The pixels of a batch, as `captioner.encode_memory` takes them."""
     import torch
 
     device = next(captioner.parameters()).device
@@ -276,13 +276,13 @@ def caption(
     """Predictions of a batch, in its order. Raises UserError where memory runs out."""
     import torch
 
-    from captioning.captioner.predict import describe
+    from captioning.captioner.predict import generate_captions
 
     if not batch:
         return []
     ids = [loaded.found.image_id for loaded in batch]
     try:
-        return describe(captioner, images_of(captioner, batch), ids, config=search)
+        return generate_captions(captioner, images_of(captioner, batch), ids, config=search)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise UserError(f"out of memory with {len(batch)} images at a time; lower --batch") from None
@@ -303,7 +303,7 @@ def details(
     if not batch:
         return []
     with torch.inference_mode():
-        memory = captioner.remember(images_of(captioner, batch))
+        memory = captioner.encode_memory(images_of(captioner, batch))
     return word_details(captioner, memory, predictions, search)
 
 

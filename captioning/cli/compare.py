@@ -93,7 +93,7 @@ def study(options: argparse.Namespace) -> Path | None:
     keep_freed_memory()
     say = functools.partial(print, flush=True)
     plan = studies.plan(studies.read_study(options.what[0], options.what[1:]))
-    say("\n".join(studies.describe(plan)))
+    say("\n".join(studies.generate_captions(plan)))
     if options.dry_run:
         return None
     if not options.report_only:

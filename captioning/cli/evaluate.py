@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from captioning.generation import SearchConfig
     from captioning.inspection.rescoring import Verdict
     from captioning.loaders.batches import Images
-    from captioning.metrics.evaluation import Evaluation, ReferenceSet, Seen
+    from captioning.metrics.evaluation import Evaluation, ReferenceSet, TrainingCaptions
     from captioning.models.decoders.ensemble import Average
     from captioning.records import ImageRecord, Prediction, Result
     from captioning.tensors import Features
@@ -154,7 +154,7 @@ def score_files(args: argparse.Namespace) -> None:
     # after the arguments are parsed; torch is not among what these import
     from captioning.datasets.checks import count_reasons
     from captioning.datasets.references import read_references
-    from captioning.metrics.evaluation import ReferenceSet, Seen
+    from captioning.metrics.evaluation import ReferenceSet, TrainingCaptions
     from captioning.metrics.further import FURTHER
     from captioning.records import read_results
 
@@ -170,7 +170,7 @@ def score_files(args: argparse.Namespace) -> None:
     training = None
     if args.training:
         records = read_references(args.training, split="train").records
-        training = Seen([text for record in records for text in record.captions])
+        training = TrainingCaptions([text for record in records for text in record.captions])
     split = ReferenceSet(references.captions(), split_name=references.split)
     evaluations = [
         score_results(each, path, references.records, split, training, args)
@@ -197,7 +197,7 @@ def score_results(
     path: str,
     records: Sequence[ImageRecord],
     split: ReferenceSet,
-    training: Seen | None,
+    training: TrainingCaptions | None,
     args: argparse.Namespace,
 ) -> Evaluation:
     """Score the results of one file, and say on stderr what is to be known of that."""
@@ -431,7 +431,7 @@ def caption_all(
     import torch
     from tqdm import tqdm
 
-    from captioning.captioner.predict import describe
+    from captioning.captioner.predict import generate_captions
     from captioning.inspection.rescoring import judge
     from captioning.training.validation import to_device
 
@@ -444,10 +444,10 @@ def caption_all(
             ids = [records[number].image_id for number in numbers]
             moved = [to_device(batch, device) for batch in batches]
             batch: Any = moved[0] if len(moved) == 1 else moved
-            found += describe(captioner, batch, ids, config=search)
+            found += generate_captions(captioner, batch, ids, config=search)
             if args.errors:
                 with torch.inference_mode():
-                    memory = captioner.remember(batch)
+                    memory = captioner.encode_memory(batch)
                 references = [records[number].captions for number in numbers]
                 verdicts += judge(captioner, memory, found[-len(ids) :], references, search)
             progress.update(len(ids))

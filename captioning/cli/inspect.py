@@ -138,7 +138,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     write_json(paths["json"], {**where, **told, "files": paths})
     print(told["caption"])
     print(
-        f"log-probability {told['logp']:.3f}, a word's probability {told['confidence']:.3f} (geometric mean)"
+        f"log-probability {told['logprob']:.3f}, a word's probability {told['confidence']:.3f} (geometric mean)"
     )
     for number, layer in enumerate(told["layers"], 1):
         print(f"layer {number}: {describe_layer(layer)}")

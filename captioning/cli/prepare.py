@@ -170,7 +170,7 @@ def main() -> int:
     args = parse_arguments()
     # after the arguments are parsed: these take a second
     from captioning.datasets import load
-    from captioning.datasets.prepare.guide import GUIDES, describe, published
+    from captioning.datasets.prepare.guide import GUIDES, generate_captions, published
     from captioning.datasets.prepare.survey import survey
     from captioning.datasets.shards import verify
     from captioning.utils.files import write_json
@@ -179,12 +179,12 @@ def main() -> int:
     config = read_settings(args.kind, args.root, args.settings)
     guide = GUIDES[args.kind]
     if args.needs:
-        print(describe(guide, config.root))
+        print(generate_captions(guide, config.root))
         return 0
     if args.download:
         download(guide, args.download.split(","), Path(config.root))
     if args.kind != "shapes" and not (os.path.isdir(config.root) and os.listdir(config.root)):
-        print(describe(guide, config.root), file=sys.stderr)
+        print(generate_captions(guide, config.root), file=sys.stderr)
         raise UserError(f"{config.root}: empty or not there; fill it as said above, then run this again")
     out = Path(args.out or f"runs/prepare-{args.kind}")
     collection = load(config, skipped_csv=out / "skipped.csv")

@@ -53,10 +53,10 @@ def recall(
     for start in range(0, len(records), size):
         numbers = range(start, min(start + size, len(records)))
         chosen = [encoded.of_image(number, CAPTIONS, np.random.default_rng(0)) for number in numbers]
-        words, running, _ = pack(chosen, width=CAPTIONS, pad=vocabulary.pad)
+        words, batch_sizes, _ = pack(chosen, width=CAPTIONS, pad=vocabulary.pad)
         words = words.to(device)
-        memory = decoder.remember(captioner.features(to_device(images(numbers, 0), device)))
-        hidden = decoder(words[..., :-1], memory, running).hidden  # (B, K, T, H)
+        memory = decoder.encode_memory(captioner.features(to_device(images(numbers, 0), device)))
+        hidden = decoder(words[..., :-1], memory, batch_sizes).hidden  # (B, K, T, H)
         ended = words == vocabulary.end  # (B, K, T + 1)
         b, k = ended.any(-1).nonzero(as_tuple=True)
         at = ended[b, k].int().argmax(-1)  # of <end>; the name stands before it
@@ -65,10 +65,10 @@ def recall(
         b, k, at, name = b[named], k[named], at[named], name[named]
         if not len(name):
             continue
-        logp = torch.log_softmax(decoder.logits(hidden[b, k, at - 2]).float(), -1)
-        right += int((logp.argmax(-1) == name).sum())
-        among += int((names.to(device)[logp[:, names.to(device)].argmax(-1)] == name).sum())
-        probability += float(logp.gather(1, name[:, None]).exp().sum())
+        logprob = torch.log_softmax(decoder.logits(hidden[b, k, at - 2]).float(), -1)
+        right += int((logprob.argmax(-1) == name).sum())
+        among += int((names.to(device)[logprob[:, names.to(device)].argmax(-1)] == name).sum())
+        probability += float(logprob.gather(1, name[:, None]).exp().sum())
         count += len(name)
     if not count:
         return {"captions": 0}
@@ -130,7 +130,7 @@ def _step(model: Any, features: Features, words: torch.Tensor) -> Callable[[], A
     def step() -> None:
         model.train()
         model.zero_grad(set_to_none=True)
-        hidden = model(words[..., :-1], model.remember(features)).hidden.flatten(0, 2)
+        hidden = model(words[..., :-1], model.encode_memory(features)).hidden.flatten(0, 2)
         cross_entropy(model.logits(hidden), words[..., 1:].flatten(), smoothing=0.0).backward()
 
     return step
@@ -144,11 +144,11 @@ def _greedy(model: Any, features: Features, length: int) -> Callable[[], Any]:
         with torch.inference_mode():
             search(
                 model,
-                model.remember(features),
+                model.encode_memory(features),
                 config,
                 start=Vocabulary.start,
                 end=Vocabulary.end,
-                unwanted=(Vocabulary.start, Vocabulary.pad, Vocabulary.unk),
+                suppress_ids=(Vocabulary.start, Vocabulary.pad, Vocabulary.unk),
             )
 
     return decode

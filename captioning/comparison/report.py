@@ -122,14 +122,14 @@ def _systems(plan: Plan, runs: Sequence[Run]) -> tuple[list[System], list[ImageR
 
 def _made(plan: Plan, done: Run) -> list[str]:
     study, shape, first = plan.study, plan.shape, plan.runs[0].config
-    tokens = first.training.tokens
-    size = f"{tokens} tokens" if tokens else f"{first.training.images} images"
+    tokens = first.training.max_tokens
+    size = f"{tokens} tokens" if tokens else f"{first.training.batch_size} images"
     by = "as they come" if study.match is None else f"matched by {study.match.by} to {study.match.target}"
     lines = [
         f"Decoders {by}: all widths of a decoder scaled together, for {shape.regions} regions of {shape.channels} "
         f"channels, {shape.vocabulary:,} words and captions of {shape.words} words on average.",
         f"The same for all: data `{first.dataset.kind}`, encoder `{first.encoder.kind}`, vocabulary, batches of "
-        f"{size} with {first.training.captions} captions an image in the same order for the same seed, "
+        f"{size} with {first.training.captions_per_image} captions an image in the same order for the same seed, "
         f"{first.training.epochs} epochs, search `{_search(first)}`; the best epoch by {_primary(first)} on `val`.",
     ]
     jobs = read_json(study.folder / "plan.json").get("jobs", 1)
@@ -200,7 +200,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         vocabulary_size=len(captioner.vocabulary),
         regions=regions,
         words=words,
-        captions=config.training.captions,
+        captions=config.training.captions_per_image,
     )
     return {
         "parameters": count_parameters(captioner.decoder)["parameters"],
@@ -261,7 +261,7 @@ def _costs(file: Path, folders: Mapping[str, Path], say: Say) -> dict[str, Any]:
         records = of_split(experiment.collect(), "val")[:MEASURED]
         source = experiment.source(captioner, records)
         chosen = source.of(records)
-        captions = experiment.config.training.captions
+        captions = experiment.config.training.captions_per_image
         images = source.images(chosen, training=False)
         features[name] = speed_tests.features_of(captioner, images, len(chosen))
     costs = speed_tests.measure(captioners, features, chosen, captions=captions)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from captioning.benchmarks.training_and_decoding import peak_memory, rounds
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.loaders.batches import EncodedCaptions, pack
 from captioning.records import ImageRecord
 from captioning.tensors import Features
@@ -76,7 +76,7 @@ def _step(
     encoded = EncodedCaptions.of(records, vocabulary, max_length=_longest(captioner))
     generator = np.random.default_rng(0)
     chosen = [encoded.of_image(number, captions, generator) for number in range(len(records))]
-    words, running, tokens = pack(chosen, width=captions, pad=vocabulary.pad)
+    words, batch_sizes, tokens = pack(chosen, width=captions, pad=vocabulary.pad)
     words = words.to(features.regions.device)
     valid = None if features.valid is None else features.valid[: len(records)]
     part = Features(features.regions[: len(records)], valid)
@@ -87,7 +87,7 @@ def _step(
     def step() -> None:
         decoder.train()
         optimizer.zero_grad(set_to_none=True)
-        hidden = decoder(words[..., :-1], decoder.remember(part), running).hidden.flatten(0, 2)
+        hidden = decoder(words[..., :-1], decoder.encode_memory(part), batch_sizes).hidden.flatten(0, 2)
         loss = cross_entropy(decoder.logits(hidden.index_select(0, counts)), targets[counts], smoothing=0.0)
         (loss / tokens).backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
@@ -112,7 +112,7 @@ def _decoding(
 
     def decode() -> None:
         captioner.eval()
-        found = describe(captioner, features, ids)
+        found = generate_captions(captioner, features, ids)
         words[name] = sum(len(each.caption.split()) + 1 for each in found)
 
     return decode

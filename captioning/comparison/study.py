@@ -46,7 +46,7 @@ Tool = Callable[..., tuple[int, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
+class SystemConfig:
     """One system: its decoder's section, and what else it wants otherwise than the base experiment."""
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -86,7 +86,7 @@ class StudyConfig:
     __pydantic_config__ = {"extra": "forbid"}
     name: str
     base: str
-    decoders: dict[str, Entrant]
+    decoders: dict[str, SystemConfig]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     runs: str = "runs"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -187,7 +187,7 @@ def _explain(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        names = [each.name for config in (StudyConfig, Entrant, MatchConfig) for each in fields(config)]
+        names = [each.name for config in (StudyConfig, SystemConfig, MatchConfig) for each in fields(config)]
         near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
         return f"{place}: unknown key; " + (
             f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
@@ -211,7 +211,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _batches(config: ExperimentConfig) -> tuple[int | None, ...]:
-    return config.training.images, config.training.captions, config.training.tokens
+    return config.training.batch_size, config.training.captions_per_image, config.training.max_tokens
 
 
 def plan(study: StudyConfig) -> Plan:
@@ -305,7 +305,7 @@ def _shape(config: ExperimentConfig) -> Shape:
         regions,
         len(vocabulary),
         round(sum(lengths) / len(lengths)),
-        min(config.training.captions, len(records[0].captions)),
+        min(config.training.captions_per_image, len(records[0].captions)),
     )
 
 
@@ -358,7 +358,7 @@ def _size(decoder: Any, asked: Any, shape: Shape) -> Size:
     )
 
 
-def describe(plan: Plan) -> list[str]:
+def generate_captions(plan: Plan) -> list[str]:
     """The plan in lines for a person."""
     study, shape = plan.study, plan.shape
     by = "not matched" if study.match is None else f"matched by {study.match.by} to {study.match.target}"

@@ -31,7 +31,7 @@ from captioning.datasets import checks, disk
 from captioning.datasets.checks import MaxBad
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
-from captioning.utils.file_slice import Member
+from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import fingerprint, inside, read_json, replacing, sha256, write_json, write_jsonl
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class Sample(NamedTuple):
     """What a tar holds of one record: its image or features, and what its other members say."""
 
     key: str
-    member: Member
+    member: FileSlice
     content: dict[str, Any]
 
 
@@ -125,7 +125,7 @@ def _listed(root: str, shard: Mapping[str, Any], whole: Collection) -> None:
             where = f"{path}: line {number}"
             try:
                 entry = json.loads(line)
-                member = Member(
+                member = FileSlice(
                     container, entry["offset"], entry["size"], int(entry["crc"], 16), entry["name"]
                 )
                 ends = member.offset + member.size
@@ -419,7 +419,7 @@ def _sample(tar: Path, key: str, found: Mapping[str, tarfile.TarInfo], file: Any
     picture = found[pictures[0]]
     crc = zlib.crc32(content(pictures[0]))
     name = picture.name.rpartition("/")[2]
-    return Sample(key, Member(str(tar), picture.offset_data, picture.size, crc, name), said)
+    return Sample(key, FileSlice(str(tar), picture.offset_data, picture.size, crc, name), said)
 
 
 def _said(tar: Path, name: str, data: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from captioning.generation.beam import BeamConfig, beam
 from captioning.generation.diverse_beam import DiverseBeamConfig, diverse_beam
 from captioning.generation.greedy import GreedyConfig, greedy
-from captioning.generation.microbatch import in_parts
+from captioning.generation.microbatch import search_in_microbatches
 from captioning.generation.processors import RuleIds
 from captioning.generation.rule_words import rule_ids
 from captioning.generation.sampling import SampleConfig, sample
@@ -36,7 +36,7 @@ def search(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
     keys: Tensor | None = None,
 ) -> Hypotheses:
@@ -51,14 +51,14 @@ def search(
             nothing here is worth differentiating, so `torch.inference_mode()`.
         memory: `decoder.remember(features)`.
         start, end: ids of `<start>` and `<end>`.
-        unwanted: ids that are never produced, `<start>`, `<pad>` and `<unk>` among them.
+        suppress_ids: ids that are never produced, `<start>`, `<pad>` and `<unk>` among them.
         ids: `rule_ids(config, vocabulary)`: the words that the config's rules name.
         keys: (B,) int64, what a random search tells images apart by: an image with the same key and seed has
             the same captions wherever it stands. None: its row in the batch, 0 to B - 1.
 
     Returns:
         Hypotheses, R an image: best first, those that ended before those that the length limit cut off. Where
-        fewer than R exist the rest is empty: no words, length 0, `logp` and `scores` minus infinity.
+        fewer than R exist the rest is empty: no words, length 0, `logprob` and `scores` minus infinity.
 
     Raises:
         UserError: the decoder's logits are NaN or infinite.
@@ -66,9 +66,11 @@ def search(
     """
 
     def find(decoder: Decoder, memory: Any, keys: Tensor | None) -> Hypotheses:
-        return config.search(decoder, memory, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys)
+        return config.search(
+            decoder, memory, start=start, end=end, suppress_ids=suppress_ids, ids=ids, keys=keys
+        )
 
-    return in_parts(find, decoder, memory, live=config.live, keys=keys)
+    return search_in_microbatches(find, decoder, memory, live=config.live, keys=keys)
 
 
 __all__ = [

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
-from captioning.generation.constraints import by_banks
-from captioning.generation.hypotheses import Beams, Ranking, closed, grown, opened
-from captioning.generation.opening import begin
+from captioning.generation.constraints import dynamic_beam_allocation
+from captioning.generation.hypotheses import Beams, Ranking, advance_beams, finalize_beams, init_beams
+from captioning.generation.opening import prefill
 from captioning.generation.processors import Ranked, RuleIds, next_scores
 from captioning.generation.scores import IMPOSSIBLE, Candidates, best, trimmed
-from captioning.models.decoders.base import Decoder, select
+from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.tensors import Hypotheses
 
 
@@ -58,20 +58,18 @@ class BeamConfig(Ranked):
         *,
         start: int,
         end: int,
-        unwanted: Collection[int],
+        suppress_ids: Collection[int],
         ids: RuleIds | None = None,
         keys: Tensor | None = None,
     ) -> Hypotheses:
-        return beam(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids)
+        return beam(decoder, memory, self, start=start, end=end, suppress_ids=suppress_ids, ids=ids)
 
 
 class Turn(NamedTuple):
     """One word of a beam search, for who wants to see how it went."""
 
     ways: Candidates  # (B, C) to go on, in the order in which they were wanted
-    chosen: (
-        Candidates  # (B, W) those of them that live on, also where the image is done: `logp` says which exist
-    )
+    chosen: Candidates  # (B, W) those of them that live on, also where the image is done: `logprob` says which exist
     beams: Beams  # behind the word
 
 
@@ -82,36 +80,44 @@ def beam(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
     watch: Callable[[Turn], None] | None = None,
 ) -> Hypotheses:
     """The best captions of each image, R = `n_best`, by a beam search. See `captioning.generation.search`.
 
     At each word the 2 x width best ways to go on from the live hypotheses are ranked by log-probability (in
-    banks, where words are forced); what becomes of them says `live.grown`. Unfinished hypotheses are returned
+    banks, where words are forced); what becomes of them says `live.advance_beams`. Unfinished hypotheses are returned
     only in places for which there are not enough finished ones, behind these. `watch` is told each word.
     """
     ranking = config.ranking
-    opening = begin(
-        decoder, memory, config, width=1, live=config.width, start=start, end=end, unwanted=unwanted, ids=ids
+    opening = prefill(
+        decoder,
+        memory,
+        config,
+        width=1,
+        live=config.width,
+        start=start,
+        end=end,
+        suppress_ids=suppress_ids,
+        ids=ids,
     )
-    decoder, limits, carry, reading, words, word_logp = opening
-    beams = opened(words, word_logp, ranking)
+    decoder, limits, state, reading, words, word_logprobs = opening
+    beams = init_beams(words, word_logprobs, ranking)
     for length in range(words.shape[-1] + 1, config.max_length + 1):
-        step, carry = decoder.step(reading, carry, memory)
+        step, state = decoder.step(reading, state, memory)
         live = beams.live
-        scores = next_scores(decoder.logits(step.hidden), live.words, limits)
-        logp = live.logp.to(scores.dtype)
+        scores = next_scores(decoder.logits(step.hidden), live.ids, limits)
+        logprob = live.logprob.to(scores.dtype)
         if limits.forced:
-            ways = by_banks(scores, live.words, logp, config.width, limits.forced)
+            ways = dynamic_beam_allocation(scores, live.ids, logprob, config.width, limits.forced)
         else:
-            ways = best(scores, logp, 2 * config.width)
+            ways = best(scores, logprob, 2 * config.width)
         del scores  # as large as all else together: not to be there when the next ones are
-        beams, top = grown(beams, ways, ranking, may_end=length > config.min_length, end=end)
+        beams, top = advance_beams(beams, ways, ranking, may_end=length > config.min_length, end=end)
         if watch is not None:
             watch(Turn(ways=ways, chosen=top, beams=beams))
-        if length == config.max_length or (beams.live.logp == IMPOSSIBLE).all():
+        if length == config.max_length or (beams.live.logprob == IMPOSSIBLE).all():
             break
-        carry, reading = select(carry, top.parents), top.words
-    return trimmed(closed(beams, ranking))
+        state, reading = reorder_state(state, top.parents), top.ids
+    return trimmed(finalize_beams(beams, ranking))

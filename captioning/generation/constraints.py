@@ -48,7 +48,7 @@ class Progress(NamedTuple):
 
 
 def progress(words: Tensor, forced: Forced) -> Progress:
-    """What of the phrases is in `words` (B, K, t). Computed from the words alone: no state to be kept."""
+    """What of the phrases is in `ids` (B, K, t). Computed from the words alone: no state to be kept."""
     said = words.shape[-1]
     met, begun, following = [], [], []
     for phrase in forced.phrases:
@@ -73,7 +73,7 @@ def progress(words: Tensor, forced: Forced) -> Progress:
     )
 
 
-def insist(scores: Tensor, unruled: Tensor, words: Tensor, forced: Forced) -> Tensor:
+def enforce_constraints(scores: Tensor, unruled: Tensor, words: Tensor, forced: Forced) -> Tensor:
     """No `<end>` before all phrases are met; and no word behind which there is no room for what is missing.
 
     What is missing is counted as if phrases could not overlap, so there always is a word that may come: the
@@ -105,7 +105,9 @@ def missing(state: Progress) -> Tensor:
     return state.open - state.begun.masked_fill(state.met, 0).amax(-1)
 
 
-def by_banks(scores: Tensor, words: Tensor, logp: Tensor, width: int, forced: Forced) -> Candidates:
+def dynamic_beam_allocation(
+    scores: Tensor, words: Tensor, logprob: Tensor, width: int, forced: Forced
+) -> Candidates:
     """Ways to go on, so ordered that hypotheses at all stages of the phrases get places among the first.
 
     Grid beam search (Hokamp and Liu 2017) with one beam for all stages (dynamic beam allocation, Post and
@@ -117,7 +119,7 @@ def by_banks(scores: Tensor, words: Tensor, logp: Tensor, width: int, forced: Fo
     Args:
         scores: (B, W, V) of the next words, after all rules.
         words: (B, W, t) of the hypotheses.
-        logp: (B, W) of the hypotheses.
+        logprob: (B, W) of the hypotheses.
         width: places.
 
     Returns:
@@ -132,23 +134,23 @@ def by_banks(scores: Tensor, words: Tensor, logp: Tensor, width: int, forced: Fo
     shut = torch.zeros_like(onward).masked_fill_(~state.met, IMPOSSIBLE)
     free = scores.scatter_add(-1, state.next, shut)  # without the words of `onward`
     likely, likely_words = free.topk(min(2 * width, size))  # (B, W, 2 x width)
-    word_logp = torch.cat([likely, onward], -1)
+    word_logprobs = torch.cat([likely, onward], -1)
     chosen = torch.cat([likely_words, state.next], -1)
     parents = torch.arange(live, device=words.device)[:, None].expand_as(chosen)
     found = Candidates(
         parents=parents.flatten(1),
-        words=chosen.flatten(1),
-        word_logp=word_logp.flatten(1),
-        logp=(word_logp + logp[..., None]).flatten(1),
+        ids=chosen.flatten(1),
+        word_logprobs=word_logprobs.flatten(1),
+        logprob=(word_logprobs + logprob[..., None]).flatten(1),
     )
-    order = found.logp.argsort(descending=True, stable=True)
+    order = found.logprob.argsort(descending=True, stable=True)
     found = Candidates(*(part.gather(1, order) for part in found))
     rows = torch.arange(images, device=words.device)[:, None]
-    after = progress(torch.cat([words[rows, found.parents], found.words[..., None]], -1), forced)
+    after = progress(torch.cat([words[rows, found.parents], found.ids[..., None]], -1), forced)
     bank = int(forced.lengths.sum()) - missing(after)  # (B, C)
     inside = F.one_hot(bank, int(forced.lengths.sum()) + 1)  # (B, C, banks)
     place = inside.cumsum(1).gather(-1, bank[..., None])[..., 0]  # 1 for the best of its bank
     turn = place * inside.shape[-1] - bank
-    turn = turn.masked_fill(found.logp == IMPOSSIBLE, torch.iinfo(turn.dtype).max)
+    turn = turn.masked_fill(found.logprob == IMPOSSIBLE, torch.iinfo(turn.dtype).max)
     order = turn.argsort(stable=True)
     return Candidates(*(part.gather(1, order) for part in found))

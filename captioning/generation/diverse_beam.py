@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from captioning.generation.hypotheses import Ranking, closed, grown, joined, opened
-from captioning.generation.opening import begin
+from captioning.generation.hypotheses import Ranking, advance_beams, finalize_beams, init_beams, joined
+from captioning.generation.opening import prefill
 from captioning.generation.processors import Ranked, RuleIds, next_scores
 from captioning.generation.scores import IMPOSSIBLE, Candidates, best, emptied, ranked, trimmed
-from captioning.models.decoders.base import Decoder, select
+from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.tensors import Hypotheses
 
 
@@ -61,11 +61,11 @@ class DiverseBeamConfig(Ranked):
         *,
         start: int,
         end: int,
-        unwanted: Collection[int],
+        suppress_ids: Collection[int],
         ids: RuleIds | None = None,
         keys: Tensor | None = None,
     ) -> Hypotheses:
-        return diverse_beam(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids)
+        return diverse_beam(decoder, memory, self, start=start, end=end, suppress_ids=suppress_ids, ids=ids)
 
 
 def diverse_beam(
@@ -75,7 +75,7 @@ def diverse_beam(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
 ) -> Hypotheses:
     """The best captions of each image, R = `n_best`, no two the same. See `captioning.generation.search`.
@@ -83,7 +83,7 @@ def diverse_beam(
     Diverse beam search (Vijayakumar et al. 2018, algorithm 1). The decoder reads the hypotheses of all groups at
     once; only the choice goes group by group. What is taken for diversity decides the choice and is in no
     log-probability, so hypotheses are also compared without what they lost at earlier words. A group that is
-    done (see `live.grown`) keeps no other off any more.
+    done (see `live.advance_beams`) keeps no other off any more.
     """
     groups, width = config.groups, config.width // config.groups
     ranking = Ranking(
@@ -94,7 +94,7 @@ def diverse_beam(
         alpha=config.alpha,
         patience=config.patience,
     )
-    opening = begin(
+    opening = prefill(
         decoder,
         memory,
         config,
@@ -102,51 +102,51 @@ def diverse_beam(
         live=config.width,
         start=start,
         end=end,
-        unwanted=unwanted,
+        suppress_ids=suppress_ids,
         ids=ids,
     )
-    decoder, limits, carry, reading, words, word_logp = opening
+    decoder, limits, state, reading, words, word_logprobs = opening
     images = len(reading)
     # each group of each image is a beam search of its own
-    beams = opened(words.flatten(0, 1)[:, None], word_logp.flatten(0, 1)[:, None], ranking)
+    beams = init_beams(words.flatten(0, 1)[:, None], word_logprobs.flatten(0, 1)[:, None], ranking)
     first = torch.arange(groups, device=reading.device)[:, None]
     for length in range(words.shape[-1] + 1, config.max_length + 1):
-        step, carry = decoder.step(reading, carry, memory)
+        step, state = decoder.step(reading, state, memory)
         live = beams.live
-        each = live.logp.shape[1]  # hypotheses of a group
-        scores = next_scores(decoder.logits(step.hidden), live.words.reshape(*reading.shape, -1), limits)
+        each = live.logprob.shape[1]  # hypotheses of a group
+        scores = next_scores(decoder.logits(step.hidden), live.ids.reshape(*reading.shape, -1), limits)
         top = _chosen(
             scores.unflatten(1, (groups, each)),
-            live.logp.to(scores.dtype).reshape(images, groups, each),
+            live.logprob.to(scores.dtype).reshape(images, groups, each),
             width,
             config.diversity,
         )
         del scores  # as in `beam`
-        beams, top = grown(beams, top, ranking, may_end=length > config.min_length, end=end)
-        if length == config.max_length or (beams.live.logp == IMPOSSIBLE).all():
+        beams, top = advance_beams(beams, top, ranking, may_end=length > config.min_length, end=end)
+        if length == config.max_length or (beams.live.logprob == IMPOSSIBLE).all():
             break
         parents = (top.parents.reshape(images, groups, -1) + first * each).flatten(1)
-        carry, reading = select(carry, parents), top.words.reshape(images, -1)
-    return trimmed(_spread(closed(beams, ranking), groups, config.n_best))
+        state, reading = reorder_state(state, parents), top.ids.reshape(images, -1)
+    return trimmed(_spread(finalize_beams(beams, ranking), groups, config.n_best))
 
 
-def _chosen(scores: Tensor, logp: Tensor, width: int, diversity: float) -> Candidates:
+def _chosen(scores: Tensor, logprob: Tensor, width: int, diversity: float) -> Candidates:
     """Ways to go on for each group, (B x G, C), in the order of its choice.
 
     Args:
         scores: (B, G, W, V).
-        logp: (B, G, W).
+        logprob: (B, G, W).
         width: words that the groups before count with.
     """
     said = torch.zeros_like(scores[:, 0, :1])  # (B, 1, V): how often
     tops = []
     for group in range(scores.shape[1]):
-        own, before = scores[:, group], logp[:, group]
+        own, before = scores[:, group], logprob[:, group]
         top = best(own - diversity * said if group else own, before, 2 * width)
-        word_logp = own.flatten(1).gather(1, top.parents * own.shape[-1] + top.words)
-        top = top._replace(word_logp=word_logp, logp=before.gather(1, top.parents) + word_logp)
-        counted = (top.logp[:, :width] != IMPOSSIBLE).to(said.dtype)
-        said[:, 0].scatter_add_(1, top.words[:, :width], counted)
+        word_logprobs = own.flatten(1).gather(1, top.parents * own.shape[-1] + top.ids)
+        top = top._replace(word_logprobs=word_logprobs, logprob=before.gather(1, top.parents) + word_logprobs)
+        counted = (top.logprob[:, :width] != IMPOSSIBLE).to(said.dtype)
+        said[:, 0].scatter_add_(1, top.ids[:, :width], counted)
         tops.append(top)
     return Candidates(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*tops, strict=True)))
 
@@ -160,7 +160,7 @@ def _spread(found: Hypotheses, groups: int, count: int) -> Hypotheses:
     together = places[0]
     for more in places[1:]:
         together = joined(together, more)
-    same = (together.words[:, :, None] == together.words[:, None]).all(-1)  # (B, R, R)
+    same = (together.ids[:, :, None] == together.ids[:, None]).all(-1)  # (B, R, R)
     together = emptied(together, same.tril(-1).any(-1))
     rank = torch.where(together.finished, 0, 1) + (together.scores == IMPOSSIBLE).int()
-    return ranked(select(together, rank.argsort(stable=True)[:, :count]))
+    return ranked(reorder_state(together, rank.argsort(stable=True)[:, :count]))

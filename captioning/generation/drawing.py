@@ -19,7 +19,7 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn(Ranked):
+class SamplingConfig(Ranked):
     """The settings of a search that draws words at random, from what the rules leave, renormalised.
 
     What is set narrows the distribution in this order. A log-probability in the results is the model's own.
@@ -42,7 +42,7 @@ class Drawn(Ranked):
     seed: int = 0
 
 
-def narrowed(scores: Tensor, config: Drawn) -> Tensor:
+def filter_logits(scores: Tensor, config: SamplingConfig) -> Tensor:
     """Scores (B, K, V), unnormalised, of the distribution to draw from; minus infinity is never drawn."""
     if config.temperature != 1:
         scores = scores / config.temperature
@@ -68,9 +68,9 @@ def top_p(scores: Tensor, share: float) -> Tensor:
 
 def typical(scores: Tensor, share: float) -> Tensor:
     """Eqs. 8 and 9 of Meister et al. 2023."""
-    logp = torch.log_softmax(scores, -1)
-    entropy = -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1, keepdim=True)
-    return _first_share(scores, (-logp - entropy).abs(), share)
+    logprob = torch.log_softmax(scores, -1)
+    entropy = -(logprob.exp() * logprob.clamp(min=torch.finfo(logprob.dtype).min)).sum(-1, keepdim=True)
+    return _first_share(scores, (-logprob - entropy).abs(), share)
 
 
 def min_p(scores: Tensor, share: float) -> Tensor:

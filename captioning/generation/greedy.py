@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from captioning.generation.beam import BeamConfig
-from captioning.generation.follow import follow
-from captioning.generation.opening import begin
+from captioning.generation.generate_loop import generate_loop
+from captioning.generation.opening import prefill
 from captioning.generation.processors import RuleIds, Rules, settings
 from captioning.generation.scores import best, trimmed
 from captioning.models.decoders.base import Decoder
@@ -39,11 +39,11 @@ class GreedyConfig(Rules):
         *,
         start: int,
         end: int,
-        unwanted: Collection[int],
+        suppress_ids: Collection[int],
         ids: RuleIds | None = None,
         keys: Tensor | None = None,
     ) -> Hypotheses:
-        return greedy(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids)
+        return greedy(decoder, memory, self, start=start, end=end, suppress_ids=suppress_ids, ids=ids)
 
 
 def greedy(
@@ -53,20 +53,20 @@ def greedy(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
 ) -> Hypotheses:
     """One caption an image (R = 1), scored by the sum of its log-probabilities.
 
     See `captioning.generation.search`.
     """
-    opening = begin(
-        decoder, memory, config, width=1, live=1, start=start, end=end, unwanted=unwanted, ids=ids
+    opening = prefill(
+        decoder, memory, config, width=1, live=1, start=start, end=end, suppress_ids=suppress_ids, ids=ids
     )
 
     def likeliest(scores: Tensor, length: int) -> Tensor:
-        return best(scores, scores.new_zeros(scores.shape[:2]), 1).words
+        return best(scores, scores.new_zeros(scores.shape[:2]), 1).ids
 
     return trimmed(
-        follow(memory, opening, likeliest, max_length=config.max_length, length_rule="sum", alpha=0.0)
+        generate_loop(memory, opening, likeliest, max_length=config.max_length, length_rule="sum", alpha=0.0)
     )

@@ -18,7 +18,7 @@ from captioning.generation.scores import (
     length_score,
     ranked,
 )
-from captioning.models.decoders.base import select
+from captioning.models.decoders.base import reorder_state
 from captioning.tensors import Hypotheses
 
 
@@ -34,11 +34,11 @@ class Ranking(NamedTuple):
 
 
 class Live(NamedTuple):
-    """Hypotheses that go on, W an image; `logp` minus infinity where there are fewer."""
+    """Hypotheses that go on, W an image; `logprob` minus infinity where there are fewer."""
 
-    words: Tensor  # (B, W, t)
-    word_logp: Tensor  # (B, W, t)
-    logp: Tensor  # (B, W)
+    ids: Tensor  # (B, W, t)
+    word_logprobs: Tensor  # (B, W, t)
+    logprob: Tensor  # (B, W)
 
 
 class Beams(NamedTuple):
@@ -49,22 +49,27 @@ class Beams(NamedTuple):
     ended: Tensor  # (B,) how many ended
 
 
-def opened(words: Tensor, word_logp: Tensor, ranking: Ranking) -> Beams:
-    """With the prefix `words` (B, 1, P) alone. One is live at the start: equal copies would tie."""
+def init_beams(words: Tensor, word_logprobs: Tensor, ranking: Ranking) -> Beams:
+    """With the prefix `ids` (B, 1, P) alone. One is live at the start: equal copies would tie."""
     images, device = len(words), words.device
     rows = torch.zeros(images, ranking.n_best, device=device)
     room = torch.zeros(images, ranking.n_best, ranking.max_length, device=device)
     kept = Hypotheses(
-        words=room.long(), lengths=rows.long(), logp=rows, word_logp=room, scores=rows, finished=rows.bool()
+        ids=room.long(),
+        lengths=rows.long(),
+        logprob=rows,
+        word_logprobs=room,
+        scores=rows,
+        finished=rows.bool(),
     )
     return Beams(
-        live=Live(words=words, word_logp=word_logp, logp=word_logp.sum(-1)),
+        live=Live(ids=words, word_logprobs=word_logprobs, logprob=word_logprobs.sum(-1)),
         kept=emptied(kept, torch.ones_like(kept.finished)),
         ended=torch.zeros(images, dtype=torch.int64, device=device),
     )
 
 
-def grown(
+def advance_beams(
     beams: Beams, top: Candidates, ranking: Ranking, *, may_end: bool, end: int
 ) -> tuple[Beams, Candidates]:
     """One word further: the beams, and the candidates that became their live hypotheses.
@@ -79,54 +84,56 @@ def grown(
     live, kept, ended = beams
     if may_end:
         # each live hypothesis ends in one way, so `width` of the 2 x width go on at least
-        ends = (top.words == end) & (top.logp != IMPOSSIBLE)  # (B, C)
+        ends = (top.ids == end) & (top.logprob != IMPOSSIBLE)  # (B, C)
         kept = _kept(kept, _ending(live, top, ends, ranking), ranking.n_best)
         ended = ended + ends[:, : ranking.width].sum(1)
         going_on = ends.int().argsort(stable=True)[:, : ranking.width]
-        top = select(top._replace(logp=top.logp.masked_fill(ends, IMPOSSIBLE)), going_on)
+        top = reorder_state(top._replace(logprob=top.logprob.masked_fill(ends, IMPOSSIBLE)), going_on)
     else:
         top = Candidates(*(part[:, : ranking.width] for part in top))
-    live = _longer(select(live, top.parents), top)
+    live = _longer(reorder_state(live, top.parents), top)
     enough = math.inf
     if ranking.patience is not None:
         enough = max(ranking.n_best, math.ceil(ranking.width * ranking.patience))
-    reach = length_score(live.logp.amax(1), ranking.max_length, ranking.length_rule, ranking.alpha)
+    reach = length_score(live.logprob.amax(1), ranking.max_length, ranking.length_rule, ranking.alpha)
     done = (ended >= enough) | (reach <= kept.scores[:, -1])  # (B,)
-    if live.words.shape[-1] < ranking.max_length:
-        live = live._replace(logp=live.logp.masked_fill(done[:, None], IMPOSSIBLE))
+    if live.ids.shape[-1] < ranking.max_length:
+        live = live._replace(logprob=live.logprob.masked_fill(done[:, None], IMPOSSIBLE))
     return Beams(live, kept, ended), top
 
 
-def closed(beams: Beams, ranking: Ranking) -> Hypotheses:
+def finalize_beams(beams: Beams, ranking: Ranking) -> Hypotheses:
     """What was kept, and in its empty places the best live ones, cut off by the length limit."""
     live = beams.live
-    both = ranked(joined(beams.kept, _hypotheses(live, live.logp != IMPOSSIBLE, False, ranking)))
+    both = ranked(joined(beams.kept, _hypotheses(live, live.logprob != IMPOSSIBLE, False, ranking)))
     return Hypotheses(*(part[:, : ranking.n_best] for part in both))
 
 
 def _longer(live: Live, top: Candidates) -> Live:
     return Live(
-        words=torch.cat([live.words, top.words[..., None]], -1),
-        word_logp=torch.cat([live.word_logp, top.word_logp[..., None]], -1),
-        logp=top.logp,
+        ids=torch.cat([live.ids, top.ids[..., None]], -1),
+        word_logprobs=torch.cat([live.word_logprobs, top.word_logprobs[..., None]], -1),
+        logprob=top.logprob,
     )
 
 
 def _ending(live: Live, top: Candidates, ends: Tensor, ranking: Ranking) -> Hypotheses:
     """Those of the first `width` candidates that end, as hypotheses; the others empty."""
     first = Candidates(*(part[:, : ranking.width] for part in top))
-    return _hypotheses(_longer(select(live, first.parents), first), ends[:, : ranking.width], True, ranking)
+    return _hypotheses(
+        _longer(reorder_state(live, first.parents), first), ends[:, : ranking.width], True, ranking
+    )
 
 
 def _hypotheses(live: Live, exists: Tensor, finished: bool, ranking: Ranking) -> Hypotheses:
-    length = live.words.shape[-1]
+    length = live.ids.shape[-1]
     behind = (0, ranking.max_length - length)
     found = Hypotheses(
-        words=F.pad(live.words, behind, value=PAD),
-        lengths=torch.full_like(live.words[..., 0], length),
-        logp=live.logp,
-        word_logp=F.pad(live.word_logp, behind),
-        scores=length_score(live.logp, length, ranking.length_rule, ranking.alpha),
+        ids=F.pad(live.ids, behind, value=PAD),
+        lengths=torch.full_like(live.ids[..., 0], length),
+        logprob=live.logprob,
+        word_logprobs=F.pad(live.word_logprobs, behind),
+        scores=length_score(live.logprob, length, ranking.length_rule, ranking.alpha),
         finished=torch.full_like(exists, finished),
     )
     return emptied(found, ~exists)
@@ -139,4 +146,4 @@ def joined(first: Hypotheses, second: Hypotheses) -> Hypotheses:
 def _kept(kept: Hypotheses, found: Hypotheses, count: int) -> Hypotheses:
     """The best `count` by score, among equals those found earlier."""
     both = joined(kept, found)
-    return select(both, both.scores.argsort(stable=True, descending=True)[:, :count])
+    return reorder_state(both, both.scores.argsort(stable=True, descending=True)[:, :count])

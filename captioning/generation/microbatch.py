@@ -23,7 +23,9 @@ Find = Callable[[Decoder, Any, Tensor | None], Hypotheses]
 """A search with a decoder over a memory, and its images' keys."""
 
 
-def in_parts(find: Find, decoder: Decoder, memory: Any, *, live: int, keys: Tensor | None) -> Hypotheses:
+def search_in_microbatches(
+    find: Find, decoder: Decoder, memory: Any, *, live: int, keys: Tensor | None
+) -> Hypotheses:
     """What `find` finds for all images of `memory`; on a CPU for about `ROWS` sequences at a time.
 
     That is for decoders whose carry grows with each word: the cache of a Transformer with a beam of five would
@@ -45,11 +47,11 @@ def in_parts(find: Find, decoder: Decoder, memory: Any, *, live: int, keys: Tens
         find(decoder, _part(memory, first, size), keys[first : first + size])
         for first in range(0, images, size)
     ]
-    longest = max(each.words.shape[-1] for each in found)
+    longest = max(each.ids.shape[-1] for each in found)
     padded = [
         each._replace(
-            words=F.pad(each.words, (0, longest - each.words.shape[-1]), value=PAD),
-            word_logp=F.pad(each.word_logp, (0, longest - each.words.shape[-1])),
+            ids=F.pad(each.ids, (0, longest - each.ids.shape[-1]), value=PAD),
+            word_logprobs=F.pad(each.word_logprobs, (0, longest - each.ids.shape[-1])),
         )
         for each in found
     ]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captioning.generation.processors import Limits, RuleIds, Rules, limits
-from captioning.generation.scores import first_tensor, next_logp
-from captioning.models.decoders.base import Decoder, select
+from captioning.generation.scores import first_tensor, next_logprobs
+from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.ops.packed_linear import for_rows
 
 
@@ -19,13 +19,13 @@ class Opening(NamedTuple):
 
     decoder: Decoder  # for the steps to come
     limits: Limits
-    carry: Any  # (B, W, ...)
+    state: Any  # (B, W, ...)
     reading: Tensor  # (B, W) int64
     words: Tensor  # (B, W, P) int64: the prefix
-    word_logp: Tensor  # (B, W, P)
+    word_logprobs: Tensor  # (B, W, P)
 
 
-def begin(
+def prefill(
     decoder: Decoder,
     memory: Any,
     config: Rules,
@@ -34,7 +34,7 @@ def begin(
     live: int,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None,
 ) -> Opening:
     """The prefix is read once an image, whatever the width.
@@ -47,19 +47,21 @@ def begin(
         ValueError: see `rules.limits`.
     """
     prefix = ids.prefix if ids else ()
-    carry = decoder.start(memory, 1 if prefix else width)
-    any_tensor = first_tensor(carry)
+    state = decoder.init_state(memory, 1 if prefix else width)
+    any_tensor = first_tensor(state)
     device, images = any_tensor.device, len(any_tensor)
-    rules = limits(config, decoder.vocabulary_size, device, start=start, end=end, unwanted=unwanted, ids=ids)
+    rules = limits(
+        config, decoder.vocabulary_size, device, start=start, end=end, suppress_ids=suppress_ids, ids=ids
+    )
     reading = torch.full((images, width), start, device=device)
-    word_logp = []
+    word_logprobs = []
     none = rules.never[:0]
     for word in prefix:
-        step, carry = decoder.step(reading[:, :1], carry, memory)
-        word_logp.append(next_logp(decoder.logits(step.hidden), none)[..., word])
+        step, state = decoder.step(reading[:, :1], state, memory)
+        word_logprobs.append(next_logprobs(decoder.logits(step.hidden), none)[..., word])
         reading = torch.full_like(reading, word)
     if prefix and width > 1:
-        carry = select(carry, torch.zeros_like(reading))
+        state = reorder_state(state, torch.zeros_like(reading))
     words = torch.tensor(prefix, dtype=torch.int64, device=device).expand(images, width, -1)
-    each = torch.stack(word_logp, -1) if word_logp else torch.zeros(images, 1, 0, device=device)
-    return Opening(for_rows(decoder, images * live), rules, carry, reading, words, each.expand(-1, width, -1))
+    each = torch.stack(word_logprobs, -1) if word_logprobs else torch.zeros(images, 1, 0, device=device)
+    return Opening(for_rows(decoder, images * live), rules, state, reading, words, each.expand(-1, width, -1))

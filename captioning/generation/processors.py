@@ -15,8 +15,8 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from captioning.generation.constraints import Forced, insist
-from captioning.generation.scores import IMPOSSIBLE, LengthRule, check, check_lengths, ids_on, next_logp
+from captioning.generation.constraints import Forced, enforce_constraints
+from captioning.generation.scores import IMPOSSIBLE, LengthRule, check, check_lengths, ids_on, next_logprobs
 
 Texts = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -33,7 +33,7 @@ class Rules:
         min_length: fewest words before `<end>`; equal to `max_length`, every caption has exactly that many.
         prefix: how every caption begins ("a photo of"). Its words count: in lengths and log-probabilities.
         forced: words or phrases, each of which every caption contains. A beam search keeps places for
-            hypotheses that have said more of them (see `forced.by_banks`); any other search says what it
+            hypotheses that have said more of them (see `forced.dynamic_beam_allocation`); any other search says what it
             would say anyway, may not end before all have come, and says what is missing as late as the
             length allows.
         banned: words that never come.
@@ -106,7 +106,7 @@ def limits(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None,
 ) -> Limits:
     """Rules of `config` for a vocabulary of `size` words.
@@ -121,10 +121,10 @@ def limits(
             )
         ids = RuleIds()
     named = [word for words in (ids.prefix, ids.banned, ids.endings, *ids.forced) for word in words]
-    check(size, start=start, end=end, unwanted=(*unwanted, *ids.banned), others=named)
+    check(size, start=start, end=end, suppress_ids=(*suppress_ids, *ids.banned), others=named)
     if len(ids.prefix) >= config.max_length:
         raise ValueError(f"a prefix of {len(ids.prefix)} words leaves no word of {config.max_length}")
-    never = (*unwanted, *ids.banned)
+    never = (*suppress_ids, *ids.banned)
     rules: list[Rule] = []
     if config.no_repeat:
         rules.append(partial(no_repeat, size=config.no_repeat))
@@ -143,18 +143,18 @@ def limits(
 
 
 def next_scores(logits: Tensor, words: Tensor, limits: Limits) -> Tensor:
-    """Log-probabilities (B, K, V) of the next word, minus infinity where a rule forbids it. See `next_logp`.
+    """Log-probabilities (B, K, V) of the next word, minus infinity where a rule forbids it. See `next_logprobs`.
 
     Args:
         logits: (B, K, V).
         words: (B, K, t) so far, the prefix among them.
     """
     may_end = words.shape[-1] >= limits.min_length
-    scores = next_logp(logits, limits.never if may_end else limits.early)
+    scores = next_logprobs(logits, limits.never if may_end else limits.early)
     unruled = scores.clone() if limits.forced else scores
     for rule in limits.rules:
         scores = rule(scores, words)
-    return insist(scores, unruled, words, limits.forced) if limits.forced else scores
+    return enforce_constraints(scores, unruled, words, limits.forced) if limits.forced else scores
 
 
 def no_repeat(scores: Tensor, words: Tensor, *, size: int) -> Tensor:

@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from captioning.generation import noise
-from captioning.generation.drawing import Drawn, draw, narrowed
-from captioning.generation.follow import follow
-from captioning.generation.opening import begin
+from captioning.generation.drawing import SamplingConfig, draw, filter_logits
+from captioning.generation.generate_loop import generate_loop
+from captioning.generation.opening import prefill
 from captioning.generation.processors import RuleIds
 from captioning.generation.scores import ranked, trimmed
 from captioning.models.decoders.base import Decoder
@@ -21,7 +21,7 @@ from captioning.tensors import Hypotheses
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(Drawn):
+class SampleConfig(SamplingConfig):
     """`samples` independent captions an image."""
 
     kind: Literal["sample"] = "sample"
@@ -42,11 +42,13 @@ class SampleConfig(Drawn):
         *,
         start: int,
         end: int,
-        unwanted: Collection[int],
+        suppress_ids: Collection[int],
         ids: RuleIds | None = None,
         keys: Tensor | None = None,
     ) -> Hypotheses:
-        return sample(decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys)
+        return sample(
+            decoder, memory, self, start=start, end=end, suppress_ids=suppress_ids, ids=ids, keys=keys
+        )
 
 
 def sample(
@@ -56,7 +58,7 @@ def sample(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
     keys: Tensor | None = None,
 ) -> Hypotheses:
@@ -66,17 +68,25 @@ def sample(
     were. See `captioning.generation.search`.
     """
     width = config.samples
-    opening = begin(
-        decoder, memory, config, width=width, live=width, start=start, end=end, unwanted=unwanted, ids=ids
+    opening = prefill(
+        decoder,
+        memory,
+        config,
+        width=width,
+        live=width,
+        start=start,
+        end=end,
+        suppress_ids=suppress_ids,
+        ids=ids,
     )
     if keys is None:
         keys = torch.arange(len(opening.reading), device=opening.reading.device)
     state = noise.streams(config.seed, keys, width)
 
     def drawn(scores: Tensor, length: int) -> Tensor:
-        return draw(narrowed(scores, config), noise.mixed(state, length))
+        return draw(filter_logits(scores, config), noise.mixed(state, length))
 
-    found = follow(
+    found = generate_loop(
         memory,
         opening,
         drawn,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captioning.errors import UserError
-from captioning.models.decoders.base import select
+from captioning.models.decoders.base import reorder_state
 from captioning.tensors import Hypotheses
 from captioning.text.vocabulary import Vocabulary
 
@@ -23,15 +23,15 @@ Length = TypeVar("Length", int, Tensor)
 
 
 class Candidates(NamedTuple):
-    """Ways to go on, C an image, best first by `logp`; where fewer exist `logp` is minus infinity."""
+    """Ways to go on, C an image, best first by `logprob`; where fewer exist `logprob` is minus infinity."""
 
     parents: Tensor  # (B, C) int64: the sequence of the image that goes on
-    words: Tensor  # (B, C) int64: its next word
-    word_logp: Tensor  # (B, C)
-    logp: Tensor  # (B, C): of the sequence with that word
+    ids: Tensor  # (B, C) int64: its next word
+    word_logprobs: Tensor  # (B, C)
+    logprob: Tensor  # (B, C): of the sequence with that word
 
 
-def next_logp(logits: Tensor, banned: Tensor) -> Tensor:
+def next_logprobs(logits: Tensor, banned: Tensor) -> Tensor:
     """Log-probabilities of the next word over the full vocabulary, then minus infinity for `banned` words.
 
     The others are not renormalised: what is banned takes no part in the choice and keeps its share.
@@ -43,76 +43,78 @@ def next_logp(logits: Tensor, banned: Tensor) -> Tensor:
     Returns:
         (B, K, V), float32 at least. The caller may write into it: further rules on what is chosen go there.
     """
-    logp = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logp.device.type != "cpu" or logp.requires_grad:
-        logp = torch.log_softmax(logp, -1)
+    logprob = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logprob.device.type != "cpu" or logprob.requires_grad:
+        logprob = torch.log_softmax(logprob, -1)
     else:
         # A few images at a time stay in a core's cache, and a second tensor of this size, the largest of a search,
         # would cost its memory and the time to get it. The fused log_softmax is no slower than a logsumexp.
-        for part in logp.split(max(1, BLOCK // max(1, logp[:1].numel()))):
+        for part in logprob.split(max(1, BLOCK // max(1, logprob[:1].numel()))):
             part.copy_(torch.log_softmax(part, -1))
-    return logp.index_fill_(-1, banned, IMPOSSIBLE)
+    return logprob.index_fill_(-1, banned, IMPOSSIBLE)
 
 
-def best(word_logp: Tensor, logp: Tensor, count: int) -> Candidates:
+def best(word_logprobs: Tensor, logprob: Tensor, count: int) -> Candidates:
     """The `count` best of the K x V ways to go on, for each image; all of them where there are fewer.
 
     Exact. Among equals the choice is deterministic and independent of the other images.
 
     Args:
-        word_logp: (B, K, V) of the next words.
-        logp: (B, K) of the sequences so far.
+        word_logprobs: (B, K, V) of the next words.
+        logprob: (B, K) of the sequences so far.
     """
-    images, width, size = word_logp.shape
-    image = torch.arange(images, device=word_logp.device)[:, None]
+    images, width, size = word_logprobs.shape
+    image = torch.arange(images, device=word_logprobs.device)[:, None]
     count = min(count, width * size)
     # topk over rows of V is slow. No word is among the best whose block's best is not, so: the maximum of
     # each block, the best blocks, the best inside those. As many words a block as makes the last two equal.
     depth = math.isqrt(width * size // count)
     if depth < 4:
-        sums, index = (word_logp + logp[..., None]).flatten(1).topk(count)
+        sums, index = (word_logprobs + logprob[..., None]).flatten(1).topk(count)
         parents, words = index // size, index % size
     else:
         blocks = math.ceil(size / depth)  # block j is words j, j + blocks, j + 2 blocks ...
         full = size // blocks
-        maxima = word_logp[..., : full * blocks].unflatten(-1, (full, blocks)).amax(-2)  # (B, K, blocks)
-        rest = word_logp[..., full * blocks :]
+        maxima = word_logprobs[..., : full * blocks].unflatten(-1, (full, blocks)).amax(-2)  # (B, K, blocks)
+        rest = word_logprobs[..., full * blocks :]
         if rest.shape[-1]:
             head = maxima[..., : rest.shape[-1]]
             torch.maximum(head, rest, out=head)
-        chosen = (maxima + logp[..., None]).flatten(1).topk(min(count, width * blocks)).indices  # (B, C)
+        chosen = (maxima + logprob[..., None]).flatten(1).topk(min(count, width * blocks)).indices  # (B, C)
         inside = torch.arange(0, depth * blocks, blocks, device=chosen.device)
         parents = (chosen // blocks)[..., None].expand(-1, -1, depth).flatten(1)  # (B, C x depth)
         words = ((chosen % blocks)[..., None] + inside).flatten(1)
         outside = words >= size
         words.clamp_(max=size - 1)
-        sums = word_logp[image, parents, words] + logp.gather(1, parents)
+        sums = word_logprobs[image, parents, words] + logprob.gather(1, parents)
         sums, order = sums.masked_fill_(outside, IMPOSSIBLE).topk(count)
         parents, words = parents.gather(1, order), words.gather(1, order)
-    return Candidates(parents=parents, words=words, word_logp=word_logp[image, parents, words], logp=sums)
+    return Candidates(
+        parents=parents, ids=words, word_logprobs=word_logprobs[image, parents, words], logprob=sums
+    )
 
 
-def length_score(logp: Tensor, length: Length, rule: LengthRule, alpha: float) -> Tensor:
-    """`logp` under the length rule, never falling with the length for the same `logp`.
+def length_score(logprob: Tensor, length: Length, rule: LengthRule, alpha: float) -> Tensor:
+    """`logprob` under the length rule, never falling with the length for the same `logprob`.
 
-    sum: logp. mean: logp / L. gnmt: logp / ((5 + L) / 6)^alpha (Wu et al. 2016, eq. 14, without coverage).
+    sum: logprob. mean: logprob / L. gnmt: logprob / ((5 + L) / 6)^alpha (Wu et al. 2016, eq. 14, without coverage).
 
     Args:
-        logp: (...), at most 0.
-        length: words, `<end>` counted; a number or broadcast to `logp`.
+        logprob: (...), at most 0.
+        length: words, `<end>` counted; a number or broadcast to `logprob`.
     """
     if rule == "sum":
-        return logp
+        return logprob
     if rule == "mean":
-        return logp / length
-    return logp / ((5 + length) / 6) ** alpha
+        return logprob / length
+    return logprob / ((5 + length) / 6) ** alpha
 
 
-def first_tensor(carry: Any) -> Tensor:
+def first_tensor(state: Any) -> Tensor:
     """Any tensor (B, K, ...) of a carry: it tells the number of images and the device."""
-    while not isinstance(carry, Tensor):
-        carry = carry[0]
-    return carry
+    while not isinstance(state, Tensor):
+        state = state[0]
+    return state
 
 
 def ids_on(ids: Collection[int], device: torch.device) -> Tensor:
@@ -121,12 +123,12 @@ def ids_on(ids: Collection[int], device: torch.device) -> Tensor:
 
 
 def check(
-    size: int, *, start: int, end: int, unwanted: Collection[int], others: Collection[int] = ()
+    size: int, *, start: int, end: int, suppress_ids: Collection[int], others: Collection[int] = ()
 ) -> None:
     """Raises ValueError where an id is not of a vocabulary of `size`, or `end` may not be produced."""
-    if outside := [word for word in (start, end, *unwanted, *others) if not 0 <= word < size]:
+    if outside := [word for word in (start, end, *suppress_ids, *others) if not 0 <= word < size]:
         raise ValueError(f"ids run from 0 to {size - 1}, got {outside[0]}")
-    if end in unwanted:
+    if end in suppress_ids:
         raise ValueError(f"the end of a caption, {end}, cannot be among the unwanted ids")
 
 
@@ -141,10 +143,10 @@ def check_lengths(least: int, most: int) -> None:
 def emptied(found: Hypotheses, empty: Tensor) -> Hypotheses:
     """With nothing in the rows where `empty` (B, R): no words, length 0, minus infinity."""
     return Hypotheses(
-        words=found.words.masked_fill(empty[..., None], PAD),
+        ids=found.ids.masked_fill(empty[..., None], PAD),
         lengths=found.lengths.masked_fill(empty, 0),
-        logp=found.logp.masked_fill(empty, IMPOSSIBLE),
-        word_logp=found.word_logp.masked_fill(empty[..., None], 0.0),
+        logprob=found.logprob.masked_fill(empty, IMPOSSIBLE),
+        word_logprobs=found.word_logprobs.masked_fill(empty[..., None], 0.0),
         scores=found.scores.masked_fill(empty, IMPOSSIBLE),
         finished=found.finished & ~empty,
     )
@@ -155,14 +157,14 @@ def ranked(found: Hypotheses) -> Hypotheses:
     order = found.scores.argsort(stable=True, descending=True)
     rank = torch.where(found.finished, 0, 1) + (found.scores == IMPOSSIBLE).int()  # (B, R)
     order = order.gather(1, rank.gather(1, order).argsort(stable=True))
-    return select(found, order)
+    return reorder_state(found, order)
 
 
 def trimmed(found: Hypotheses) -> Hypotheses:
     """Without the padding behind the longest caption. Raises UserError where the numbers are none."""
-    if not (found.logp < float("inf")).all():
+    if not (found.logprob < float("inf")).all():
         raise UserError(
             "the decoder's logits are NaN or infinite; damaged weights, or training that diverged"
         )
     longest = int(found.lengths.max())
-    return found._replace(words=found.words[..., :longest], word_logp=found.word_logp[..., :longest])
+    return found._replace(ids=found.ids[..., :longest], word_logprobs=found.word_logprobs[..., :longest])

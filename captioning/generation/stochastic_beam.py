@@ -11,16 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 from captioning.generation import noise
-from captioning.generation.drawing import Drawn, blocks, narrowed
-from captioning.generation.opening import begin
+from captioning.generation.drawing import SamplingConfig, blocks, filter_logits
+from captioning.generation.opening import prefill
 from captioning.generation.processors import RuleIds, next_scores
 from captioning.generation.scores import IMPOSSIBLE, PAD, emptied, length_score, ranked, trimmed
-from captioning.models.decoders.base import Decoder, select
+from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.tensors import Hypotheses
 
 
 @dataclass(frozen=True, kw_only=True)
-class StochasticBeamConfig(Drawn):
+class StochasticBeamConfig(SamplingConfig):
     """`samples` different captions an image, fewer where there are no more."""
 
     kind: Literal["stochastic_beam"] = "stochastic_beam"
@@ -41,12 +41,12 @@ class StochasticBeamConfig(Drawn):
         *,
         start: int,
         end: int,
-        unwanted: Collection[int],
+        suppress_ids: Collection[int],
         ids: RuleIds | None = None,
         keys: Tensor | None = None,
     ) -> Hypotheses:
         return stochastic_beam(
-            decoder, memory, self, start=start, end=end, unwanted=unwanted, ids=ids, keys=keys
+            decoder, memory, self, start=start, end=end, suppress_ids=suppress_ids, ids=ids, keys=keys
         )
 
 
@@ -67,7 +67,7 @@ def stochastic_beam(
     *,
     start: int,
     end: int,
-    unwanted: Collection[int],
+    suppress_ids: Collection[int],
     ids: RuleIds | None = None,
     keys: Tensor | None = None,
 ) -> Hypotheses:
@@ -78,7 +78,7 @@ def stochastic_beam(
     perturbed log-probability is the largest below it. Captions that the length limit cuts off are leaves of
     the tree as well. See `captioning.generation.search`.
     """
-    opening = begin(
+    opening = prefill(
         decoder,
         memory,
         config,
@@ -86,48 +86,48 @@ def stochastic_beam(
         live=config.samples,
         start=start,
         end=end,
-        unwanted=unwanted,
+        suppress_ids=suppress_ids,
         ids=ids,
     )
-    decoder, limits, carry, reading, words, word_logp = opening
+    decoder, limits, state, reading, words, word_logprobs = opening
     if keys is None:
         keys = torch.arange(len(reading), device=reading.device)
     stream = noise.streams(config.seed, keys, config.samples)  # (B, K)
     nothing = torch.zeros_like(reading, dtype=torch.float64)
     branches = Branches(drawn=nothing, gumbel=nothing, ended=nothing.bool())
     for length in range(words.shape[-1] + 1, config.max_length + 1):
-        step, carry = decoder.step(reading, carry, memory)
+        step, state = decoder.step(reading, state, memory)
         scores = next_scores(decoder.logits(step.hidden), words, limits)  # (B, K, V)
-        kept = narrowed(scores, config)
+        kept = filter_logits(scores, config)
         # where no word is left the logarithm of a share is no number
-        logp = torch.log_softmax(kept, -1).masked_fill_(torch.isneginf(kept), IMPOSSIBLE)
-        state = noise.mixed(stream[:, : reading.shape[1]], length)
+        logprob = torch.log_softmax(kept, -1).masked_fill_(torch.isneginf(kept), IMPOSSIBLE)
+        streams = noise.mixed(stream[:, : reading.shape[1]], length)
         over = branches.ended
-        branches, parents, reading = _grown(branches, logp, state, config.samples, end)
-        each = select(scores, parents).gather(-1, reading[..., None])
-        each = each.masked_fill_(select(over, parents)[..., None], 0.0)
-        del scores, kept, logp  # as in `beam`
-        words = torch.cat([select(words, parents), reading[..., None]], -1)
-        word_logp = torch.cat([select(word_logp, parents), each], -1)
+        branches, parents, reading = _grown(branches, logprob, streams, config.samples, end)
+        each = reorder_state(scores, parents).gather(-1, reading[..., None])
+        each = each.masked_fill_(reorder_state(over, parents)[..., None], 0.0)
+        del scores, kept, logprob  # as in `beam`
+        words = torch.cat([reorder_state(words, parents), reading[..., None]], -1)
+        word_logprobs = torch.cat([reorder_state(word_logprobs, parents), each], -1)
         if (branches.ended | (branches.gumbel == IMPOSSIBLE)).all():
             break
-        carry = select(carry, parents)
+        state = reorder_state(state, parents)
     last = (words == end).int().argmax(-1) + 1
     lengths = torch.where(branches.ended, last, words.shape[-1])
-    logp = word_logp.sum(-1)
+    logprob = word_logprobs.sum(-1)
     found = Hypotheses(
-        words=words,
+        ids=words,
         lengths=lengths,
-        logp=logp,
-        word_logp=word_logp,
-        scores=length_score(logp, lengths, config.length_rule, config.alpha),
+        logprob=logprob,
+        word_logprobs=word_logprobs,
+        scores=length_score(logprob, lengths, config.length_rule, config.alpha),
         finished=branches.ended,
     )
     return trimmed(ranked(emptied(found, branches.gumbel == IMPOSSIBLE)))
 
 
 def _grown(
-    branches: Branches, logp: Tensor, state: Tensor, count: int, end: int
+    branches: Branches, logprob: Tensor, state: Tensor, count: int, end: int
 ) -> tuple[Branches, Tensor, Tensor]:
     """The `count` branches of each image with the largest `gumbel`, one word longer unless they had ended.
 
@@ -135,15 +135,15 @@ def _grown(
     be looked into, 2 sqrt(V) random numbers a hypothesis do in place of V.
 
     Args:
-        logp: (B, K, V) of the next word, sums to 1.
+        logprob: (B, K, V) of the next word, sums to 1.
         state: (B, K) of `noise`.
 
     Returns:
         The branches; (B, C) the places of their parents; (B, C) their words, <pad> behind the end.
     """
-    images, width, size = logp.shape
-    rows = torch.arange(images, device=logp.device)[:, None]
-    split = blocks(logp)  # (B, K, J, S)
+    images, width, size = logprob.shape
+    rows = torch.arange(images, device=logprob.device)[:, None]
+    split = blocks(logprob)  # (B, K, J, S)
     count_blocks, inside = split.shape[2:]
     drawn = branches.drawn[..., None] + split.logsumexp(-1)  # (B, K, J)
     fresh = drawn + noise.gumbel(noise.mixed(state, 0), count_blocks)
@@ -153,9 +153,9 @@ def _grown(
     drawn = branches.drawn[rows, parents][..., None] + split[rows, parents, block]  # (B, C, S)
     fresh = drawn + noise.gumbel(noise.mixed(noise.mixed(state, 1)[rows, parents], block), inside)
     fresh = below(top, fresh)
-    words = block[..., None] * inside + torch.arange(inside, device=logp.device)
+    words = block[..., None] * inside + torch.arange(inside, device=logprob.device)
     parents = parents[..., None].expand_as(words)
-    own = torch.arange(width, device=logp.device).expand(images, -1)
+    own = torch.arange(width, device=logprob.device).expand(images, -1)
     gumbel = torch.cat([fresh.flatten(1), branches.gumbel.masked_fill(~branches.ended, IMPOSSIBLE)], 1)
     drawn = torch.cat([drawn.flatten(1), branches.drawn], 1)
     words = torch.cat([words.flatten(1).clamp(max=size - 1), torch.full_like(own, PAD)], 1)

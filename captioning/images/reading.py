@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 
 from captioning.errors import UserError
-from captioning.utils.file_slice import Member, read_bytes
+from captioning.utils.file_slice import FileSlice, read_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is opened. Nothing else: PostScript runs programs, and rarely used decoders are rarely mended."""
@@ -61,7 +61,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedIm
     name = shown(source)
     if not isinstance(source, (str, os.PathLike)):
         return _read(_seekable(source, name), name, max_pixels)
-    if Member.of(os.fsdecode(source)):
+    if FileSlice.of(os.fsdecode(source)):
         return _read(_part(os.fsdecode(source), name), name, max_pixels)
     try:
         with open(source, "rb", opener=_open_regular) as file:

@@ -46,7 +46,7 @@ def attention_of(captioner: Captioner, pixels: Tensor, words: Sequence[str]) -> 
     if not words:
         return np.zeros((0, 1, 1), np.float32)
     read = [vocabulary.start, *(vocabulary.ids[word] for word in words[:-1])]
-    memory = captioner.decoder.remember(captioner.features(pixels[None]))
+    memory = captioner.decoder.encode_memory(captioner.features(pixels[None]))
     steps = captioner.decoder(torch.tensor([[read]], device=pixels.device), memory)
     if steps.attention is None:
         raise UserError(f"the decoder {captioner.config.decoder.kind} shows no attention")

@@ -40,7 +40,7 @@ def explain(
 
     Args:
         captioner: in eval mode, on the device of `images`.
-        images: of the one image, as `captioner.remember` takes them.
+        images: of the one image, as `captioner.encode_memory` takes them.
         references: captions of the image, raw text; none: no verdict.
 
     Returns:
@@ -53,12 +53,12 @@ def explain(
     """
     config = explainable(config)
     vocabulary = captioner.vocabulary
-    memory = captioner.remember(images)
+    memory = captioner.encode_memory(images)
     ids = rule_ids(config, vocabulary)
     marks: dict[str, Any] = {
         "start": vocabulary.start,
         "end": vocabulary.end,
-        "unwanted": vocabulary.unwanted,
+        "suppress_ids": vocabulary.suppress_ids,
         "ids": ids,
     }
     turns: list[Turn] = []
@@ -111,14 +111,14 @@ def steps_of(
     before: list[tuple[Ids, float]] = [(prefix, 0.0)]
     steps: list[dict[str, Any]] = []
     for turn in turns:
-        length = turn.beams.live.words.shape[-1]
+        length = turn.beams.live.ids.shape[-1]
         words, parents, ways = (
-            [*map(int, part)] for part in (turn.chosen.words[0], turn.chosen.parents[0], turn.ways.words[0])
+            [*map(int, part)] for part in (turn.chosen.ids[0], turn.chosen.parents[0], turn.ways.ids[0])
         )
-        logp, word_logp = turn.chosen.logp[0].tolist(), turn.chosen.word_logp[0].tolist()
-        live = [rank for rank in range(len(words)) if logp[rank] != IMPOSSIBLE]
-        after = [((*before[parents[rank]][0], words[rank]), logp[rank]) for rank in live]
-        ways_parents, ways_logp = turn.ways.parents[0].tolist(), turn.ways.logp[0].tolist()
+        logprob, word_logprobs = turn.chosen.logprob[0].tolist(), turn.chosen.word_logprobs[0].tolist()
+        live = [rank for rank in range(len(words)) if logprob[rank] != IMPOSSIBLE]
+        after = [((*before[parents[rank]][0], words[rank]), logprob[rank]) for rank in live]
+        ways_parents, ways_logp = turn.ways.parents[0].tolist(), turn.ways.logprob[0].tolist()
         ended = [
             way
             for way in range(min(config.width, len(ways)))
@@ -136,11 +136,11 @@ def steps_of(
                 {
                     "rank": rank,
                     "caption": _text(said, vocabulary),
-                    "logp": total,
-                    "next": {"word": vocabulary.words[ways[tried[0]]], "logp": ways_logp[tried[0]]}
+                    "logprob": total,
+                    "next": {"word": vocabulary.words[ways[tried[0]]], "logprob": ways_logp[tried[0]]}
                     if tried
                     else None,
-                    "lost_to": {"caption": _text(after[-1][0], vocabulary), "logp": after[-1][1]}
+                    "lost_to": {"caption": _text(after[-1][0], vocabulary), "logprob": after[-1][1]}
                     if after
                     else None,
                 }
@@ -153,8 +153,8 @@ def steps_of(
                         "rank": place,
                         "parent": parents[rank],
                         "word": vocabulary.words[words[rank]],
-                        "word_logp": word_logp[rank],
-                        "logp": logp[rank],
+                        "word_logprobs": word_logprobs[rank],
+                        "logprob": logprob[rank],
                         "caption": _text(after[place][0], vocabulary),
                     }
                     for place, rank in enumerate(live)
@@ -162,14 +162,15 @@ def steps_of(
                 "ended": [
                     {
                         "parent": ways_parents[way],
-                        "logp": ways_logp[way],
+                        "logprob": ways_logp[way],
                         "score": _score(ways_logp[way], length, config),
                         "caption": _text(before[ways_parents[way]][0], vocabulary),
                     }
                     for way in ended
                 ],
                 "pruned": pruned,
-                "stopped": length == config.max_length or bool((turn.beams.live.logp[0] == IMPOSSIBLE).all()),
+                "stopped": length == config.max_length
+                or bool((turn.beams.live.logprob[0] == IMPOSSIBLE).all()),
             }
         )
         before = after
@@ -190,7 +191,7 @@ def greedy_path(
         the beam, live or ended, has said what greedy search had; null where there is none as long as the beam
         searched. `logp_there` is then greedy's so far, `weakest` that of the beam's last live hypothesis.
     """
-    told = {**_told(likeliest), "score": _score(likeliest.logp, len(words), config)}
+    told = {**_told(likeliest), "score": _score(likeliest.logprob, len(words), config)}
     at: dict[int, dict[str, Any]] = {step["length"]: step for step in steps}
     for length in range(min(at), min(max(at), len(words)) + 1):
         ends = length == len(words) and likeliest.finished
@@ -200,8 +201,8 @@ def greedy_path(
             return {
                 **told,
                 "left_at": length,
-                "logp_there": sum(each.logp for each in words[:length]),
-                "weakest": live[-1]["logp"] if live else None,
+                "logp_there": sum(each.logprob for each in words[:length]),
+                "weakest": live[-1]["logprob"] if live else None,
             }
     return {**told, "left_at": None, "logp_there": None, "weakest": None}
 
@@ -209,7 +210,7 @@ def greedy_path(
 def _told(prediction: Prediction) -> dict[str, Any]:
     return {
         "caption": prediction.caption,
-        "logp": prediction.logp,
+        "logprob": prediction.logprob,
         "score": prediction.score,
         "finished": prediction.finished,
     }
@@ -226,8 +227,8 @@ def _lost(prediction: Prediction, best: Prediction) -> dict[str, Any]:
     }
 
 
-def _score(logp: float, length: int, config: BeamConfig) -> float:
-    return float(length_score(torch.tensor(logp), length, config.length_rule, config.alpha))
+def _score(logprob: float, length: int, config: BeamConfig) -> float:
+    return float(length_score(torch.tensor(logprob), length, config.length_rule, config.alpha))
 
 
 def _text(words: Ids, vocabulary: Vocabulary) -> str:

@@ -74,10 +74,10 @@ class _Reader(nn.Module):
 
     def forward(self, words: Tensor, memory: Any) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """`words` (1, K, T) -> hidden (1, K, T, H), and T tensors (1, K, H) for each state."""
-        carry = self.decoder.start(memory, words.shape[1])
+        state = self.decoder.init_state(memory, words.shape[1])
         steps = []
         for word in words.unbind(2):
-            step, carry = self.decoder.step(word, carry, memory)
+            step, state = self.decoder.step(word, state, memory)
             if not step.gates:  # no state to look at, so the faster way
                 return self.decoder(words, memory).hidden, {}
             steps.append(step)
@@ -85,9 +85,9 @@ class _Reader(nn.Module):
         for step in steps:
             for number, gates in enumerate(step.gates, 1):
                 prefix = f"layer {number} " if len(step.gates) > 1 else ""
-                for name, state in (("hidden", gates.hidden), ("cell", gates.cell)):
-                    if state is not None:
-                        states.setdefault(prefix + name, []).append(state)
+                for name, values in (("hidden", gates.hidden), ("cell", gates.cell)):
+                    if values is not None:
+                        states.setdefault(prefix + name, []).append(values)
         return torch.stack([step.hidden for step in steps], 2), states
 
 
@@ -115,8 +115,8 @@ def norms(decoder: Decoder, memory: Any, words: Sequence[int], at: Sequence[int]
             _Reader(decoder), {"decoder.embedding.weight": table}, (read, memory)
         )
         chosen = hidden[0, torch.arange(count, device=ids.device), positions]  # (K, H)
-        logp = torch.log_softmax(decoder.logits(chosen), -1)
-        loss = -logp.gather(1, ids[1:][positions][:, None]).sum()
+        logprob = torch.log_softmax(decoder.logits(chosen), -1)
+        loss = -logprob.gather(1, ids[1:][positions][:, None]).sum()
         inside = [state for each in states.values() for state in each]
         slopes = torch.autograd.grad(loss, [table, *inside], allow_unused=True, materialize_grads=True)
     per_state = iter(slopes[1:])
@@ -167,7 +167,7 @@ def probe(
         last = length - 2 if words[-1] == end and length > 1 else length - 1
         at = sorted({*targets(length, count), last})
         one = slice(image, image + 1)
-        memory = decoder.remember(
+        memory = decoder.encode_memory(
             Features(
                 regions=features.regions[one].double(),
                 valid=None if features.valid is None else features.valid[one],

@@ -16,7 +16,7 @@ from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner
 from captioning.generation import SearchConfig, rule_ids
 from captioning.generation.processors import Limits, Ranked, limits, next_scores
-from captioning.generation.scores import IMPOSSIBLE, length_score, next_logp
+from captioning.generation.scores import IMPOSSIBLE, length_score, next_logprobs
 from captioning.models.decoders import Decoder
 from captioning.records import ImageId, Prediction
 from captioning.text.tokenizer import tokenize
@@ -29,7 +29,7 @@ Ids = tuple[int, ...]
 class Reading(NamedTuple):
     """What a decoder thinks of given words; 0 behind a caption's last."""
 
-    word_logp: Tensor  # (B, K, T) nats
+    word_logprobs: Tensor  # (B, K, T) nats
     entropy: Tensor  # (B, K, T) nats: of the distribution from which the word came
     allowed: Tensor  # (B, K) bool: no word of the caption is against the search's rules
 
@@ -40,7 +40,7 @@ class WordDetail:
     the distribution that it was chosen from."""
 
     word: str
-    logp: float
+    logprob: float
     probability: float
     entropy: float
 
@@ -75,18 +75,18 @@ def read(decoder: Decoder, memory: Any, words: Tensor, limits: Limits) -> Readin
     started = torch.cat([torch.full_like(words[..., :1], limits.start), words[..., :-1]], -1)
     hidden = decoder(started, memory).hidden  # (B, K, T, H)
     nothing = limits.never[:0]
-    logp, entropy, allowed = [], [], []
+    logprob, entropy, allowed = [], [], []
     for t, chosen in enumerate(words.unbind(-1)):  # (B, K, V) at a time
         logits = decoder.logits(hidden[:, :, t])
-        each = next_logp(logits.clone(), nothing)  # which writes into what it is given
-        logp.append(each.gather(-1, chosen[..., None])[..., 0])
+        each = next_logprobs(logits.clone(), nothing)  # which writes into what it is given
+        logprob.append(each.gather(-1, chosen[..., None])[..., 0])
         entropy.append(torch.special.entr(each.exp()).sum(-1))
         ruled = next_scores(logits, words[..., :t], limits).gather(-1, chosen[..., None])[..., 0]
         allowed.append((ruled != IMPOSSIBLE) | (t < len(limits.prefix)))
     begun = words.new_tensor(limits.prefix)
     begins = (words[..., : len(begun)] == begun).all(-1) & (words.shape[-1] >= len(begun))
     return Reading(
-        word_logp=torch.stack(logp, -1).masked_fill(~there, 0.0),
+        word_logprobs=torch.stack(logprob, -1).masked_fill(~there, 0.0),
         entropy=torch.stack(entropy, -1).masked_fill(~there, 0.0),
         allowed=begins & (torch.stack(allowed, -1) | ~there).all(-1),
     )
@@ -110,12 +110,12 @@ def word_details(
         for prediction in predictions
     ]
     reading = _read(captioner, memory, listed, config)
-    logp, entropy = reading.word_logp.tolist(), reading.entropy.tolist()
-    probability = reading.word_logp.exp().tolist()
+    logprob, entropy = reading.word_logprobs.tolist(), reading.entropy.tolist()
+    probability = reading.word_logprobs.exp().tolist()
     return [
         [
             [
-                WordDetail(vocabulary.words[word], logp[b][k][t], probability[b][k][t], entropy[b][k][t])
+                WordDetail(vocabulary.words[word], logprob[b][k][t], probability[b][k][t], entropy[b][k][t])
                 for t, word in enumerate(words)
             ]
             for k, words in enumerate(captions)
@@ -152,12 +152,12 @@ def judge(
     cut = [[words[: config.max_length] for words in captions] for captions in listed]
     reading = _read(captioner, memory, cut, config)
     rule, alpha = (config.length_rule, config.alpha) if isinstance(config, Ranked) else ("sum", 0.0)
-    logp, allowed = reading.word_logp.sum(-1).tolist(), reading.allowed.tolist()
+    logprob, allowed = reading.word_logprobs.sum(-1).tolist(), reading.allowed.tolist()
     verdicts = []
     for b, prediction in enumerate(predictions):
         said = _said(prediction, vocabulary)
         scores = {
-            k: float(length_score(torch.tensor(logp[b][k]), len(words), rule, alpha))
+            k: float(length_score(torch.tensor(logprob[b][k]), len(words), rule, alpha))
             for k, words in enumerate(listed[b])
             if len(words) <= config.max_length and allowed[b][k]
         }
@@ -204,7 +204,7 @@ def limits_of(captioner: Captioner | EnsembleCaptioner, config: SearchConfig, de
         device,
         start=vocabulary.start,
         end=vocabulary.end,
-        unwanted=vocabulary.unwanted,
+        suppress_ids=vocabulary.suppress_ids,
         ids=rule_ids(config, vocabulary),
     )
 

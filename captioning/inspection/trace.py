@@ -17,7 +17,7 @@ from captioning.errors import UserError
 from captioning.generation import SearchConfig, rule_ids, search
 from captioning.models.decoders import Decoder, unroll
 from captioning.records import ImageId
-from captioning.tensors import Features, Step, Steps
+from captioning.tensors import Features, SequenceOutput, StepOutput
 from captioning.text.tokenizer import tokenize
 from captioning.utils.files import replacing
 
@@ -37,7 +37,7 @@ class Trace(NamedTuple):
     """A caption of T words, the end of caption counted where it was produced."""
 
     words: tuple[str, ...]  # T; the last is <end> where the caption ended
-    word_logp: np.ndarray  # (T,), nats
+    word_logprobs: np.ndarray  # (T,), nats
     attention: np.ndarray | None  # (T, N): with which each word was chosen
     layers: tuple[dict[str, np.ndarray], ...]  # a recurrent layer: Gates' fields that it has, (T, H) or (T,)
 
@@ -46,10 +46,10 @@ class Seen(NamedTuple):
     """A step as it was taken, and what each sequence had read by then."""
 
     read: Tensor  # (B, K, t) int64, <start> first
-    step: Step
+    step: StepOutput
 
 
-class Carry(NamedTuple):
+class State(NamedTuple):
     inner: Any  # the decoder's own
     read: Tensor  # (B, K, t) int64; a search reorders it with the rest
 
@@ -63,23 +63,25 @@ class Recorder(Decoder):
         self._seen = seen
         self.train(decoder.training)
 
-    def remember(self, features: Features) -> Any:
-        return self.decoder.remember(features)
+    def encode_memory(self, features: Features) -> Any:
+        return self.decoder.encode_memory(features)
 
-    def start(self, memory: Any, width: int) -> Carry:
-        inner = self.decoder.start(memory, width)
+    def init_state(self, memory: Any, num_sequences: int) -> State:
+        inner = self.decoder.init_state(memory, num_sequences)
         tensor: Any = inner
         while not isinstance(tensor, Tensor):
             tensor = tensor[0]
-        return Carry(inner, torch.zeros(len(tensor), width, 0, dtype=torch.int64, device=tensor.device))
+        return State(
+            inner, torch.zeros(len(tensor), num_sequences, 0, dtype=torch.int64, device=tensor.device)
+        )
 
-    def step(self, words: Tensor, carry: Carry, memory: Any) -> tuple[Step, Carry]:
-        step, inner = self.decoder.step(words, carry.inner, memory)
-        read = torch.cat([carry.read, words[..., None]], -1)
+    def step(self, words: Tensor, state: State, memory: Any) -> tuple[StepOutput, State]:
+        step, inner = self.decoder.step(words, state.inner, memory)
+        read = torch.cat([state.read, words[..., None]], -1)
         self._seen.append(Seen(read, step))
-        return step, Carry(inner, read)
+        return step, State(inner, read)
 
-    def forward(self, words: Tensor, memory: Any, running: Sequence[int] | None = None) -> Steps:
+    def forward(self, words: Tensor, memory: Any, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
         return unroll(self, words, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def trace_search(
         captioner: in eval mode, on the device of `pixels`.
         pixels: one prepared image, (3, height, width).
         config: the search; None: the model's own.
-        image_id: by which a random search tells images apart, as in `describe`.
+        image_id: by which a random search tells images apart, as in `generate_captions`.
 
     Raises:
         UserError: the search's rules name words that the model does not know, or leave no caption.
@@ -105,11 +107,11 @@ def trace_search(
     config = config or captioner.search
     found = search(
         Recorder(captioner.decoder, seen),
-        captioner.remember(pixels[None]),
+        captioner.encode_memory(pixels[None]),
         config,
         start=vocabulary.start,
         end=vocabulary.end,
-        unwanted=vocabulary.unwanted,
+        suppress_ids=vocabulary.suppress_ids,
         ids=rule_ids(config, vocabulary),
         keys=torch.tensor([key(image_id)], device=pixels.device),
     )
@@ -118,8 +120,8 @@ def trace_search(
         raise UserError(
             "no caption that the search's rules allow was found; allow more words or a wider beam"
         )
-    ids = found.words[0, 0, :length].tolist()
-    return _trace(captioner, seen, ids, found.word_logp[0, 0, :length])
+    ids = found.ids[0, 0, :length].tolist()
+    return _trace(captioner, seen, ids, found.word_logprobs[0, 0, :length])
 
 
 @torch.inference_mode()
@@ -143,15 +145,15 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
     ids = [*(vocabulary.ids[token] for token in tokens), vocabulary.end]
     seen: list[Seen] = []
     recorder = Recorder(captioner.decoder, seen)
-    memory = captioner.remember(pixels[None])
+    memory = captioner.encode_memory(pixels[None])
     read = torch.tensor([[[vocabulary.start, *ids[:-1]]]], device=pixels.device)
     hidden = recorder(read, memory).hidden  # (1, 1, T, H)
     logits = recorder.logits(hidden)[0, 0]  # (T, V)
-    logp = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return _trace(captioner, seen, ids, logp[torch.arange(len(ids)), ids])
+    logprob = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return _trace(captioner, seen, ids, logprob[torch.arange(len(ids)), ids])
 
 
-def _trace(captioner: Captioner, seen: Sequence[Seen], ids: Sequence[int], word_logp: Tensor) -> Trace:
+def _trace(captioner: Captioner, seen: Sequence[Seen], ids: Sequence[int], word_logprobs: Tensor) -> Trace:
     """The steps by which the only image's sequence `ids` was read, out of all that were taken."""
     read = [captioner.vocabulary.start, *ids[:-1]]
     steps = [_step_of(seen, read[: t + 1]) for t in range(len(ids))]
@@ -163,13 +165,13 @@ def _trace(captioner: Captioner, seen: Sequence[Seen], ids: Sequence[int], word_
     shown = [step.attention for step in steps if step.attention is not None]
     return Trace(
         words=tuple(captioner.vocabulary.words[number] for number in ids),
-        word_logp=word_logp.double().cpu().numpy(),
+        word_logprobs=word_logprobs.double().cpu().numpy(),
         attention=_array(shown) if shown else None,
         layers=tuple(layers),
     )
 
 
-def _step_of(seen: Sequence[Seen], read: Sequence[int]) -> Step:
+def _step_of(seen: Sequence[Seen], read: Sequence[int]) -> StepOutput:
     """The step of the sequence that had read `read`; of several the first, for they computed the same."""
     for each in seen:
         if each.read.shape[-1] == len(read):
@@ -179,14 +181,14 @@ def _step_of(seen: Sequence[Seen], read: Sequence[int]) -> Step:
     raise AssertionError(f"the search found a caption that it did not read: {read}")
 
 
-def _row(step: Step, k: int) -> Step:
+def _row(step: StepOutput, k: int) -> StepOutput:
     """Sequence k of the only image, its tensors (H,), (N,)."""
 
     def row(tensor: Any) -> Any:
         return None if tensor is None else tensor[0, k]
 
     gates = tuple(type(layer)(*map(row, layer)) for layer in step.gates)
-    return Step(hidden=row(step.hidden), attention=row(step.attention), gates=gates)
+    return StepOutput(hidden=row(step.hidden), attention=row(step.attention), gates=gates)
 
 
 def _array(rows: Sequence[Tensor]) -> np.ndarray:
@@ -196,14 +198,14 @@ def _array(rows: Sequence[Tensor]) -> np.ndarray:
 
 def summary(trace: Trace) -> dict[str, Any]:
     """The trace's numbers that can be read, as JSON: word by word, and what they come to."""
-    total = float(trace.word_logp.sum())
+    total = float(trace.word_logprobs.sum())
     words = [word for word in trace.words if word != "<end>"]
     return {
         "caption": " ".join(words),
         "words": list(trace.words),
-        "logp": total,
+        "logprob": total,
         "confidence": math.exp(total / len(trace.words)),
-        "word_logp": trace.word_logp.tolist(),
+        "word_logprobs": trace.word_logprobs.tolist(),
         "attention": None if trace.attention is None else _attention_summary(trace.attention),
         "layers": [_layer_summary(layer) for layer in trace.layers],
         **({} if trace.layers else {"note": NO_GATES}),
@@ -271,7 +273,7 @@ def half_life(kept: np.ndarray) -> dict[str, Any]:
 
 def save_arrays(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write a `.npz`: words, word_logp, attention, and `layer1.forget` and so on for each recurrent layer."""
-    arrays: dict[str, Any] = {"words": np.array(trace.words), "word_logp": trace.word_logp}
+    arrays: dict[str, Any] = {"words": np.array(trace.words), "word_logprobs": trace.word_logprobs}
     if trace.attention is not None:
         arrays["attention"] = trace.attention
     for number, layer in enumerate(trace.layers, 1):

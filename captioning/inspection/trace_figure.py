@@ -215,10 +215,10 @@ def _maps(
 def _fill(sheet: _Sheet, axes: Axes, trace: Trace, told: dict[str, Any], panel: Panel) -> None:
     x = np.arange(len(trace.words))
     if panel.kind == "chance":
-        chance = np.exp(trace.word_logp)
+        chance = np.exp(trace.word_logprobs)
         axes.bar(x, chance, width=0.6, color=COLOURS["chance"])
         _share_axis(axes)
-        text = f"of each word, given those before it\nthe caption: e^{told['logp']:.1f}"
+        text = f"of each word, given those before it\nthe caption: e^{told['logprob']:.1f}"
         sheet.legend("probability", text, COLOURS["chance"], panel.height)
         return
     layer, numbers = trace.layers[panel.layer], told["layers"][panel.layer]

@@ -26,7 +26,7 @@ from captioning.tensors import Batch, Features
 from captioning.text.tokenizer import tokenize
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.file_slice import read_bytes
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 
 POOL = 32
 """Batches that are sorted by caption length together: enough to find images alike, few enough to stay random."""
@@ -79,7 +79,7 @@ class EncodedCaptions(NamedTuple):
         return self.words[self.start[caption] : self.start[caption + 1]]
 
 
-def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def bucketed_batches(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of an epoch, each an array of `size` image numbers (the last may be smaller).
 
     Shuffled; then, within pools of `POOL` batches, images with captions of like length are put together, so
@@ -92,10 +92,10 @@ def order(captions: EncodedCaptions, *, size: int, seed: int, epoch: int) -> lis
     return _order(captions, size, cut, seed=seed, epoch=epoch)
 
 
-def order_by_tokens(
+def token_batches(
     captions: EncodedCaptions, *, tokens: int, width: int, seed: int, epoch: int
 ) -> list[np.ndarray]:
-    """As `order`, with batches of as many images as there is room for, so that short captions come in larger ones.
+    """As `bucketed_batches`, with as many images a batch as `tokens` allows: short captions come in larger batches.
 
     An image takes `width` captions times the words (and `<end>`) of the longest that stands in the batch, padding
     counted; a batch takes at most `tokens`, but for an image that alone takes more.
@@ -161,7 +161,7 @@ Images = Callable[[Sequence[int] | np.ndarray, int], Features | Tensor]
 _SIDES = re.compile(r"\b(left|right)(most|-?hand(ed)?)?\b", re.IGNORECASE)
 
 
-def sided(records: Iterable[ImageRecord]) -> np.ndarray:
+def mentions_left_right(records: Iterable[ImageRecord]) -> np.ndarray:
     """(images,) bool: a caption says left or right, which of the image's mirror image would not be true."""
     return np.array([any(map(_SIDES.search, record.captions)) for record in records], bool)
 
@@ -180,21 +180,25 @@ class StoredImages:
         *,
         seed: int,
         mirrored: bool,
-        sided: np.ndarray | None = None,
+        mentions_left_right: np.ndarray | None = None,
     ):
         self.store, self.places, self.seed, self.mirrored = store, store.places(ids), seed, mirrored
-        self.sided = sided
+        self.mentions_left_right = mentions_left_right
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else None
+        views = _views(numbers, epoch, self.seed, self.mentions_left_right) if self.mirrored else None
         return Features(torch.from_numpy(self.store.rows_at(self.places[numbers], views=views)))
 
 
-def _views(numbers: Sequence[int] | np.ndarray, epoch: int, seed: int, sided: np.ndarray | None) -> list[int]:
+def _views(
+    numbers: Sequence[int] | np.ndarray, epoch: int, seed: int, mentions_left_right: np.ndarray | None
+) -> list[int]:
     """0 (as it is) or 1 (mirrored) for each image."""
     drawn = [int(np.random.default_rng((seed, epoch, 2, number)).integers(2)) for number in numbers]
     return (
-        drawn if sided is None else [view * int(not sided[n]) for view, n in zip(drawn, numbers, strict=True)]
+        drawn
+        if mentions_left_right is None
+        else [view * int(not mentions_left_right[n]) for view, n in zip(drawn, numbers, strict=True)]
     )
 
 
@@ -202,7 +206,7 @@ class RegionImages:
     """Regions that others computed, read from a file an image; fewer than the most in a batch are padded."""
 
     def __init__(self, paths: Sequence[str], config: RegionsConfig):
-        self.paths, self.config = Compact(paths), config
+        self.paths, self.config = PackedStrings(paths), config
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
         channels, most = self.config.channels, self.config.most
@@ -212,13 +216,29 @@ class RegionImages:
 
 
 class ShardFeatures:
-    """Features that shards hold, an array (views, N, D) an image. `mirrored` and `sided` as for `StoredImages`."""
+    """Features that shards hold, an array (views, N, D) an image; the other arguments as for `StoredImages`."""
 
-    def __init__(self, paths: Sequence[str], *, seed: int, mirrored: bool, sided: np.ndarray | None = None):
-        self.paths, self.seed, self.mirrored, self.sided = Compact(paths), seed, mirrored, sided
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        seed: int,
+        mirrored: bool,
+        mentions_left_right: np.ndarray | None = None,
+    ):
+        self.paths, self.seed, self.mirrored, self.mentions_left_right = (
+            PackedStrings(paths),
+            seed,
+            mirrored,
+            mentions_left_right,
+        )
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        views = _views(numbers, epoch, self.seed, self.sided) if self.mirrored else [0] * len(numbers)
+        views = (
+            _views(numbers, epoch, self.seed, self.mentions_left_right)
+            if self.mirrored
+            else [0] * len(numbers)
+        )
         rows = [_read_array(str(self.paths[n]))[view] for n, view in zip(numbers, views, strict=True)]
         return Features(torch.from_numpy(np.stack(rows)))
 
@@ -235,7 +255,7 @@ def _read_array(path: str) -> np.ndarray:
 class PixelImages:
     """Pixels from image files; with `augmentation` changed at random, a function of (seed, epoch, image).
 
-    `sided` as for `StoredImages`.
+    `mentions_left_right` as for `StoredImages`.
     """
 
     def __init__(
@@ -245,15 +265,15 @@ class PixelImages:
         *,
         augmentation: AugmentationConfig | None,
         seed: int,
-        sided: np.ndarray | None = None,
+        mentions_left_right: np.ndarray | None = None,
     ):
         self.paths, self.preprocessing, self.augmentation, self.seed = (
-            Compact(paths),
+            PackedStrings(paths),
             preprocessing,
             augmentation,
             seed,
         )
-        self.sided = sided
+        self.mentions_left_right = mentions_left_right
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Tensor:
         pixels = torch.stack([self._one(int(number), epoch) for number in numbers])
@@ -265,7 +285,7 @@ class PixelImages:
             return prepare_bytes(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
         augmentation = self.augmentation
-        if self.sided is not None and self.sided[number]:
+        if self.mentions_left_right is not None and self.mentions_left_right[number]:
             augmentation = replace(augmentation, flip=0.0)
         return augment(image, self.preprocessing, augmentation, generator=generator)
 
@@ -278,7 +298,7 @@ class TrainingBatches(Dataset):
 
     def __init__(
         self,
-        ids: Sequence[ImageId] | Compact,
+        ids: Sequence[ImageId] | PackedStrings,
         captions: EncodedCaptions,
         images: Images,
         *,
@@ -299,12 +319,12 @@ class TrainingBatches(Dataset):
             for number in numbers
         ]
         chosen = [[self.captions.ids_of(caption) for caption in own] for own in drawn]
-        words, running, tokens = pack(chosen, width=self.width, pad=self.pad)
+        words, batch_sizes, tokens = pack(chosen, width=self.width, pad=self.pad)
         return Batch(
             image_ids=[self.ids[number] for number in numbers],
             images=self.images(numbers, self.epoch),
-            words=words,
-            running=running,
+            ids=words,
+            batch_sizes=batch_sizes,
             tokens=tokens,
             weights=None if self.weights is None else self._weights(self.weights, drawn),
         )

@@ -33,7 +33,7 @@ from captioning.records import ImageId, ImageRecord, Skip
 from captioning.tensors import Features
 from captioning.utils.file_slice import size_of
 from captioning.utils.files import fingerprint, read_json, replacing, sha256, write_json
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ Precision = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureProvenance:
     """What features were made with: equal origins, equal features."""
 
     encoder: dict[str, Any]  # `Encoder.identity`
@@ -69,7 +69,7 @@ class Origin:
     preprocessing: dict[str, Any]
 
     @classmethod
-    def of(cls, encoder: Encoder, preprocessing: Preprocessing) -> Origin:
+    def of(cls, encoder: Encoder, preprocessing: Preprocessing) -> FeatureProvenance:
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preprocessing).items()}
         return cls(encoder=encoder.identity, weights=encoder.fingerprint(), preprocessing=plain)
 
@@ -77,7 +77,7 @@ class Origin:
     def fingerprint(self) -> str:
         return fingerprint(asdict(self))
 
-    def differences(self, other: Origin) -> list[str]:
+    def differences(self, other: FeatureProvenance) -> list[str]:
         """What is not the same in the two, named as in a config, this one's value first."""
         found = []
         for room in ("encoder", "preprocessing"):
@@ -100,7 +100,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path, index: dict[str, Any]):
         self.folder, self._index = folder, index
-        self.origin = Origin(**index["origin"])
+        self.origin = FeatureProvenance(**index["origin"])
         self.dtype = np.dtype(index["dtype"])
         self.views: int = index["views"]
         self._places = {
@@ -111,7 +111,9 @@ class FeatureStore:
         self._maps: list[np.ndarray | None] = [None] * len(index["shards"])
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, expect: Origin | str | None = None) -> FeatureStore:
+    def open(
+        cls, folder: str | os.PathLike[str], *, expect: FeatureProvenance | str | None = None
+    ) -> FeatureStore:
         """The store in `folder`.
 
         Args:
@@ -293,13 +295,15 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return index
 
 
-def refuse_other_origin(where: str | os.PathLike[str], origin: Origin, expect: Origin | str | None) -> None:
+def refuse_other_origin(
+    where: str | os.PathLike[str], origin: FeatureProvenance, expect: FeatureProvenance | str | None
+) -> None:
     """Raises UserError where the features in `where`, made with `origin`, were to be made with something else."""
-    wanted = expect.fingerprint if isinstance(expect, Origin) else expect
+    wanted = expect.fingerprint if isinstance(expect, FeatureProvenance) else expect
     if wanted is None or wanted == origin.fingerprint:
         return
     what = ""
-    if isinstance(expect, Origin):
+    if isinstance(expect, FeatureProvenance):
         what = f" (there / asked for: {'; '.join(origin.differences(expect))})"
     raise UserError(
         f"{where}: features of another encoder or preprocessing: there they have {origin.fingerprint}, "
@@ -320,7 +324,7 @@ class _Images(Dataset):
     """Loads and scales images, in whatever process asks."""
 
     def __init__(self, paths: list[str], preprocessing: Preprocessing):
-        self.paths, self.preprocessing = Compact(paths), preprocessing
+        self.paths, self.preprocessing = PackedStrings(paths), preprocessing
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -360,7 +364,7 @@ def build_store(
             since it was encoded; too many images are bad; features do not fit in the precision.
     """
     folder = Path(folder)
-    origin = Origin.of(encoder, preprocessing)
+    origin = FeatureProvenance.of(encoder, preprocessing)
     ids = [record.image_id for record in records]
     if len(set(ids)) != len(ids):
         raise UserError(f"{folder}: an image id occurs twice among the records; give each image its own")
@@ -399,7 +403,9 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _index_to_fill(folder: Path, origin: Origin, *, dtype: Precision, views: int) -> dict[str, Any]:
+def _index_to_fill(
+    folder: Path, origin: FeatureProvenance, *, dtype: Precision, views: int
+) -> dict[str, Any]:
     """The index of the store to go on with, without the shards whose file is lost; or a new one."""
     index = read_index(folder)
     if index is None:

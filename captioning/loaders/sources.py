@@ -15,7 +15,7 @@ from captioning.loaders.batches import (
     RegionImages,
     ShardFeatures,
     StoredImages,
-    sided,
+    mentions_left_right,
 )
 from captioning.loaders.feature_store import FeaturesConfig, FeatureStore
 from captioning.models.encoders import EncoderConfig, RegionsConfig
@@ -70,18 +70,23 @@ class Source:
             paths = (file_of(record, files) for record in records)
             return RegionImages([path for path in paths if path], config.encoder)
         mirrored = training and config.features.flip
-        fixed = sided(records) if mirrored or (training and config.augmentation) else None
+        fixed = mentions_left_right(records) if mirrored or (training and config.augmentation) else None
         if self.features:
             return ShardFeatures(
-                [record.path for record in records], seed=config.seed, mirrored=mirrored, sided=fixed
+                [record.path for record in records],
+                seed=config.seed,
+                mirrored=mirrored,
+                mentions_left_right=fixed,
             )
         if self.store is not None:
             ids = [record.image_id for record in records]
-            return StoredImages(self.store, ids, seed=config.seed, mirrored=mirrored, sided=fixed)
+            return StoredImages(
+                self.store, ids, seed=config.seed, mirrored=mirrored, mentions_left_right=fixed
+            )
         return PixelImages(
             [record.path for record in records],
             config.preprocessing,
             augmentation=config.augmentation if training else None,
             seed=config.seed,
-            sided=fixed,
+            mentions_left_right=fixed,
         )

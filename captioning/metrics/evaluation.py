@@ -44,7 +44,7 @@ _DIVERSITY_VARIANTS = {
 _COUNTS = ("length", "vocabulary_used")
 
 
-class Seen:
+class TrainingCaptions:
     """Captions of a training split: what a caption has to differ from to be a new one."""
 
     def __init__(self, captions: Iterable[str]) -> None:
@@ -133,7 +133,7 @@ def evaluate(
     frequencies: DocumentFrequencies | None = None,
     others: Sequence[str] = (),
     captions: Mapping[ImageId, Sequence[str]] | None = None,
-    training: Seen | None = None,
+    training: TrainingCaptions | None = None,
 ) -> Evaluation:
     """Score one caption an image against the references of a split, both raw text.
 
@@ -302,7 +302,7 @@ def _sets(
     return [[_tokens(text) for text in captions[image_id]] for image_id in image_ids]
 
 
-def _describe(tokens: Sequence[Sequence[str]], training: Seen | None) -> dict[str, float]:
+def _describe(tokens: Sequence[Sequence[str]], training: TrainingCaptions | None) -> dict[str, float]:
     """What the captions are like: mean length and different words in tokens, the others as shares."""
     total = sum(map(len, tokens))
     unknown = sum(caption.count(_UNMATCHED) for caption in tokens)

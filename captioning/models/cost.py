@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioning.errors import UserError
-from captioning.models.decoders import Decoder, DecoderConfig, build, select
+from captioning.models.decoders import Decoder, DecoderConfig, build, reorder_state
 from captioning.models.decoders.base import tensors_of
 from captioning.tensors import Features
 
@@ -55,7 +55,7 @@ def flops_per_caption(
         features = Features(torch.empty(1, regions, channels))
         read = torch.empty(1, captions, words, dtype=torch.int64)
     with counting() as counter, torch.set_grad_enabled(train):
-        scores = decoder.logits(decoder(read, decoder.remember(features)).hidden)
+        scores = decoder.logits(decoder(read, decoder.encode_memory(features)).hidden)
         if train:
             scores.sum().backward()  # type: ignore[no-untyped-call]
     return round(counter.get_total_flops() / captions)
@@ -75,11 +75,11 @@ def bytes_of_carry(
 ) -> int:
     """Bytes of state (float32) that a beam of `width` holds for one image behind `words` words, at most.
 
-    A Transformer holds fewer where hypotheses share words (`prefixes.Prefixes`): after `words` words this is
+    A Transformer holds fewer where hypotheses share words (`prefixes.KVCache`): after `words` words this is
     what hypotheses take that all parted at the first.
     """
-    carry = _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(carry))
+    state = _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
 
 
 def solve_width(config: Any, target: int, measure: Measure) -> Any:
@@ -148,14 +148,14 @@ def _decoded(
     """The carry behind `words` steps of a search in which one hypothesis becomes `width` after the first."""
     decoder = _unfilled(config, channels=channels, vocabulary_size=vocabulary_size).eval()
     with torch.device("meta"):
-        memory = decoder.remember(Features(torch.empty(1, regions, channels)))
-        carry = decoder.start(memory, 1)
+        memory = decoder.encode_memory(Features(torch.empty(1, regions, channels)))
+        state = decoder.init_state(memory, 1)
         for t in range(words):
             live = width if t else 1
-            step, carry = decoder.step(torch.empty(1, live, dtype=torch.int64), carry, memory)
+            step, state = decoder.step(torch.empty(1, live, dtype=torch.int64), state, memory)
             decoder.logits(step.hidden)
-            carry = select(carry, torch.empty(1, width, dtype=torch.int64))
-    return carry
+            state = reorder_state(state, torch.empty(1, width, dtype=torch.int64))
+    return state
 
 
 @contextmanager

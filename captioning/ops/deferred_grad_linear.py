@@ -12,7 +12,7 @@ from captioning.ops.packed_linear import product
 from captioning.ops.time_loop import Product
 
 
-class LoopLinear:
+class DeferredGradLinear:
     """A `nn.Linear` without bias for use T times in a loop, with the weight's gradient computed once, behind it.
 
     Autograd would compute T products of a (out, rows) by a (rows, in) matrix, each reading and writing the

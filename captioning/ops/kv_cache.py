@@ -12,7 +12,7 @@ SPARE = 24
 """Words a sequence that room is made for at a time: most captions are done with that, and nothing is copied."""
 
 
-class Room:
+class KVBuffer:
     """Keys and values of all layers with space behind them, for words to be added without copying those before.
 
     The one thing here that changes: words are written behind the `filled` first, which no one has seen yet.
@@ -22,19 +22,19 @@ class Room:
     def __init__(self, held: list[Tensor], filled: int):
         self.held, self.filled = held, filled  # a layer's keys and values: (2, B, capacity, H)
 
-    def with_more(self, kept: int, count: int) -> Room:
+    def with_more(self, kept: int, count: int) -> KVBuffer:
         """A room that holds the first `kept` words of this one, `count` more being claimed behind them."""
         if torch.is_grad_enabled():
-            return Room(list(self.held), kept + count)
+            return KVBuffer(list(self.held), kept + count)
         taken = self.filled != kept  # another continuation of these words has claimed the place behind them
         if taken or kept + count > self.held[0].shape[2]:
             held = (each[:, :, :kept] for each in self.held)
-            return Room(_spacious(held, count=count), kept + count)
+            return KVBuffer(_spacious(held, count=count), kept + count)
         self.filled = kept + count
         return self
 
 
-class Prefixes(NamedTuple):
+class KVCache(NamedTuple):
     """A key/value cache: the words that an image's K hypotheses have read, as a tree of U words.
 
     The hypotheses of a trained model's beam have most of their words in common. A cache of K x t words would
@@ -43,10 +43,10 @@ class Prefixes(NamedTuple):
     """
 
     own: Tensor  # (B, K, t) int64: which of the U words are those of each sequence, in their order
-    room: Room
+    room: KVBuffer
     kept: int  # U
 
-    def longer(self) -> tuple[Prefixes, Tensor]:
+    def longer(self) -> tuple[KVCache, Tensor]:
         """With one more word a sequence behind the others, yet to be written by `add`.
 
         Returns:
@@ -58,7 +58,7 @@ class Prefixes(NamedTuple):
         own = torch.cat([self.own, new[..., None]], 2)
         allowed = torch.zeros(images, width, self.kept + width, dtype=torch.bool, device=own.device)
         room = self.room.with_more(self.kept, width)
-        return Prefixes(own, room, self.kept + width), allowed.scatter_(2, own, True)[:, None]
+        return KVCache(own, room, self.kept + width), allowed.scatter_(2, own, True)[:, None]
 
     def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new words' (B, K, H) and give those of all U + K words, (B, U + K, H)."""
@@ -73,8 +73,8 @@ class Prefixes(NamedTuple):
         """What is held, without the room that is empty yet."""
         return [self.own, *(each[:, :, : self.kept] for each in self.room.held)]
 
-    def select(self, parents: Tensor) -> Prefixes:
-        """As `base.select`, without the words that no sequence has any more."""
+    def reorder(self, parents: Tensor) -> KVCache:
+        """As `base.reorder_state`, without the words that no sequence has any more."""
         own = self.own.gather(1, parents[..., None].expand(-1, -1, self.own.shape[2]))  # (B, W, t)
         images, kept = len(own), self.kept
         if own.is_meta or not kept:  # how many words are left cannot be known without numbers
@@ -92,8 +92,8 @@ class Prefixes(NamedTuple):
         moved = (
             each.flatten(1, 2).index_select(1, rows.flatten()).unflatten(1, order.shape) for each in held
         )
-        room = Room(_spacious(moved, count=parents.shape[1]), most)
-        return Prefixes(place.gather(1, own.flatten(1)).view_as(own), room, most)
+        room = KVBuffer(_spacious(moved, count=parents.shape[1]), most)
+        return KVCache(place.gather(1, own.flatten(1)).view_as(own), room, most)
 
 
 def _spacious(words: Iterable[Tensor], *, count: int) -> list[Tensor]:
@@ -113,7 +113,7 @@ def _spacious(words: Iterable[Tensor], *, count: int) -> list[Tensor]:
     return held
 
 
-def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> Prefixes:
+def no_words(like: Tensor, *, images: int, width: int, size: int, layers: int) -> KVCache:
     """Before the first word; `like` tells type and device."""
     own = torch.empty(images, width, 0, dtype=torch.int64, device=like.device)
-    return Prefixes(own=own, room=Room([like.new_empty(2, images, 0, size)] * layers, 0), kept=0)
+    return KVCache(own=own, room=KVBuffer([like.new_empty(2, images, 0, size)] * layers, 0), kept=0)

@@ -22,7 +22,7 @@ def sinusoids(positions: Tensor, size: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
-def rotated(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
+def apply_rope(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
     """Su et al. 2021, eq. 34: in each head of size d, numbers 2i and 2i + 1 are turned by p / 10000^(2i / d).
 
     The product of a query and a key so turned depends on their distance alone.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioning.tensors import Step, Steps
+from captioning.tensors import SequenceOutput, StepOutput
 
-Carry = TypeVar("Carry")
+State = TypeVar("State")
 Product = Callable[[Tensor], Tensor]
-"""(..., in) -> (..., out): a `LoopLinear`."""
+"""(..., in) -> (..., out): a `DeferredGradLinear`."""
 
 
 class Running(NamedTuple):
@@ -37,18 +37,18 @@ class Running(NamedTuple):
         return torch.stack([F.pad(part, (0, 0, 0, self.width - part.shape[1])) for part in parts], 2)
 
 
-def running_of(words: Tensor, running: Sequence[int] | None) -> Running:
+def batch_sizes_of(words: Tensor, batch_sizes: Sequence[int] | None) -> Running:
     """What `Decoder.forward` is told about `words` (B, K, T)."""
     images, width, length = words.shape
-    return Running(images, width, (width,) * length if running is None else tuple(running))
+    return Running(images, width, (width,) * length if batch_sizes is None else tuple(batch_sizes))
 
 
 def loop(
-    running: Running,
+    batch_sizes: Running,
     said: Tensor,
-    carry: Carry,
-    cell: Callable[[Tensor, Carry], tuple[Step, Carry]],
-) -> Steps:
+    state: State,
+    cell: Callable[[Tensor, State], tuple[StepOutput, State]],
+) -> SequenceOutput:
     """Step through the words that run.
 
     Args:
@@ -57,26 +57,26 @@ def loop(
         cell: a step, from what one word says (B, k, X) and the carry of k sequences.
     """
     steps = []
-    count = running.width
-    for each in running.parted(said):
+    count = batch_sizes.width
+    for each in batch_sizes.parted(said):
         if each.shape[1] < count:
             count = each.shape[1]
-            carry = _first(carry, count)
-        step, carry = cell(each, carry)
+            state = _first(state, count)
+        step, state = cell(each, state)
         steps.append((step.hidden, step.attention))  # the gates are not kept: nothing learns from them
     attention = [each for _, each in steps if each is not None]
-    return Steps(
-        hidden=running.stacked([hidden for hidden, _ in steps]),
-        attention=running.stacked(attention) if attention else None,
+    return SequenceOutput(
+        hidden=batch_sizes.stacked([hidden for hidden, _ in steps]),
+        attention=batch_sizes.stacked(attention) if attention else None,
     )
 
 
-def _first(carry: Any, count: int) -> Any:
+def _first(state: Any, count: int) -> Any:
     """The first `count` sequences of each image."""
-    if isinstance(carry, Tensor):
-        return carry[:, :count]
-    parts = [_first(part, count) for part in carry]
-    return type(carry)(*parts) if hasattr(carry, "_fields") else tuple(parts)
+    if isinstance(state, Tensor):
+        return state[:, :count]
+    parts = [_first(part, count) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def read(
@@ -99,27 +99,29 @@ class Reader(Protocol):
     dropout: nn.Dropout
     word_gates: nn.Linear
 
-    def start(self, memory: Any, width: int) -> Any: ...
+    def init_state(self, memory: Any, num_sequences: int) -> Any: ...
 
     def products(self) -> Any:
         """The products of its step, for use in a loop."""
 
-    def cell_step(self, said: Tensor, carry: Any, memory: Any, products: Any) -> tuple[Step, Any]:
+    def cell_step(self, said: Tensor, state: Any, memory: Any, products: Any) -> tuple[StepOutput, Any]:
         """One step for what words (B, K) say to the gates, (B, K, X)."""
 
 
-def read_word(decoder: Reader, words: Tensor, carry: Any, memory: Any) -> tuple[Step, Any]:
+def read_word(decoder: Reader, words: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
     """`Decoder.step` of a `Reader`."""
     _, said = read(words, decoder.embedding, decoder.dropout, decoder.word_gates)
-    return decoder.cell_step(said, carry, memory, decoder.products())
+    return decoder.cell_step(said, state, memory, decoder.products())
 
 
-def read_words(decoder: Reader, words: Tensor, memory: Any, running: Sequence[int] | None) -> Steps:
+def read_words(
+    decoder: Reader, words: Tensor, memory: Any, batch_sizes: Sequence[int] | None
+) -> SequenceOutput:
     """`Decoder.forward` of a `Reader`: what all words say in one large product, then the loop."""
-    runs, products = running_of(words, running), decoder.products()
+    runs, products = batch_sizes_of(words, batch_sizes), decoder.products()
     return loop(
         runs,
         decoder.word_gates(decoder.dropout(decoder.embedding(runs.gathered(words)))),
-        decoder.start(memory, runs.width),
-        lambda said, carry: decoder.cell_step(said, carry, memory, products),
+        decoder.init_state(memory, runs.width),
+        lambda said, state: decoder.cell_step(said, state, memory, products),
     )

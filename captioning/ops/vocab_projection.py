@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from captioning.ops.packed_linear import onednn
 
 
-class WordScores(nn.Linear):
+class VocabProjection(nn.Linear):
     """`nn.Linear` to a vocabulary, (..., H) -> (..., V), by oneDNN on a CPU.
 
     MKL takes up to half as long again where the rows of the result do not begin at whole cache lines, as with
@@ -22,7 +22,7 @@ class WordScores(nn.Linear):
         if not onednn(self.weight) or torch.compiler.is_compiling():
             return super().forward(x)
         if torch.is_grad_enabled():
-            return _WordScores.apply(x, self.weight, self.bias)
+            return _VocabProjection.apply(x, self.weight, self.bias)
         return _scores(x, self.weight, self.bias)
 
 
@@ -30,7 +30,7 @@ def _scores(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _WordScores(torch.autograd.Function):
+class _VocabProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)

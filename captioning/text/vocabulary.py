@@ -65,7 +65,7 @@ class Vocabulary:
         return {word: number for number, word in enumerate(self.words)}
 
     @property
-    def unwanted(self) -> tuple[int, ...]:
+    def suppress_ids(self) -> tuple[int, ...]:
         """Ids that no search may produce."""
         return (self.pad, self.start, self.unk)
 

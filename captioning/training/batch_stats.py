@@ -20,7 +20,7 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch, pad: int) -> Size:
-        return cls(batch.tokens, int((batch.words[..., 1] != pad).sum()), len(batch.image_ids))
+        return cls(batch.tokens, int((batch.ids[..., 1] != pad).sum()), len(batch.image_ids))
 
 
 class Loss(NamedTuple):

@@ -91,7 +91,7 @@ class State(NamedTuple):
                 weight_decay=config.weight_decay,
                 fused=True,
             ),
-            average=Average(captioner, config.average),
+            average=Average(captioner, config.ema_decay),
             scaler=torch.amp.GradScaler(
                 device.type, enabled=config.precision == "fp16" and device.type != "cpu"
             ),

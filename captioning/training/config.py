@@ -118,12 +118,12 @@ class TrainingConfig:
     """How a model is trained: one phase of it.
 
     Attributes:
-        images, captions: a batch is `images` images with `captions` captions each (fewer are padded, of more
-            a new draw is made each epoch); the images' features are computed and remembered once.
-        tokens: fill batches up to so many words instead, padding counted (see `order_by_tokens`); `images` is not
-            read then.
+        batch_size, captions_per_image: images in a batch, and captions of each image. Images with fewer captions are
+            padded; of images with more, each epoch draws anew. An image's features are computed once.
+        max_tokens: fill batches up to that many tokens instead, padding included (see `token_batches`);
+            `batch_size` is ignored then.
         accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
-        clip, clip_value: most that the gradient's norm, and each number of it, may be (0: any).
+        grad_clip_norm, grad_clip_value: most that the gradient's norm, and each number of it, may be (0: any).
         precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
         compile: the forward pass of a decoder that reads all words at once by torch.compile. On a CPU it took minutes
             to begin and was no faster; not measured on a GPU. A resumed run is then equal but for rounding. Of
@@ -138,26 +138,26 @@ class TrainingConfig:
         embedding_dropout: share of the vocabulary whose embeddings are zero in an update (Gal and Ghahramani 2016),
             drawn anew each batch, as Merity et al. 2018 do. Of cross-entropy alone.
         scheduled_sampling: read some of the model's own words; null: those of the captions. Of cross-entropy alone.
-        average: decay a step of an exponential moving average of the weights, which is then what is
+        ema_decay: decay a step of an exponential moving average of the weights, which is then what is
             validated and saved (0: none).
         patience: validations without a better `metric` before a phase ends.
         save_every: updates between checkpoints within an epoch (null: only at its end).
         keep: checkpoints kept, the last and those before it.
-        bad_steps: updates in a row without a finite gradient before the run stops; fewer are skipped.
+        max_nonfinite_steps: updates in a row without a finite gradient before the run stops; fewer are skipped.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
     epochs: Count = 20
-    images: Count = 16
-    captions: Count = 5
-    tokens: Count | None = None
+    batch_size: Count = 16
+    captions_per_image: Count = 5
+    max_tokens: Count | None = None
     accumulate: Count = 1
     optimizer: Literal["adam", "adamw"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: NotNegative = 0.0
-    clip: NotNegative = 5.0
-    clip_value: NotNegative = 0.0
+    grad_clip_norm: NotNegative = 5.0
+    grad_clip_value: NotNegative = 0.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     schedule: ScheduleConfig = field(default_factory=CosineConfig)
@@ -169,7 +169,7 @@ class TrainingConfig:
     r_drop: NotNegative = 0.0
     embedding_dropout: Share = 0.0
     scheduled_sampling: ScheduledSamplingConfig | None = None
-    average: Share = 0.0
+    ema_decay: Share = 0.0
     metric: Literal["CIDEr-D", "CIDEr", "Bleu_4", "Bleu_1", "ROUGE_L"] = "CIDEr-D"
     validate_every: Count = 1
     patience: Count = 5
@@ -179,7 +179,7 @@ class TrainingConfig:
     log_every: Count = 50
     save_every: Count | None = 1000
     keep: Count = 2
-    bad_steps: Count = 5
+    max_nonfinite_steps: Count = 5
 
     def __post_init__(self) -> None:
         unread = [name for name in OF_CROSS_ENTROPY if getattr(self, name)]
@@ -199,6 +199,6 @@ OF_CROSS_ENTROPY = (
 )
 """Settings that self-critical training would not read."""
 
-LATER = ("tokens", *OF_CROSS_ENTROPY)
+LATER = ("max_tokens", *OF_CROSS_ENTROPY)
 """Settings that came after the first runs. Off, as they are by default, they take no part in a run's fingerprint:
 checkpoints of before go on to fit."""

@@ -78,7 +78,7 @@ def _existing(folder: Path) -> Path:
 def explained(*, images: int, captions: int, tokens: int | None) -> Iterator[None]:
     """Errors of the machine as one sentence for the user."""
     size = f"{tokens} tokens" if tokens else f"{images} images x {captions} captions"
-    setting = "training.tokens" if tokens else "training.images"
+    setting = "training.max_tokens" if tokens else "training.batch_size"
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

@@ -24,9 +24,9 @@ from captioning.loaders.batches import (
     EncodedCaptions,
     Images,
     TrainingBatches,
+    bucketed_batches,
     loader,
-    order,
-    order_by_tokens,
+    token_batches,
 )
 from captioning.tensors import Batch
 from captioning.training import checkpoint
@@ -35,18 +35,18 @@ from captioning.training.checkpoint import Progress, State
 from captioning.training.config import TrainingConfig
 from captioning.training.distributed import World
 from captioning.training.interruptions import Signals, disk_may_fill, explained
-from captioning.training.loss_weights import weigh
-from captioning.training.objective import objective, precise
+from captioning.training.loss_weights import compute_loss_weights
+from captioning.training.objective import autocast_context, objective
 from captioning.training.tracking import Tracker
 from captioning.training.validation import Interrupted, Validation, Validator
 from captioning.utils.files import append_jsonl
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 
 
 class Data(NamedTuple):
     """What the loop trains on and validates with."""
 
-    ids: Compact  # of the images of the training split
+    ids: PackedStrings  # of the images of the training split
     captions: EncodedCaptions
     images: Images
     validator: Validator
@@ -87,7 +87,9 @@ def train(
         if number > progress.phase:
             progress.begin_phase()
             load_weights(captioner, run.folder / "model" / "model.safetensors")
-        with explained(images=config.images, captions=config.captions, tokens=config.tokens):
+        with explained(
+            images=config.batch_size, captions=config.captions_per_image, tokens=config.max_tokens
+        ):
             _phase(
                 captioner, data, config, run, progress, resume=resume if number == progress.phase else None
             )
@@ -113,7 +115,7 @@ def _phase(
         checkpoint.load(resume, state)
         run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
-    weights = weigh(data.captions, captioner.vocabulary, config)
+    weights = compute_loss_weights(data.captions, captioner.vocabulary, config)
     goal: Any = objective(
         captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed, say=run.say
     )
@@ -152,7 +154,7 @@ def _phase(
             for batch, last in zip(batches, [*[False] * (len(batches) - 1), True], strict=True):
                 with (
                     contextlib.nullcontext() if last or world.size == 1 else goal.no_sync(),
-                    precise(config, device),
+                    autocast_context(config, device),
                 ):
                     loss = goal(batch, update)
                 scaler.scale(loss.value * world.size).backward()  # which averages gradients over processes
@@ -162,10 +164,10 @@ def _phase(
             norm = get_total_norm([each.grad for each in trained if each.grad is not None])
             if torch.isfinite(norm):
                 progress.bad_steps = 0
-                if config.clip and norm > config.clip:
-                    clip_grads_with_norm_(trained, config.clip, norm)
-                if config.clip_value:
-                    clip_grad_value_(trained, config.clip_value)
+                if config.grad_clip_norm and norm > config.grad_clip_norm:
+                    clip_grads_with_norm_(trained, config.grad_clip_norm, norm)
+                if config.grad_clip_value:
+                    clip_grad_value_(trained, config.grad_clip_value)
                 scaler.step(optimizer)
                 average.update(progress.phase_step)
                 progress.add(dict(zip(parts, world.summed(list(parts.values())), strict=True)))
@@ -248,7 +250,7 @@ def _updates(
         data.ids,
         data.captions,
         data.images,
-        width=config.captions,
+        width=config.captions_per_image,
         pad=pad,
         seed=run.seed,
         epoch=epoch,
@@ -262,11 +264,11 @@ def _updates(
 
 
 def _batches(data: Data, config: TrainingConfig, seed: int, epoch: int) -> list[np.ndarray]:
-    if config.tokens:
-        return order_by_tokens(
-            data.captions, tokens=config.tokens, width=config.captions, seed=seed, epoch=epoch
+    if config.max_tokens:
+        return token_batches(
+            data.captions, tokens=config.max_tokens, width=config.captions_per_image, seed=seed, epoch=epoch
         )
-    return order(data.captions, size=config.images, seed=seed, epoch=epoch)
+    return bucketed_batches(data.captions, size=config.batch_size, seed=seed, epoch=epoch)
 
 
 def _count(batches: Sequence[np.ndarray], config: TrainingConfig) -> int:
@@ -275,7 +277,7 @@ def _count(batches: Sequence[np.ndarray], config: TrainingConfig) -> int:
 
 
 def _nothing(batch: Batch, pad: int) -> Batch:
-    return batch._replace(image_ids=[], words=torch.full_like(batch.words, pad), tokens=0)
+    return batch._replace(image_ids=[], ids=torch.full_like(batch.ids, pad), tokens=0)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -291,7 +293,7 @@ def _bad_step(
     path = run.folder / "bad_steps.jsonl"
     if run.world.first:
         append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
-    if progress.bad_steps >= config.bad_steps:
+    if progress.bad_steps >= config.max_nonfinite_steps:
         raise UserError(
             f"step {progress.step}: the gradient is {norm}, for {progress.bad_steps} updates in a row ({path} lists "
             "their images); lower training.learning_rate"

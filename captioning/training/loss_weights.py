@@ -22,7 +22,9 @@ class Weights(NamedTuple):
     words: np.ndarray | None = None  # (V,) float32
 
 
-def weigh(captions: EncodedCaptions, vocabulary: Vocabulary, config: TrainingConfig) -> Weights:
+def compute_loss_weights(
+    captions: EncodedCaptions, vocabulary: Vocabulary, config: TrainingConfig
+) -> Weights:
     """The weights that `config` asks for. `captions` are those of the training split, each counted once."""
     own = words = None
     target = np.ones(len(captions.words), bool)

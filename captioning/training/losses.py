@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from captioning.tensors import Looked
+from captioning.tensors import SampledRegions
 
 
 def cross_entropy(
@@ -61,8 +61,8 @@ def divergence(logits: Tensor, others: Tensor) -> Tensor:
     Args:
         logits, others: (M, V) each, of p and of q. The gradient goes to both.
     """
-    logp, logq = torch.log_softmax(logits, -1), torch.log_softmax(others, -1)
-    return ((logp.exp() - logq.exp()) * (logp - logq)).sum() / 2
+    logprob, logq = torch.log_softmax(logits, -1), torch.log_softmax(others, -1)
+    return ((logprob.exp() - logq.exp()) * (logprob - logq)).sum() / 2
 
 
 def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
     return ((1 - total).square().mean(-1) * there).sum()
 
 
-def caption_logp(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+def caption_logprobs(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     """Log-likelihood of captions (B, K), nats, without gradient; 0 where there is none.
 
     Args:
@@ -88,12 +88,12 @@ def caption_logp(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         targets: (M,) int64.
         counts: (B, K, T) bool, True at the M words that count.
     """
-    logp = torch.zeros(counts.shape, dtype=logits.dtype, device=logits.device)
-    logp[counts] = -F.cross_entropy(logits.detach(), targets, reduction="none")
-    return logp.sum(-1)
+    logprob = torch.zeros(counts.shape, dtype=logits.dtype, device=logits.device)
+    logprob[counts] = -F.cross_entropy(logits.detach(), targets, reduction="none")
+    return logprob.sum(-1)
 
 
-def hard_attention(attention: Tensor, looked: Looked, logp: Tensor, counts: Tensor) -> Tensor:
+def hard_attention(attention: Tensor, looked: SampledRegions, logprob: Tensor, counts: Tensor) -> Tensor:
     """Sum over captions of what a decoder learns from where it has looked (Xu et al. 2015, section 4.1).
 
     -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992). Then
@@ -102,17 +102,17 @@ def hard_attention(attention: Tensor, looked: Looked, logp: Tensor, counts: Tens
 
     Args:
         attention: (B, K, T, N).
-        logp: (B, K), `caption_logp`.
+        logprob: (B, K), `caption_logprobs`.
         counts: (B, K, T) bool, True at the words that count.
     """
     counts = counts & looked.sampled[..., None]
     there = counts.any(-1)  # (B, K)
-    mean = (logp * there).sum() / there.sum().clamp(min=1)
+    mean = (logprob * there).sum() / there.sum().clamp(min=1)
     baseline = torch.where(looked.baseline.isnan(), mean, looked.baseline)
     chosen = attention.gather(-1, looked.regions[..., None])[..., 0].where(counts, 1.0)  # (B, K, T)
     # a weight that has vanished has no part in the entropy, and no infinite slope
     entropy = torch.special.entr(attention.clamp(min=torch.finfo(attention.dtype).tiny)).sum(-1)
-    advantage = (logp - baseline)[..., None]
+    advantage = (logprob - baseline)[..., None]
     loss = -looked.reward * (advantage * chosen.log()).sum() - looked.entropy * (entropy * counts).sum()
     looked.baseline.copy_(torch.where(there.any(), baseline.lerp(mean, 0.1), looked.baseline))
     return loss

@@ -14,13 +14,13 @@ from captioning.captioner.captioner import Captioner
 from captioning.errors import UserError
 from captioning.loaders.batches import EncodedCaptions
 from captioning.records import ImageId
-from captioning.tensors import Batch, Steps
+from captioning.tensors import Batch, SequenceOutput
 from captioning.training.batch_stats import Loss, Size
 from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
 from captioning.training.loss_weights import Weights
 from captioning.training.losses import (
-    caption_logp,
+    caption_logprobs,
     cross_entropy,
     divergence,
     doubly_stochastic,
@@ -49,7 +49,7 @@ class CrossEntropy(nn.Module):
         config: TrainingConfig,
         *,
         word_weights: Tensor | None = None,
-        forward_of_decoder: Callable[..., Steps] | None = None,
+        forward_of_decoder: Callable[..., SequenceOutput] | None = None,
     ):
         """
         Args:
@@ -64,15 +64,15 @@ class CrossEntropy(nn.Module):
         captioner, config = self.captioner, self.config
         decoder, pad = captioner.decoder, captioner.vocabulary.pad
         device = next(decoder.parameters()).device
-        words = batch.words.to(device, non_blocking=True)
-        memory = decoder.remember(captioner.features(to_device(batch.images, device)))
-        read = self._read(words[..., :-1], memory, batch.running, epoch=update.epoch)
+        words = batch.ids.to(device, non_blocking=True)
+        memory = decoder.encode_memory(captioner.features(to_device(batch.images, device)))
+        read = self._read(words[..., :-1], memory, batch.batch_sizes, epoch=update.epoch)
         copies = 2 if config.r_drop else 1
-        said, running = words[..., 1:], batch.running
+        said, batch_sizes = words[..., 1:], batch.batch_sizes
         if copies > 1:  # the copies of a caption are neighbours, so the longest still come first
             said, read = (each.repeat_interleave(copies, 1) for each in (said, read))
-            running = tuple(copies * count for count in running)
-        steps = self._steps(read, memory, running)
+            batch_sizes = tuple(copies * count for count in batch_sizes)
+        steps = self._steps(read, memory, batch_sizes)
         targets = said.flatten()
         counts = (targets != pad).nonzero().squeeze(1)  # the positions that count
         hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
@@ -88,8 +88,8 @@ class CrossEntropy(nn.Module):
             sums["divergence"] = apart.detach()
         if steps.looked is not None and steps.attention is not None:
             valid = said != pad
-            logp = caption_logp(logits, targets[counts], valid)
-            learned = hard_attention(steps.attention, steps.looked, logp, valid)
+            logprob = caption_logprobs(logits, targets[counts], valid)
+            learned = hard_attention(steps.attention, steps.looked, logprob, valid)
             value = value + learned / copies / update.tokens
         if config.doubly_stochastic:
             if steps.attention is None:
@@ -100,7 +100,7 @@ class CrossEntropy(nn.Module):
             value = value + config.doubly_stochastic / copies / update.captions * penalty
         return Loss(value, sums, batch.tokens)
 
-    def _read(self, words: Tensor, memory: Any, running: tuple[int, ...], *, epoch: int) -> Tensor:
+    def _read(self, words: Tensor, memory: Any, batch_sizes: tuple[int, ...], *, epoch: int) -> Tensor:
         """What is read for `words` (B, K, T)."""
         scheduled = self.config.scheduled_sampling
         probability = scheduled.probability(epoch) if scheduled else 0.0
@@ -110,23 +110,23 @@ class CrossEntropy(nn.Module):
             self.captioner.decoder,
             memory,
             words,
-            running,
+            batch_sizes,
             vocabulary=self.captioner.vocabulary,
             probability=probability,
             passes=scheduled.passes,
         )
 
-    def _steps(self, read: Tensor, memory: Any, running: tuple[int, ...]) -> Steps:
+    def _steps(self, read: Tensor, memory: Any, batch_sizes: tuple[int, ...]) -> SequenceOutput:
         decoder, share = self.captioner.decoder, self.config.embedding_dropout
         if self.forward_of_decoder:
             return self.forward_of_decoder(read, memory)
         if not share:
-            return decoder(read, memory, running)
+            return decoder(read, memory, batch_sizes)
         table = decoder.embedding.weight
         kept = F.dropout(table.new_ones(len(table), 1), share)
         # a matrix that is also the last product (`tied`) stays as it is there
         return functional_call(
-            decoder, {"embedding.weight": table * kept}, (read, memory, running), tie_weights=False
+            decoder, {"embedding.weight": table * kept}, (read, memory, batch_sizes), tie_weights=False
         )
 
     def _weights(self, batch: Batch, said: Tensor, counts: Tensor, *, copies: int) -> Tensor | None:
@@ -178,7 +178,7 @@ def objective(
     return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
 
 
-def precise(config: TrainingConfig, device: torch.device) -> torch.autocast:
+def autocast_context(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """The context in which the forward pass runs."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     enabled = config.precision != "fp32" and device.type != "cpu"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Steps = Annotated[int, Field(ge=0)]
+SequenceOutput = Annotated[int, Field(ge=0)]
 
 
 def _warmed(step: int, warmup: int) -> float:
@@ -22,7 +22,7 @@ class ConstantConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["constant"] = "constant"
-    warmup: Steps = 0
+    warmup: SequenceOutput = 0
 
     def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
         return _warmed(step, self.warmup)
@@ -34,7 +34,7 @@ class CosineConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["cosine"] = "cosine"
-    warmup: Steps = 200
+    warmup: SequenceOutput = 200
     final: Annotated[float, Field(ge=0, le=1)] = 0.02
 
     def factor(self, step: int, *, steps_per_epoch: int, epochs: int, scores: Sequence[float] = ()) -> float:
@@ -50,7 +50,7 @@ class StepConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["step"] = "step"
-    warmup: Steps = 0
+    warmup: SequenceOutput = 0
     every: Annotated[int, Field(ge=1)] = 3
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
 
@@ -79,7 +79,7 @@ class PlateauConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["plateau"] = "plateau"
-    warmup: Steps = 0
+    warmup: SequenceOutput = 0
     stale: Annotated[int, Field(ge=1)] = 3
     decay: Annotated[float, Field(gt=0, le=1)] = 0.8
 

@@ -20,7 +20,7 @@ def own_words(
     decoder: Decoder,
     memory: Any,
     words: Tensor,
-    running: Sequence[int],
+    batch_sizes: Sequence[int],
     *,
     vocabulary: Vocabulary,
     probability: float,
@@ -38,7 +38,7 @@ def own_words(
 
     Args:
         words: (B, K, T) int64, what is read. `<start>`, `<end>` and `<pad>` are never replaced.
-        running: as for `Decoder.forward`.
+        batch_sizes: as for `Decoder.forward`.
 
     Random numbers are torch's own; the loop sets them by (seed, step, rank).
     """
@@ -48,7 +48,7 @@ def own_words(
     chance = torch.rand(words.shape, dtype=torch.float64, device=words.device)
     mixed = words
     for _ in range(passes):
-        hidden = decoder(mixed, memory, running).hidden[:, :, :-1][
+        hidden = decoder(mixed, memory, batch_sizes).hidden[:, :, :-1][
             own[..., 1:]
         ]  # (M, H), each before an own word
         drawn = [
@@ -61,7 +61,7 @@ def own_words(
 
 def _drawn(logits: Tensor, chance: Tensor, vocabulary: Vocabulary) -> Tensor:
     """(M,) int64 words, the first whose cumulated probability is above `chance` (M,), 0 to 1."""
-    never = torch.tensor([*vocabulary.unwanted, vocabulary.end], device=logits.device)
+    never = torch.tensor([*vocabulary.suppress_ids, vocabulary.end], device=logits.device)
     total = logits.double().index_fill(1, never, float("-inf")).softmax(1).cumsum(1)
     # the last total may fall short of 1, and words that are never drawn may stand there: scaled, none is met
     return torch.searchsorted(total, (chance * total[:, -1])[:, None], right=True)[:, 0]

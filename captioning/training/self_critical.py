@@ -15,7 +15,7 @@ from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import key
 from captioning.generation import GreedyConfig, SampleConfig, SearchConfig, search
 from captioning.metrics.evaluation import BAD_ENDINGS
-from captioning.models.decoders.base import Decoder, select
+from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.records import ImageId
 from captioning.tensors import Batch, Hypotheses
 from captioning.text.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ class SelfCritical(nn.Module):
         captioner, config = self.captioner.eval(), self.config
         decoder, vocabulary = captioner.decoder, captioner.vocabulary
         device = next(decoder.parameters()).device
-        memory = decoder.remember(captioner.features(to_device(batch.images, device)))
+        memory = decoder.encode_memory(captioner.features(to_device(batch.images, device)))
         ids = batch.image_ids or [next(iter(self.numbers))]  # a share of nothing is one image, weighted by 0
         drawing = replace(self.sample, seed=_seed(self.seed, update.step))
         drawn = found(decoder, memory, drawing, vocabulary, ids)
@@ -67,11 +67,11 @@ class SelfCritical(nn.Module):
             baseline = self._reward(found(decoder, memory, self.greedy, vocabulary, ids), ids)
         else:
             baseline = (reward.sum(1, keepdim=True) - reward) / (config.samples - 1)
-        logp = caption_logp(decoder, memory, drawn, vocabulary, temperature=config.temperature)
+        logprob = caption_logprobs(decoder, memory, drawn, vocabulary, temperature=config.temperature)
         counts = float(bool(batch.image_ids))
-        loss = -counts * ((reward - baseline).to(logp) * logp).sum()
+        loss = -counts * ((reward - baseline).to(logprob) * logprob).sum()
         lengths = drawn.lengths - drawn.finished.long()
-        last = drawn.words.gather(2, (lengths - 1)[..., None])[..., 0]
+        last = drawn.ids.gather(2, (lengths - 1)[..., None])[..., 0]
         sums = {
             "loss": loss.detach(),
             "reward": counts * reward.sum(),
@@ -84,7 +84,7 @@ class SelfCritical(nn.Module):
     def _reward(self, captions: Hypotheses, ids: Sequence[ImageId]) -> Tensor:
         """(B, K) float64, on the CPU."""
         images = np.array([self.numbers[image_id] for image_id in ids])
-        words, lengths = captions.words.cpu().numpy(), captions.lengths.cpu().numpy()
+        words, lengths = captions.ids.cpu().numpy(), captions.lengths.cpu().numpy()
         rewards = self.references.score(images, words, lengths)
         return torch.from_numpy(self.config.cider * rewards.cider + self.config.bleu * rewards.bleu)
 
@@ -101,13 +101,13 @@ def found(
         config,
         start=vocabulary.start,
         end=vocabulary.end,
-        unwanted=vocabulary.unwanted,
+        suppress_ids=vocabulary.suppress_ids,
         keys=torch.tensor([key(image_id) for image_id in ids], device=device),
     )
-    return select(result, result.lengths.argsort(dim=1, descending=True, stable=True))
+    return reorder_state(result, result.lengths.argsort(dim=1, descending=True, stable=True))
 
 
-def caption_logp(
+def caption_logprobs(
     decoder: Decoder, memory: Any, drawn: Hypotheses, vocabulary: Vocabulary, *, temperature: float
 ) -> Tensor:
     """Log-probability (B, K) of the captions under the distribution that they were drawn from, with gradient.
@@ -118,7 +118,7 @@ def caption_logp(
     Args:
         drawn: longest first in each image.
     """
-    words, lengths = drawn.words, drawn.lengths
+    words, lengths = drawn.ids, drawn.lengths
     length = words.shape[2]
     valid = torch.arange(length, device=words.device) < lengths[..., None]  # (B, K, T)
     read = F.pad(words[..., :-1], (1, 0), value=vocabulary.start)
@@ -126,11 +126,11 @@ def caption_logp(
     counts = valid.flatten().nonzero().squeeze(1)  # the positions that count
     logits = decoder.logits(steps.hidden.flatten(0, 2).index_select(0, counts))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    never = torch.tensor(vocabulary.unwanted, device=words.device)
+    never = torch.tensor(vocabulary.suppress_ids, device=words.device)
     logits.index_fill_(1, never, float("-inf"))
     logits[:, vocabulary.end].masked_fill_(counts % length == 0, float("-inf"))
-    logp = -F.cross_entropy(logits, words.flatten()[counts], reduction="none")
-    total = logp.new_zeros(lengths.numel()).index_add(0, counts // length, logp)
+    logprob = -F.cross_entropy(logits, words.flatten()[counts], reduction="none")
+    total = logprob.new_zeros(lengths.numel()).index_add(0, counts // length, logprob)
     return total.view(lengths.shape)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captioning import metrics
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.generation import SearchConfig
 from captioning.loaders.batches import EncodedCaptions, Images, pack
 from captioning.records import ImageId, ImageRecord, Prediction
@@ -78,7 +78,7 @@ class Validator:
         for numbers, ids, features in self._features(captioner, device, mine):
             if signals and signals.caught:
                 raise Interrupted
-            shown += describe(captioner, features, ids, config=self.search)
+            shown += generate_captions(captioner, features, ids, config=self.search)
             more, counted = self._loss(captioner, features, numbers)
             loss, tokens = loss + more, tokens + counted
         predictions = world.joined(shown)
@@ -103,9 +103,9 @@ class Validator:
         vocabulary = captioner.vocabulary
         width = int((self.captions.first[numbers + 1] - self.captions.first[numbers]).max())
         chosen = [self.captions.of_image(int(number), width, np.random.default_rng(0)) for number in numbers]
-        words, running, tokens = pack(chosen, width=width, pad=vocabulary.pad)
+        words, batch_sizes, tokens = pack(chosen, width=width, pad=vocabulary.pad)
         words = words.to(features.regions.device)
-        steps = captioner.decoder(words[..., :-1], captioner.decoder.remember(features), running)
+        steps = captioner.decoder(words[..., :-1], captioner.decoder.encode_memory(features), batch_sizes)
         targets = words[..., 1:]
         counts = targets != vocabulary.pad
         logits = captioner.decoder.logits(steps.hidden[counts])

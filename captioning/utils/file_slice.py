@@ -16,7 +16,7 @@ from captioning.errors import UserError
 _PATH = re.compile(r"(.+)@(\d+)\+(\d+)\+([0-9a-f]{8})/([^/]+)", re.DOTALL)
 
 
-class Member(NamedTuple):
+class FileSlice(NamedTuple):
     """`size` bytes of the file `container`, from `offset` on; `crc` is their CRC-32."""
 
     container: str
@@ -30,7 +30,7 @@ class Member(NamedTuple):
         return f"{self.container}@{self.offset}+{self.size}+{self.crc:08x}/{self.name}"
 
     @classmethod
-    def of(cls, path: str) -> Member | None:
+    def of(cls, path: str) -> FileSlice | None:
         """What `path` names, or None where it names an ordinary file."""
         found = _PATH.fullmatch(path) if "@" in path else None
         if found is None:
@@ -46,7 +46,7 @@ def read_bytes(path: str) -> bytes:
         UserError: the part is cut, or its bytes are not those that were stored.
         OSError: the file cannot be read.
     """
-    member = Member.of(path)
+    member = FileSlice.of(path)
     if member is None:
         with open(path, "rb") as file:
             return file.read()
@@ -64,5 +64,5 @@ def read_bytes(path: str) -> bytes:
 
 def size_of(path: str) -> int:
     """Bytes of a file, or of a part of one. Raises OSError where there is no such file."""
-    member = Member.of(path)
+    member = FileSlice.of(path)
     return os.path.getsize(path) if member is None else member.size

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 
-class Compact:
+class PackedStrings:
     """An immutable sequence of ids or paths, each made anew when it is asked for.
 
     Every look at an element of a list writes to it (the count of its references), and what is written to is

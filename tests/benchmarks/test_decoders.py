@@ -36,8 +36,8 @@ def data():
         [np.array([Vocabulary.start, *rng.integers(4, V, length), Vocabulary.end]) for length in lengths]
         for lengths in ((7, 4, 2), (5, 3, 3))
     ]
-    words, running, tokens = pack(chosen, width=3, pad=Vocabulary.pad)
-    return Training(torch.randn(2, N, D, dtype=torch.float64), words, running, tokens, Vocabulary.pad)
+    words, batch_sizes, tokens = pack(chosen, width=3, pad=Vocabulary.pad)
+    return Training(torch.randn(2, N, D, dtype=torch.float64), words, batch_sizes, tokens, Vocabulary.pad)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,7 +29,7 @@ def test_teacher_forced_logits_are_those_of_hugging_face():
     theirs = twin(model)(
         decoder_input_ids=words, encoder_outputs=(model.project(features.regions),), use_cache=False
     ).logits
-    ours = model.logits(model(words[:, None], model.remember(features)).hidden)[:, 0]
+    ours = model.logits(model(words[:, None], model.encode_memory(features)).hidden)[:, 0]
     assert ours.std() > 0.5
     torch.testing.assert_close(ours, theirs)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner, open_captioners
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.generation import BeamConfig, GreedyConfig, search
 from captioning.images.preprocessing import prepare
 from captioning.images.reading import load_image
@@ -47,7 +47,7 @@ def member(config, seed, *, channels=CHANNELS, vocabulary=VOCABULARY):
     decoder = build(config, channels=channels, vocabulary_size=vocabulary).double().eval()
     for parameter in decoder.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.4)
-    decoder.words.bias.data[END] += 1.5
+    decoder.vocab_projection.bias.data[END] += 1.5
     return decoder
 
 
@@ -65,7 +65,7 @@ def scene(images, *, regions=3, channels=CHANNELS, seed=0):
 
 @torch.no_grad()
 def run(decoder, memory, config):
-    return search(decoder, memory, config, start=START, end=END, unwanted=UNWANTED)
+    return search(decoder, memory, config, start=START, end=END, suppress_ids=UNWANTED)
 
 
 @torch.no_grad()
@@ -92,8 +92,8 @@ def test_an_ensemble_of_one_is_its_member_to_the_last_bit(kind, config, average)
     alone = member(kind, 0)
     together = Ensemble([alone], weights=[3.0], average=average).eval()
     features = scene(5)
-    expected = run(alone, alone.remember(features), config)
-    found = run(together, together.remember(features), config)
+    expected = run(alone, alone.encode_memory(features), config)
+    found = run(together, together.encode_memory(features), config)
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 
@@ -112,11 +112,11 @@ def test_forward_and_unroll_are_the_average_of_the_members(images, width, length
     features = scene(images, seed=seed)
     words = torch.randint(VOCABULARY, (images, width, length), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        memory = ensemble.remember(features)
+        memory = ensemble.encode_memory(features)
         steps, slow = ensemble(words, memory), unroll(ensemble, words, memory)
         each = torch.stack(
             [
-                one.logits(one(words, one.remember(features)).hidden).log_softmax(-1)
+                one.logits(one(words, one.encode_memory(features)).hidden).log_softmax(-1)
                 for one in ensemble.members
             ]
         )
@@ -138,40 +138,40 @@ def test_a_wide_beam_finds_the_best_of_all_captions_under_the_average(average):
     listed = torch.tensor([[(*words, *[PAD] * (longest - len(words))) for words in every]])
     for seed in range(3):
         features = scene(1, seed=seed)
-        each = torch.stack([read(one, one.remember(features), listed) for one in members])
-        logp = by_hand(each, weights, average).gather(-1, listed[..., None])[0, :, :, 0]
-        total = [sum(row[: len(words)].tolist()) for row, words in zip(logp, every, strict=True)]
+        each = torch.stack([read(one, one.encode_memory(features), listed) for one in members])
+        logprob = by_hand(each, weights, average).gather(-1, listed[..., None])[0, :, :, 0]
+        total = [sum(row[: len(words)].tolist()) for row, words in zip(logprob, every, strict=True)]
         ranked = sorted(
             zip(every, total, strict=True), key=lambda way: (way[0][-1] != END, -way[1] / len(way[0]))
         )
         found = run(
             ensemble,
-            ensemble.remember(features),
+            ensemble.encode_memory(features),
             BeamConfig(width=121, n_best=17, max_length=longest, patience=None),
         )
         for rank, (words, score) in enumerate(ranked[:17]):
             length = int(found.lengths[0, rank])
-            assert tuple(found.words[0, rank, :length].tolist()) == words
-            assert math.isclose(found.logp[0, rank], score, rel_tol=1e-9)
+            assert tuple(found.ids[0, rank, :length].tolist()) == words
+            assert math.isclose(found.logprob[0, rank], score, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("config", SEARCHES, ids=range(3))
 @pytest.mark.parametrize("average", ["probabilities", "log_probabilities"])
 def test_claims_of_mixed_kinds_are_those_of_reading_the_words_back(config, average):
     ensemble, features = mixed(average=average), scene(7)
-    memory = ensemble.remember(features)
+    memory = ensemble.encode_memory(features)
     found = run(ensemble, memory, config)
     assert len(set(found.lengths.flatten().tolist())) > 1 or config.min_length > 1
-    logp = read(ensemble, memory, found.words).gather(-1, found.words[..., None])[..., 0]
-    counted = torch.arange(found.words.shape[-1]) < found.lengths[..., None]
-    torch.testing.assert_close(found.word_logp, logp.masked_fill(~counted, 0.0))
-    alone = [run(one, one.remember(features), config).words[:, 0] for one in ensemble.members]
+    logprob = read(ensemble, memory, found.ids).gather(-1, found.ids[..., None])[..., 0]
+    counted = torch.arange(found.ids.shape[-1]) < found.lengths[..., None]
+    torch.testing.assert_close(found.word_logprobs, logprob.masked_fill(~counted, 0.0))
+    alone = [run(one, one.encode_memory(features), config).ids[:, 0] for one in ensemble.members]
     for words in alone:  # no member has its way with all images
-        assert words.shape != found.words[:, 0].shape or not torch.equal(words, found.words[:, 0])
+        assert words.shape != found.ids[:, 0].shape or not torch.equal(words, found.ids[:, 0])
     for image in range(7):
-        lone = run(ensemble, ensemble.remember(Features(features.regions[image : image + 1])), config)
-        length = lone.words.shape[-1]
-        assert torch.equal(found.words[image, :, :length], lone.words[0])
+        lone = run(ensemble, ensemble.encode_memory(Features(features.regions[image : image + 1])), config)
+        length = lone.ids.shape[-1]
+        assert torch.equal(found.ids[image, :, :length], lone.ids[0])
         torch.testing.assert_close(found.scores[image], lone.scores[0])
 
 
@@ -179,21 +179,23 @@ def test_each_member_may_have_features_of_its_own():
     members = [member(LSTM, 0, channels=5), member(TRANSFORMER, 1, channels=2)]
     each = [scene(3, regions=7, channels=5), scene(3, regions=4, channels=2)]
     ensemble = Ensemble(members).eval()
-    memory = ensemble.remember(each)
+    memory = ensemble.encode_memory(each)
     words = torch.randint(VOCABULARY, (3, 2, 5))
-    logp = torch.stack([read(one, one.remember(own), words) for one, own in zip(members, each, strict=True)])
-    torch.testing.assert_close(read(ensemble, memory, words), by_hand(logp, (1, 1), "probabilities"))
+    logprob = torch.stack(
+        [read(one, one.encode_memory(own), words) for one, own in zip(members, each, strict=True)]
+    )
+    torch.testing.assert_close(read(ensemble, memory, words), by_hand(logprob, (1, 1), "probabilities"))
     assert ensemble(words, memory).attention is None  # 7 and 4 regions have no mean
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        ensemble.remember(each[:1])
+        ensemble.encode_memory(each[:1])
 
 
 def test_attention_is_the_mean_of_the_members():
     ensemble, features = Ensemble([member(LSTM, 0), member(TRANSFORMER, 1)], weights=(1, 3)), scene(2)
     words = torch.randint(VOCABULARY, (2, 3, 5))
     with torch.no_grad():
-        attention = ensemble.eval()(words, ensemble.remember(features)).attention
-        each = [one(words, one.remember(features)).attention for one in ensemble.members]
+        attention = ensemble.eval()(words, ensemble.encode_memory(features)).attention
+        each = [one(words, one.encode_memory(features)).attention for one in ensemble.members]
     torch.testing.assert_close(attention, 0.25 * each[0] + 0.75 * each[1])
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 3, 5).double())
 
@@ -251,7 +253,8 @@ def test_the_tool_speaks_for_several_models(folders, photo, average):
     captioners = [Captioner.open(model) for model in models]
     with torch.inference_mode():
         memories = [
-            each.remember(prepare(load_image(photo), each.config.preprocessing)[None]) for each in captioners
+            each.encode_memory(prepare(load_image(photo), each.config.preprocessing)[None])
+            for each in captioners
         ]
         ensemble = Ensemble([each.decoder for each in captioners], average=average).eval()
         found = search(
@@ -260,11 +263,11 @@ def test_the_tool_speaks_for_several_models(folders, photo, average):
             BeamConfig(width=2, max_length=17),  # the first one's, but the second reads no more than 17 words
             start=START,
             end=END,
-            unwanted=UNWANTED,
+            suppress_ids=UNWANTED,
         )
     told = json.loads(done.out)
-    assert told["caption"] == " ".join(captioners[0].vocabulary.decode(found.words[0, 0].tolist()))
-    assert told["logp"] == pytest.approx(float(found.logp[0, 0]), abs=1e-5)
+    assert told["caption"] == " ".join(captioners[0].vocabulary.decode(found.ids[0, 0].tolist()))
+    assert told["logprob"] == pytest.approx(float(found.logprob[0, 0]), abs=1e-5)
 
 
 def test_one_model_is_opened_as_itself(folders):
@@ -272,8 +275,8 @@ def test_one_model_is_opened_as_itself(folders):
     assert isinstance(alone, Captioner)
     images = torch.rand(3, 3, 20, 20)
     ensemble = EnsembleCaptioner([alone], names=["one"], average="probabilities")
-    expected = describe(alone, images, [0, 1, 2])
-    assert describe(ensemble, [images], [0, 1, 2]) == expected
+    expected = generate_captions(alone, images, [0, 1, 2])
+    assert generate_captions(ensemble, [images], [0, 1, 2]) == expected
 
 
 def test_other_words_are_told(folders, photo):

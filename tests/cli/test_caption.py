@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.generation import BeamConfig, GreedyConfig
 from captioning.images.preprocessing import prepare
 from captioning.images.reading import load_image
@@ -62,7 +62,7 @@ def captions(model: Path, paths: list[Path], config=None) -> list[str]:
     found = []
     for path in paths:
         pixels = prepare(load_image(path), captioner.config.preprocessing)
-        found.append(describe(captioner, pixels[None], ["x"], config=config)[0].caption)
+        found.append(generate_captions(captioner, pixels[None], ["x"], config=config)[0].caption)
     return found
 
 
@@ -191,11 +191,11 @@ def test_json_lines(models, photos):
     assert [each["image_id"] for each in found][:2] == ["deeper/img5.JPG", "img1.png"]
     for each in found:
         assert set(each) == {
-            "path", "image_id", "caption", "logp", "score", "confidence", "finished", "captions", "alternatives",
+            "path", "image_id", "caption", "logprob", "score", "confidence", "finished", "captions", "alternatives",
         }  # fmt: skip
         words = len(each["caption"].split()) + each["finished"]
-        assert each["confidence"] == pytest.approx(np.exp(each["logp"] / words))
-        assert each["score"] == pytest.approx(each["logp"] / words)  # the model's length rule is the mean
+        assert each["confidence"] == pytest.approx(np.exp(each["logprob"] / words))
+        assert each["score"] == pytest.approx(each["logprob"] / words)  # the model's length rule is the mean
         assert set(each["caption"].split()) <= set(WORDS)
         assert each["captions"] == [each["caption"], *(other["caption"] for other in each["alternatives"])]
         assert len(each["captions"]) == 2

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.config import ExperimentConfig
 from captioning.datasets.folder import FolderConfig
 from captioning.generation import BeamConfig
@@ -641,7 +641,7 @@ def expected_captions(
     for name, (its, _) in IMAGES.items():
         if its == split:
             pixels = prepare(load_image(Path(config.dataset.root) / "images" / name), config.preprocessing)
-            found[name] = describe(captioner, pixels[None], [name], config=search)[0].caption
+            found[name] = generate_captions(captioner, pixels[None], [name], config=search)[0].caption
     return found
 
 

@@ -60,7 +60,7 @@ def test_a_photo(folder):
     assert done.out.splitlines()[-3:] == paths
     told = json.loads(Path(paths[1]).read_text())
     assert told["words"] == list(trace.words) and done.out.splitlines()[0] == told["caption"]
-    assert told["word_logp"] == pytest.approx(trace.word_logp.tolist(), rel=1e-5)
+    assert told["word_logprobs"] == pytest.approx(trace.word_logprobs.tolist(), rel=1e-5)
     with np.load(paths[2]) as arrays:
         assert arrays["layer1.forget"].shape == (len(trace.words), 11)
         np.testing.assert_allclose(arrays["layer1.cell"], trace.layers[0]["cell"], rtol=1e-4, atol=1e-6)

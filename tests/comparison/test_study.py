@@ -30,7 +30,7 @@ TINY = {
     "encoder": {"channels": [5, 7], "frequencies": 2},
     "preprocessing": {"size": 20},
     "search": {"kind": "greedy", "max_length": 9},
-    "training": {"epochs": 2, "validate_every": 1, "images": 5, "schedule": {"warmup": 1}, "workers": 0},
+    "training": {"epochs": 2, "validate_every": 1, "batch_size": 5, "schedule": {"warmup": 1}, "workers": 0},
     "tracking": {"mode": "disabled"},
 }
 
@@ -83,7 +83,7 @@ def test_the_plan_has_every_run_with_the_same_data_batches_and_search(tmp_path):
     assert {run.config.training.epochs for _, _, run in plan.trials} == {plan.study.search_epochs}
     sizes = [size.parameters for size in plan.sizes.values()]
     assert abs(sizes[1] / sizes[0] - 1) < 0.05
-    shown = "\n".join(studies.describe(plan))
+    shown = "\n".join(studies.generate_captions(plan))
     assert all(f"{size:,}" in shown for size in sizes)
 
 

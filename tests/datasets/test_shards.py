@@ -30,16 +30,16 @@ from captioning.loaders.batches import (
     ShardFeatures,
     StoredImages,
     TrainingBatches,
+    bucketed_batches,
     loader,
-    order,
 )
 from captioning.loaders.feature_store import build_store
 from captioning.models.encoders import SmallCNNConfig, build
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
-from captioning.utils.file_slice import Member, read_bytes, size_of
+from captioning.utils.file_slice import FileSlice, read_bytes, size_of
 from captioning.utils.files import write_json
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 from tests.helpers.running import tool
 
 IMAGES = {"train": 17, "val": 5, "test": 3}
@@ -269,7 +269,7 @@ def test_hostile_indexes_are_refused(tmp_path, pictures, change, message):
 
 
 def test_places_outside_the_tar_are_refused(tmp_path, pictures):
-    path = Member.of(written(pictures, tmp_path)[0].path)
+    path = FileSlice.of(written(pictures, tmp_path)[0].path)
     for other in (path._replace(size=10**12), path._replace(offset=10**12)):
         with pytest.raises(BadImage, match="is cut; copy it again"):
             load_image(other.path)
@@ -283,7 +283,7 @@ def test_two_hundred_flips_and_cuts_are_found_when_they_are_read(tmp_path, pictu
     generator = np.random.default_rng(3)
     found = 0
     for _ in range(200):
-        one = Member.of(records[generator.integers(len(records))].path)
+        one = FileSlice.of(records[generator.integers(len(records))].path)
         tar = Path(one.container)
         content = tar.read_bytes()
         if generator.random() < 0.5:
@@ -313,9 +313,9 @@ def test_batches_are_those_of_the_files_in_any_number_of_processes_and_from_any_
     for records, workers in (([files[r.image_id] for r in found], 0), (found, 0), (found, 2)):
         captions = EncodedCaptions.of(records, vocabulary, max_length=9)
         images = PixelImages([r.path for r in records], PREPROCESSING, augmentation=None, seed=0)
-        ids = Compact(r.image_id for r in records)
+        ids = PackedStrings(r.image_id for r in records)
         dataset = TrainingBatches(ids, captions, images, width=2, pad=0, seed=0, epoch=3)
-        batches = order(captions, size=3, seed=0, epoch=3)
+        batches = bucketed_batches(captions, size=3, seed=0, epoch=3)
         skipped = 2 if workers else 0  # a resumed run asks for what is left
         got = loader(dataset, batches[skipped:], workers=workers, pin_memory=False)
         made.append([None] * skipped + list(got))
@@ -323,7 +323,7 @@ def test_batches_are_those_of_the_files_in_any_number_of_processes_and_from_any_
         for one, two in zip(made[0], other, strict=True):
             if two is not None:
                 assert one.image_ids == two.image_ids
-                assert torch.equal(one.words, two.words) and torch.equal(one.images, two.images)
+                assert torch.equal(one.ids, two.ids) and torch.equal(one.images, two.images)
 
 
 def test_stored_features_in_shards(tmp_path, pictures):
@@ -380,7 +380,8 @@ def test_the_tool_writes_lists_and_trains(tmp_path, pictures):
         "encoder": {"kind": "small", "channels": [8, 12]}, "preprocessing": {"size": 20}, "device": "cpu",
         "features": {"root": str(tmp_path / "features")}, "vocabulary": {"min_count": 1},
         "decoder": {"kind": "soft_attention_lstm", "embedding": 11, "hidden": 13, "attention_size": 7},
-        "training": {"epochs": 1, "images": 5, "captions": 2, "workers": 0}, "tracking": {"mode": "disabled"},
+        "training": {"epochs": 1, "batch_size": 5, "captions_per_image": 2, "workers": 0},
+        "tracking": {"mode": "disabled"},
     }  # fmt: skip
     told = []
     Experiment(parse(values, where="test"), say=told.append).train()

@@ -27,12 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from captioning import datasets
 from captioning.datasets.shards import ShardsConfig, write
 from captioning.images.preprocessing import Preprocessing
-from captioning.loaders.batches import EncodedCaptions, Images, PixelImages, TrainingBatches, loader, order
+from captioning.loaders.batches import (
+    EncodedCaptions,
+    Images,
+    PixelImages,
+    TrainingBatches,
+    bucketed_batches,
+    loader,
+)
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.file_slice import read_bytes
 from captioning.utils.files import sha256, write_json
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 
 WRITTEN, SIDE = 20_000, 16
 
@@ -74,7 +81,7 @@ class Content:
     """The bytes of images, not decoded: what reading alone costs."""
 
     def __init__(self, paths: list[str]):
-        self.paths = Compact(paths)
+        self.paths = PackedStrings(paths)
 
     def __call__(self, numbers: np.ndarray, epoch: int) -> torch.Tensor:
         return torch.tensor([len(read_bytes(str(self.paths[number]))) for number in numbers])
@@ -91,9 +98,11 @@ def stream(records: list[ImageRecord], images: Images, *, workers: int, show: in
     """Read one epoch; says how fast, and for how much work of this process, for the machine may be shared."""
     vocabulary = Vocabulary.build((record.captions[0] for record in records[:1000]), min_count=1)
     captions = EncodedCaptions.of(records, vocabulary, max_length=20)
-    ids = Compact(record.image_id for record in records)
+    ids = PackedStrings(record.image_id for record in records)
     dataset = TrainingBatches(ids, captions, images, width=1, pad=0, seed=0, epoch=0)
-    batches = loader(dataset, order(captions, size=100, seed=0, epoch=0), workers=workers, pin_memory=False)
+    batches = loader(
+        dataset, bucketed_batches(captions, size=100, seed=0, epoch=0), workers=workers, pin_memory=False
+    )
     began, worked, done = time.perf_counter(), time.process_time(), 0
     for batch in batches:
         done += len(batch.image_ids)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.loaders.batches import EncodedCaptions, TrainingBatches, loader, order
+from captioning.loaders.batches import EncodedCaptions, TrainingBatches, bucketed_batches, loader
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
-from captioning.utils.packed_strings import Compact
+from captioning.utils.packed_strings import PackedStrings
 from tests.helpers.running import python
 
 IMAGES, CAPTIONS = 123_287, 617_000
@@ -66,7 +66,7 @@ def own_memory(pid: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which Linux has")
 def test_workers_do_not_copy_what_they_read():
     """With a list of the same ids they do."""
-    compact, plain = (np.array(own_memories(kind)) / 2**20 for kind in (Compact, list))
+    compact, plain = (np.array(own_memories(kind)) / 2**20 for kind in (PackedStrings, list))
     assert max(compact) - compact[0] < 3
     assert max(plain) - max(compact) > 8, (compact, plain)
 
@@ -78,7 +78,7 @@ def own_memories(kind) -> list[int]:
     captions = EncodedCaptions.of(records, vocabulary, max_length=5)
     ids = kind(record.image_id for record in records)
     dataset = TrainingBatches(ids, captions, Nothing(), width=1, pad=0, seed=0, epoch=0)
-    batches = order(captions, size=1000, seed=0, epoch=0)
+    batches = bucketed_batches(captions, size=1000, seed=0, epoch=0)
     sizes = []
     before = set(children())
     for batch in loader(dataset, batches, workers=1, pin_memory=False):
@@ -94,7 +94,7 @@ def children() -> list[str]:
 
 def test_a_compact_sequence_gives_back_what_was_put_in():
     values = [0, -3, 10**15, "", "=", "7", "é\udce4/\n", json.dumps({"a": 1})]
-    packed = Compact(values)
+    packed = PackedStrings(values)
     assert list(packed) == values and len(packed) == len(values)
     assert [type(each) for each in packed] == [type(each) for each in values]
     for number in (-1, len(values)):

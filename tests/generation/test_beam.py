@@ -39,10 +39,10 @@ def test_beam_of_one_is_greedy(name, rule):
         decoder, features = make(name, seed=seed, end=1.0), scene(7, seed=seed)
         greedy = run(decoder, features, GreedyConfig(min_length=low, max_length=high))
         beam = run(decoder, features, BeamConfig(width=1, min_length=low, max_length=high, length_rule=rule))
-        for field in ("words", "lengths", "finished"):
+        for field in ("ids", "lengths", "finished"):
             assert torch.equal(getattr(beam, field), getattr(greedy, field))
-        torch.testing.assert_close(beam.word_logp, greedy.word_logp)
-        torch.testing.assert_close(beam.logp, greedy.logp)
+        torch.testing.assert_close(beam.word_logprobs, greedy.word_logprobs)
+        torch.testing.assert_close(beam.logprob, greedy.logprob)
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -69,10 +69,10 @@ def plain_beam(decoder, features, config):
     for length in range(1, config.max_length + 1):
         ways = []
         for words, total in live:
-            logp = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
+            logprob = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
             for word in range(decoder.vocabulary_size):
                 if word not in UNWANTED and (word != END or length > config.min_length):
-                    ways.append(((*words, word), total + logp[word]))
+                    ways.append(((*words, word), total + logprob[word]))
         ways.sort(key=lambda way: -way[1])
         ended += [way for way in ways[: config.width] if way[0][-1] == END]
         live = [way for way in ways if way[0][-1] != END][: config.width]
@@ -83,8 +83,8 @@ def plain_beam(decoder, features, config):
     def hypotheses(ways, finished):
         return sorted(
             [
-                (words, finished, scored(logp, len(words), config.length_rule, config.alpha))
-                for words, logp in ways
+                (words, finished, scored(logprob, len(words), config.length_rule, config.alpha))
+                for words, logprob in ways
             ],
             key=lambda caption: -caption[2],
         )
@@ -107,9 +107,9 @@ class Counting(Toy):
 
     steps = 0
 
-    def step(self, words, carry, memory):
+    def step(self, words, state, memory):
         self.steps += 1
-        return super().step(words, carry, memory)
+        return super().step(words, state, memory)
 
 
 @pytest.mark.parametrize(("rule", "most"), [("sum", 4), ("mean", 97)])
@@ -145,7 +145,7 @@ def test_finished_come_before_unfinished_however_unlikely():
 def test_fewer_captions_than_asked_for_leave_empty_rows(name):
     decoder, features = make(name, vocabulary=5), scene(2)  # word 4 and <end> alone may come
     found = run(decoder, features, BeamConfig(width=11, n_best=11, max_length=3, min_length=0))
-    assert found.words.shape == (2, 11, 3)
+    assert found.ids.shape == (2, 11, 3)
     for image in range(2):
         assert {words for words, *_ in captions(found, image)} == {(2,), (4, 2), (4, 4, 2), (4, 4, 4)}
-    assert (found.lengths[:, 4:] == 0).all() and (found.words[:, 4:] == PAD).all()
+    assert (found.lengths[:, 4:] == 0).all() and (found.ids[:, 4:] == PAD).all()

@@ -51,25 +51,25 @@ def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, rul
     ids, config = ruled
     decoder, features = make(name, seed=seed, end=end), scene(images, seed=seed)
     found = run(decoder, features, config, ids=ids)
-    length = found.words.shape[-1]
+    length = found.ids.shape[-1]
     assert length == found.lengths.max()
     if not length:
         return
-    logp = read(decoder, features, found.words[..., :-1]).gather(-1, found.words[..., None])[..., 0]
+    logprob = read(decoder, features, found.ids[..., :-1]).gather(-1, found.ids[..., None])[..., 0]
     counted = torch.arange(length) < found.lengths[..., None]
-    torch.testing.assert_close(found.word_logp, logp.masked_fill(~counted, 0.0))
+    torch.testing.assert_close(found.word_logprobs, logprob.masked_fill(~counted, 0.0))
     some = found.lengths > 0
-    torch.testing.assert_close(found.logp[some], found.word_logp.sum(-1)[some])
-    assert (found.words.masked_fill(counted, PAD) == PAD).all()
+    torch.testing.assert_close(found.logprob[some], found.word_logprobs.sum(-1)[some])
+    assert (found.ids.masked_fill(counted, PAD) == PAD).all()
     # what the other fields say
-    last = found.words.gather(-1, (found.lengths - 1).clamp(min=0)[..., None])[..., 0]
+    last = found.ids.gather(-1, (found.lengths - 1).clamp(min=0)[..., None])[..., 0]
     assert torch.equal(found.finished, (last == END) & some)
-    assert ((found.words == END).sum(-1) == found.finished).all()
+    assert ((found.ids == END).sum(-1) == found.finished).all()
     assert (found.lengths[some & ~found.finished] == config.max_length).all()
-    assert not torch.isin(found.words[counted], torch.tensor(UNWANTED)).any()
+    assert not torch.isin(found.ids[counted], torch.tensor(UNWANTED)).any()
     rule, alpha = ("sum", 0.0) if config.kind == "greedy" else (config.length_rule, config.alpha)
     torch.testing.assert_close(
-        found.scores[some], scored(found.logp[some], found.lengths[some].double(), rule, alpha)
+        found.scores[some], scored(found.logprob[some], found.lengths[some].double(), rule, alpha)
     )
     for image in range(images):
         listed = captions(found, image)
@@ -77,7 +77,7 @@ def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, rul
         assert listed == sorted(listed, key=lambda caption: (not caption[1], -caption[2]))
         assert config.kind == "sample" or len({words for words, *_ in listed}) == len(listed)
         empty = found.lengths[image] == 0
-        assert (found.logp[image][empty] == -math.inf).all()
+        assert (found.logprob[image][empty] == -math.inf).all()
         assert (found.scores[image][empty] == -math.inf).all()
         assert not empty[: len(listed)].any()
         for words, *_ in listed:
@@ -92,14 +92,16 @@ def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, rul
 def test_greedy_takes_the_likeliest_wanted_word_each_time(name):
     decoder, features = make(name, seed=2, end=1.0), scene(7, seed=2)
     found = run(decoder, features, GreedyConfig(min_length=2, max_length=7))
-    assert len({tuple(words) for words in found.words[:, 0].tolist()}) > 1
+    assert len({tuple(words) for words in found.ids[:, 0].tolist()}) > 1
     for image in range(7):
         words = []
         while len(words) < 7 and END not in words:
-            logp = read(decoder, one(features, image), torch.tensor([[words]], dtype=torch.int64))[0, 0, -1]
-            logp[[*UNWANTED, *([END] if len(words) < 2 else [])]] = -math.inf
-            words.append(int(logp.argmax()))
-        assert found.words[image, 0, : len(words)].tolist() == words
+            logprob = read(decoder, one(features, image), torch.tensor([[words]], dtype=torch.int64))[
+                0, 0, -1
+            ]
+            logprob[[*UNWANTED, *([END] if len(words) < 2 else [])]] = -math.inf
+            words.append(int(logprob.argmax()))
+        assert found.ids[image, 0, : len(words)].tolist() == words
         assert found.lengths[image, 0] == len(words)
 
 
@@ -164,10 +166,10 @@ def test_captions_of_a_thousand_scenes_are_the_same_in_batches_of_any_size_and_o
     together, batches = drawn
     decoder, config = make(name, seed=2, end=-1.0), replace(config, max_length=5)
     keys = torch.arange(1000) * 7
-    expected = run(decoder, together, config, keys=keys).words
+    expected = run(decoder, together, config, keys=keys).ids
     assert len({tuple(words) for words in expected[:, 0].tolist()}) > 4
     for places, features in batches:
-        words = run(decoder, features, config, keys=keys[places]).words
+        words = run(decoder, features, config, keys=keys[places]).ids
         length = words.shape[-1]
         assert torch.equal(words, expected[places][..., :length])
         assert (expected[places][..., length:] == PAD).all()
@@ -177,14 +179,14 @@ def test_captions_of_a_thousand_scenes_are_the_same_in_batches_of_any_size_and_o
 @each_search
 def test_unwanted_words_never_come_however_likely(name, config):
     decoder, features = make(name), scene(3)
-    bias = decoder.bias if name == "toy" else decoder.words.bias
+    bias = decoder.bias if name == "toy" else decoder.vocab_projection.bias
     bias.data[list(UNWANTED)] += 90
     found = run(decoder, features, config)
-    counted = torch.arange(found.words.shape[-1]) < found.lengths[..., None]
-    assert counted[:, 0].any(-1).all() and not torch.isin(found.words[counted], torch.tensor(UNWANTED)).any()
-    assert (found.word_logp[counted] < -30).all()  # not renormalised: the unwanted keep their share
-    wanting = run(decoder, features, config, unwanted=())
-    assert torch.isin(wanting.words, torch.tensor(UNWANTED)).any()
+    counted = torch.arange(found.ids.shape[-1]) < found.lengths[..., None]
+    assert counted[:, 0].any(-1).all() and not torch.isin(found.ids[counted], torch.tensor(UNWANTED)).any()
+    assert (found.word_logprobs[counted] < -30).all()  # not renormalised: the unwanted keep their share
+    wanting = run(decoder, features, config, suppress_ids=())
+    assert torch.isin(wanting.ids, torch.tensor(UNWANTED)).any()
 
 
 @a_few_decoders
@@ -193,22 +195,24 @@ def test_without_an_end_the_longest_come_back_unfinished(name, config):
     found = run(make(name, end=-1e9), scene(2), config)
     assert not found.finished.any()
     some = found.lengths > 0  # groups may have found the same
-    assert some[:, 0].all() and (found.lengths[some] == 7).all() and (found.words != END).all()
-    assert found.logp[some].isfinite().all()
+    assert some[:, 0].all() and (found.lengths[some] == 7).all() and (found.ids != END).all()
+    assert found.logprob[some].isfinite().all()
 
 
 @a_few_decoders
 @each_search
 def test_exactly_n_words_for_benchmarks(name, config):
     found = run(make(name, end=20.0), scene(2), replace(config, min_length=7))
-    assert found.words.shape[-1] == 7 and (found.words != END).all() and not found.finished.any()
+    assert found.ids.shape[-1] == 7 and (found.ids != END).all() and not found.finished.any()
 
 
 @each_search
 def test_no_word_to_say_is_no_caption(config):
-    found = run(make("toy"), scene(2), config, unwanted=[word for word in range(VOCABULARY) if word != END])
-    assert not found.lengths.any() and not found.finished.any() and found.words.shape[-1] == 0
-    assert (found.logp == -math.inf).all()
+    found = run(
+        make("toy"), scene(2), config, suppress_ids=[word for word in range(VOCABULARY) if word != END]
+    )
+    assert not found.lengths.any() and not found.finished.any() and found.ids.shape[-1] == 0
+    assert (found.logprob == -math.inf).all()
 
 
 @each_search
@@ -240,9 +244,9 @@ def test_a_few_images_at_a_time_have_the_captions_that_all_at_once_have(name, co
     kind = type(make(name))
     step = kind.step
 
-    def watched(self, words, carry, memory):
+    def watched(self, words, state, memory):
         stepped.append(words.shape)
-        return step(self, words, carry, memory)
+        return step(self, words, state, memory)
 
     monkeypatch.setattr(kind, "step", watched)
     for seed, end in itertools.product((2, 4, 5), (2.0, 3.0, 4.0)):

@@ -23,7 +23,7 @@ from tests.helpers.searching import (
     chi_square,
     ends,
     make,
-    next_logp,
+    next_logprobs,
     one,
     renormalised,
     run,
@@ -43,16 +43,16 @@ def plain_diverse_beam(decoder, features, config):
         for group in range(config.groups):
             ways = []
             for words, total in live[group]:
-                for word, logp in next_logp(decoder, features, words).items():
+                for word, logprob in next_logprobs(decoder, features, words).items():
                     if word != END or length > config.min_length:
-                        chosen_by = total + logp - config.diversity * said[word]
-                        ways.append(((*words, word), total + logp, chosen_by))
+                        chosen_by = total + logprob - config.diversity * said[word]
+                        ways.append(((*words, word), total + logprob, chosen_by))
             ways.sort(key=lambda way: -way[2])
             ended[group] += [way for way in ways[:width] if way[0][-1] == END]
             live[group] = [way[:2] for way in ways if way[0][-1] != END][:width]
             said.update(way[0][-1] for way in ways[:width])
             kept = sorted(scored(way[1], len(way[0]), *by) for way in ended[group])[-width:]
-            hope = max((scored(logp, config.max_length, *by) for _, logp in live[group]), default=0)
+            hope = max((scored(logprob, config.max_length, *by) for _, logprob in live[group]), default=0)
             if len(kept) == width and hope <= kept[0] and length < config.max_length:
                 live[group] = []  # nothing better can come, and a group that is done keeps no other off
     return ended, live
@@ -130,7 +130,7 @@ def test_stochastic_beam_draws_without_replacement(name, temperature):
         decoder,
         features,
         3,
-        lambda words, logp: renormalised({word: value / temperature for word, value in logp.items()}),
+        lambda words, logprob: renormalised({word: value / temperature for word, value in logprob.items()}),
     )
     pairs = Counter()
     for (first, share), (second, other) in itertools.permutations(single.items(), 2):
@@ -151,7 +151,7 @@ def test_stochastic_beam_draws_without_replacement(name, temperature):
 @a_few_decoders
 def test_a_stochastic_beam_of_one_is_a_sample(name):
     decoder, features = make(name, vocabulary=6, seed=5, end=0.5), scene(1, seed=5)
-    single = all_captions(decoder, features, 3, lambda words, logp: renormalised(logp))
+    single = all_captions(decoder, features, 3, lambda words, logprob: renormalised(logprob))
     config = StochasticBeamConfig(samples=1, max_length=3, min_length=0)
     found = run(decoder, Features(features.regions.expand(3000, -1, -1)), config)
     seen = Counter(words for image in range(3000) for words, *_ in captions(found, image))
@@ -169,12 +169,12 @@ def test_stochastic_samples_are_distinct_and_change_with_seed_and_key(name):
     again = run(
         decoder, features, config, keys=torch.arange(7)
     )  # the keys that are taken where none are given
-    assert torch.equal(again.words, found.words)
+    assert torch.equal(again.ids, found.ids)
     for other in (
         run(decoder, features, replace(config, seed=1)),
         run(decoder, features, config, keys=torch.arange(1, 8)),
     ):
-        assert not torch.equal(other.words, found.words)
+        assert not torch.equal(other.ids, found.ids)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9, 10, VOCABULARY, 9491])

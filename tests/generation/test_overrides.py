@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import describe, key
+from captioning.captioner.predict import generate_captions, key
 from captioning.cli.options import SEARCHES
 from captioning.errors import UserError
 from captioning.generation import (
@@ -267,11 +267,11 @@ def test_the_tool_s_options_are_those_of_the_search(model, photo, arguments, con
     told = json.loads(done.out)
     captioner = Captioner.open(model)
     pixels = prepare(load_image(photo), captioner.config.preprocessing)
-    expected = describe(captioner, pixels[None], ["x.png"], config=config)[0]
+    expected = generate_captions(captioner, pixels[None], ["x.png"], config=config)[0]
     captions = [expected.caption, *(each.caption for each in expected.alternatives)]
     assert told["caption"] == expected.caption
     assert told.get("captions", [told["caption"]]) == captions
-    assert told["logp"] == pytest.approx(expected.logp, abs=1e-4)
+    assert told["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
 
 
 def test_the_key_of_an_image_is_its_own():

@@ -32,7 +32,7 @@ from tests.helpers.searching import (
     chi_square,
     exhaustive,
     make,
-    next_logp,
+    next_logprobs,
     one,
     read,
     renormalised,
@@ -90,10 +90,10 @@ def test_samples_have_the_model_s_distribution_renormalised_word_by_word(name, r
             return allowed(words, ids, low=1, high=4, **more)
         return any(can_begin((*words, word)) for word in (END, 4, 5, 6))
 
-    def shares(words, logp):
+    def shares(words, logprob):
         if len(words) < len(ids.prefix):
             return {ids.prefix[len(words)]: 1.0}
-        return renormalised({word: value for word, value in logp.items() if can_begin((*words, word))})
+        return renormalised({word: value for word, value in logprob.items() if can_begin((*words, word))})
 
     expected = all_captions(decoder, features, 4, shares)
     if not ids.forced:  # other rules forbid a word for what has been said, not for what it would lead to
@@ -128,28 +128,28 @@ def plain_constrained_beam(decoder, features, config, ids):
     live, ended = [((), 0.0)], []
     for length in range(1, config.max_length + 1):
         ways = []
-        for words, logp in live:
+        for words, logprob in live:
             still = said(words)[1]
-            for word, value in next_logp(decoder, features, words).items():
+            for word, value in next_logprobs(decoder, features, words).items():
                 if word == END and (still or len(words) < config.min_length):
                     continue
                 way = (*words, word)
                 if still and word != END and total - said(way)[0] > last - length:
                     continue  # no room behind it
-                ways.append((way, logp + value))
+                ways.append((way, logprob + value))
         ways.sort(key=lambda way: -way[1])
         places = Counter()
         ranked = []
-        for way, logp in ways:
+        for way, logprob in ways:
             bank = said(way[:-1] if way[-1] == END else way)[0]
             places[bank] += 1
-            ranked.append((places[bank], -bank, way, logp))
+            ranked.append((places[bank], -bank, way, logprob))
         ranked.sort(key=lambda each: each[:2])
-        ended += [(way, logp) for _, _, way, logp in ranked[: config.width] if way[-1] == END]
-        live = [(way, logp) for _, _, way, logp in ranked if way[-1] != END][: config.width]
+        ended += [(way, logprob) for _, _, way, logprob in ranked[: config.width] if way[-1] == END]
+        live = [(way, logprob) for _, _, way, logprob in ranked if way[-1] != END][: config.width]
 
     def listed(ways, finished):
-        found = [(way, finished, logp / len(way)) for way, logp in ways]
+        found = [(way, finished, logprob / len(way)) for way, logprob in ways]
         return sorted(found, key=lambda caption: -caption[2])
 
     return (listed(ended, True) + listed(live, False))[: config.n_best]
@@ -182,7 +182,7 @@ def test_forced_words_cost_a_beam_less_than_greedy(name):
     beam = run(decoder, features, BeamConfig(width=8, max_length=9, length_rule="sum"), ids=ids)
     greedy = run(decoder, features, GreedyConfig(max_length=9), ids=ids)
     assert beam.finished.float().mean() >= greedy.finished.float().mean()
-    assert (beam.logp > greedy.logp).float().mean() > 0.8
+    assert (beam.logprob > greedy.logprob).float().mean() > 0.8
 
 
 @a_few_decoders
@@ -191,10 +191,10 @@ def test_a_prefix_costs_what_reading_it_says(name):
     prefix = (6, 4, 6)
     for config in (GreedyConfig(max_length=7), SampleConfig(samples=5, max_length=7)):
         found = run(decoder, features, config, ids=RuleIds(prefix=prefix))
-        logp = read(decoder, features, torch.tensor([[prefix[:-1]]] * 3))[:, 0]  # (B, 3, V)
-        expected = torch.stack([logp[:, at, word] for at, word in enumerate(prefix)], -1)
+        logprob = read(decoder, features, torch.tensor([[prefix[:-1]]] * 3))[:, 0]  # (B, 3, V)
+        expected = torch.stack([logprob[:, at, word] for at, word in enumerate(prefix)], -1)
         torch.testing.assert_close(
-            found.word_logp[..., :3], expected[:, None].expand(-1, found.words.shape[1], -1)
+            found.word_logprobs[..., :3], expected[:, None].expand(-1, found.ids.shape[1], -1)
         )
 
 
@@ -208,8 +208,8 @@ def test_beam_of_one_is_greedy_under_rules(name, rule):
         decoder, features = make(name, seed=4, end=1.0), scene(7, seed=4)
         greedy = run(decoder, features, GreedyConfig(max_length=7, **more), ids=ids)
         beam = run(decoder, features, BeamConfig(width=1, max_length=7, length_rule=rule, **more), ids=ids)
-        assert torch.equal(beam.words, greedy.words)
-        torch.testing.assert_close(beam.word_logp, greedy.word_logp)
+        assert torch.equal(beam.ids, greedy.ids)
+        torch.testing.assert_close(beam.word_logprobs, greedy.word_logprobs)
 
 
 @settings(max_examples=80, deadline=None)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.generation import GreedyConfig, SampleConfig, noise
-from captioning.generation.drawing import draw, narrowed
+from captioning.generation.drawing import draw, filter_logits
 from captioning.tensors import Features
 from tests.helpers.searching import (
     FEW,
@@ -61,9 +61,9 @@ def test_draws_have_the_distribution_of_the_scores(size):
     assert chi_square(seen, {word: share for word, share in expected.items() if share}) > LEAST_P
 
 
-def plain_narrowed(logp, config):
+def plain_narrowed(logprob, config):
     """{word: log-probability} -> {word: share}, each definition written out."""
-    share = renormalised({word: value / config.temperature for word, value in logp.items()})
+    share = renormalised({word: value / config.temperature for word, value in logprob.items()})
 
     def kept(words):
         return renormalised({word: math.log(share[word]) for word in words})
@@ -117,10 +117,10 @@ def test_narrowing_keeps_the_words_that_the_definitions_say(size, seed, **chosen
     config = SampleConfig(**chosen)
     logits = torch.randn(2, 3, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
     logits[:, :, 1:2] = -math.inf  # a word that rules have forbidden
-    found = narrowed(logits.log_softmax(-1), config).softmax(-1)
+    found = filter_logits(logits.log_softmax(-1), config).softmax(-1)
     for row, shares in zip(logits.log_softmax(-1).flatten(0, 1), found.flatten(0, 1), strict=True):
-        logp = {word: value for word, value in enumerate(row.tolist()) if word != 1}
-        expected = plain_narrowed(logp, config)
+        logprob = {word: value for word, value in enumerate(row.tolist()) if word != 1}
+        expected = plain_narrowed(logprob, config)
         wanted = torch.tensor([expected.get(word, 0.0) for word in range(size)], dtype=torch.float64)
         torch.testing.assert_close(shares, wanted)
 
@@ -130,7 +130,7 @@ def test_narrowing_keeps_the_words_that_the_definitions_say(size, seed, **chosen
 def test_captions_come_as_often_as_their_exact_probability(name, chosen):
     decoder, features = make(name, vocabulary=7, seed=5, end=0.5), scene(1, seed=5)
     config = SampleConfig(samples=50, max_length=3, min_length=0, seed=3, **chosen)
-    expected = all_captions(decoder, features, 3, lambda words, logp: plain_narrowed(logp, config))
+    expected = all_captions(decoder, features, 3, lambda words, logprob: plain_narrowed(logprob, config))
     assert sum(expected.values()) == pytest.approx(1)
     found = run(decoder, Features(features.regions.expand(60, -1, -1)), config)
     seen = Counter(words for image in range(60) for words, *_ in captions(found, image))
@@ -140,7 +140,7 @@ def test_captions_come_as_often_as_their_exact_probability(name, chosen):
 @pytest.mark.parametrize("name", FEW)
 def test_samples_of_an_image_are_independent(name):
     decoder, features = make(name, vocabulary=7, seed=5, end=0.5), scene(1, seed=5)
-    single = all_captions(decoder, features, 2, lambda words, logp: renormalised(logp))
+    single = all_captions(decoder, features, 2, lambda words, logprob: renormalised(logprob))
     config = SampleConfig(samples=2, max_length=2, min_length=0, seed=11)
     found = run(decoder, Features(features.regions.expand(2000, -1, -1)), config)
     seen = Counter(tuple(sorted(words for words, *_ in captions(found, image))) for image in range(2000))
@@ -165,10 +165,10 @@ def test_another_seed_or_key_gives_other_captions(name):
     decoder, features = make(name, seed=1), scene(1, seed=1)
     config = SampleConfig(samples=3, max_length=7)
     first = run(decoder, features, config, keys=torch.tensor([5]))
-    assert torch.equal(run(decoder, features, config, keys=torch.tensor([5])).words, first.words)
-    assert not torch.equal(run(decoder, features, config, keys=torch.tensor([6])).words, first.words)
+    assert torch.equal(run(decoder, features, config, keys=torch.tensor([5])).ids, first.ids)
+    assert not torch.equal(run(decoder, features, config, keys=torch.tensor([6])).ids, first.ids)
     other = SampleConfig(samples=3, max_length=7, seed=1)
-    assert not torch.equal(run(decoder, features, other, keys=torch.tensor([5])).words, first.words)
+    assert not torch.equal(run(decoder, features, other, keys=torch.tensor([5])).ids, first.ids)
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -177,5 +177,5 @@ def test_a_single_word_to_draw_from_is_greedy(name):
     greedy = run(decoder, features, GreedyConfig(max_length=7))
     for chosen in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-4}):
         drawn = run(decoder, features, SampleConfig(max_length=7, length_rule="sum", **chosen))
-        assert torch.equal(drawn.words, greedy.words)
-        torch.testing.assert_close(drawn.logp, greedy.logp)
+        assert torch.equal(drawn.ids, greedy.ids)
+        torch.testing.assert_close(drawn.logprob, greedy.logprob)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, scores, search
-from captioning.generation.scores import best, length_score, next_logp
+from captioning.generation.scores import best, length_score, next_logprobs
 from tests.helpers.searching import END, START, VOCABULARY, make, scene
 
 
@@ -26,22 +26,23 @@ def test_best_is_the_head_of_the_sorted_list(images, width, size, count, levels,
     generator = torch.Generator().manual_seed(seed)
     # few levels: ties; level 0: impossible
     draw = torch.randint(levels, (images, width, size), generator=generator)
-    word_logp = (-draw / 7).double().masked_fill(draw == 0, -math.inf)
-    logp = -torch.randint(levels, (images, width), generator=generator) / 5
-    top = best(word_logp, logp.double(), count)
-    sums = (word_logp + logp.double()[..., None]).flatten(1)
+    word_logprobs = (-draw / 7).double().masked_fill(draw == 0, -math.inf)
+    logprob = -torch.randint(levels, (images, width), generator=generator) / 5
+    top = best(word_logprobs, logprob.double(), count)
+    sums = (word_logprobs + logprob.double()[..., None]).flatten(1)
     expected = sums.sort(1, descending=True).values[:, :count]
-    assert torch.equal(top.logp, expected)
+    assert torch.equal(top.logprob, expected)
     rows = torch.arange(images)[:, None]
     real = expected > -math.inf
-    assert torch.equal(sums[rows, top.parents * size + top.words][real], expected[real])
-    assert torch.equal(word_logp[rows, top.parents, top.words], top.word_logp)
-    for row, parents, words in zip(real, top.parents, top.words, strict=True):
+    assert torch.equal(sums[rows, top.parents * size + top.ids][real], expected[real])
+    assert torch.equal(word_logprobs[rows, top.parents, top.ids], top.word_logprobs)
+    for row, parents, words in zip(real, top.parents, top.ids, strict=True):
         assert len(set(zip(parents[row].tolist(), words[row].tolist(), strict=True))) == row.sum()
     again = [
-        best(word_logp[image : image + 1], logp[image : image + 1].double(), count) for image in range(images)
+        best(word_logprobs[image : image + 1], logprob[image : image + 1].double(), count)
+        for image in range(images)
     ]
-    assert torch.equal(torch.cat([each.words for each in again]), top.words)
+    assert torch.equal(torch.cat([each.ids for each in again]), top.ids)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -51,19 +52,21 @@ def test_next_logp_is_float32_at_least(dtype, block, grad, monkeypatch):
     monkeypatch.setattr(scores, "BLOCK", block)
     logits = (torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
     expected = logits.double() - logits.double().exp().sum(-1, keepdim=True).log()
-    logp = next_logp(logits.clone().requires_grad_(grad), torch.tensor([1, 4])).detach()
-    assert logp.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert (logp[..., [1, 4]] == -math.inf).all()
-    torch.testing.assert_close(logp[..., [0, 2, 3]].double(), expected[..., [0, 2, 3]], rtol=1e-5, atol=1e-5)
-    alone = next_logp(logits[3:4].clone(), torch.tensor([1, 4]))
-    assert torch.equal(alone, logp[3:4])  # where the blocks end changes no bit
+    logprob = next_logprobs(logits.clone().requires_grad_(grad), torch.tensor([1, 4])).detach()
+    assert logprob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (logprob[..., [1, 4]] == -math.inf).all()
+    torch.testing.assert_close(
+        logprob[..., [0, 2, 3]].double(), expected[..., [0, 2, 3]], rtol=1e-5, atol=1e-5
+    )
+    alone = next_logprobs(logits[3:4].clone(), torch.tensor([1, 4]))
+    assert torch.equal(alone, logprob[3:4])  # where the blocks end changes no bit
 
 
 def test_length_rules_on_paper():
-    logp = torch.tensor([-6.0])
-    assert length_score(logp, 4, "sum", 0.5).item() == -6.0
-    assert length_score(logp, 4, "mean", 0.5).item() == -1.5
-    assert length_score(logp, 19, "gnmt", 0.5).item() == -3.0  # ((5 + 19) / 6)^0.5 = 2
+    logprob = torch.tensor([-6.0])
+    assert length_score(logprob, 4, "sum", 0.5).item() == -6.0
+    assert length_score(logprob, 4, "mean", 0.5).item() == -1.5
+    assert length_score(logprob, 19, "gnmt", 0.5).item() == -3.0  # ((5 + 19) / 6)^0.5 = 2
 
 
 @pytest.mark.parametrize(
@@ -94,10 +97,17 @@ def test_configs_parse():
 
 
 @pytest.mark.parametrize(
-    ("end", "unwanted"), [(VOCABULARY, ()), (-1, ()), (END, (END,)), (END, (VOCABULARY,))]
+    ("end", "suppress_ids"), [(VOCABULARY, ()), (-1, ()), (END, (END,)), (END, (VOCABULARY,))]
 )
-def test_ids_outside_the_vocabulary_are_refused(end, unwanted):
+def test_ids_outside_the_vocabulary_are_refused(end, suppress_ids):
     decoder = make("toy")
     for config in (GreedyConfig(), BeamConfig()):
         with pytest.raises(ValueError, match=r"ids run from 0 to 12|among the unwanted"):
-            search(decoder, decoder.remember(scene(1)), config, start=START, end=end, unwanted=unwanted)
+            search(
+                decoder,
+                decoder.encode_memory(scene(1)),
+                config,
+                start=START,
+                end=end,
+                suppress_ids=suppress_ids,
+            )

@@ -65,7 +65,7 @@ def tiny_captioner(
             parameter.data *= 3
         with torch.no_grad():  # BatchNorm's statistics as after training, or all images look alike
             captioner.encoder.train()(torch.randn(31, 3, preprocessing.size, preprocessing.size))
-        captioner.decoder.words.bias.data[Vocabulary.end] += 2  # type: ignore[index, operator, union-attr]
+        captioner.decoder.vocab_projection.bias.data[Vocabulary.end] += 2  # type: ignore[index, operator, union-attr]
     return captioner.eval()
 
 

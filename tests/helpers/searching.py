@@ -64,7 +64,7 @@ def make(name, *, vocabulary=VOCABULARY, seed=0, end=0.0):
     decoder = build(CONFIGS[name], channels=CHANNELS, vocabulary_size=vocabulary).double().eval()
     for parameter in decoder.parameters():  # as they begin, all captions are about equally likely
         parameter.data.add_(torch.randn_like(parameter) * 0.4)
-    decoder.words.bias.data[END] += end
+    decoder.vocab_projection.bias.data[END] += end
     return decoder
 
 
@@ -74,16 +74,16 @@ def scene(images, *, regions=3, seed=0):
 
 
 @torch.no_grad()
-def run(decoder, features, config, unwanted=UNWANTED, **more):
-    memory = decoder.remember(features)
-    return search(decoder, memory, config, start=START, end=END, unwanted=unwanted, **more)
+def run(decoder, features, config, suppress_ids=UNWANTED, **more):
+    memory = decoder.encode_memory(features)
+    return search(decoder, memory, config, start=START, end=END, suppress_ids=suppress_ids, **more)
 
 
 @torch.no_grad()
 def read(decoder, features, words):
     """(B, K, T, V) log-probabilities after <start> and after each of `words` (B, K, T - 1), by `forward`."""
     started = torch.cat([torch.full((*words.shape[:2], 1), START), words], -1)
-    steps = decoder(started, decoder.remember(features))
+    steps = decoder(started, decoder.encode_memory(features))
     return decoder.logits(steps.hidden).log_softmax(-1)
 
 
@@ -91,8 +91,8 @@ def one(features, image):
     return Features(*(None if part is None else part[image : image + 1] for part in features))
 
 
-def scored(logp, length, rule, alpha):
-    return {"sum": logp, "mean": logp / length, "gnmt": logp / ((5 + length) / 6) ** alpha}[rule]
+def scored(logprob, length, rule, alpha):
+    return {"sum": logprob, "mean": logprob / length, "gnmt": logprob / ((5 + length) / 6) ** alpha}[rule]
 
 
 def captions(found, image):
@@ -100,7 +100,7 @@ def captions(found, image):
     return [
         (tuple(words[:length]), finished, score)
         for words, length, finished, score in zip(
-            found.words[image].tolist(),
+            found.ids[image].tolist(),
             found.lengths[image].tolist(),
             found.finished[image].tolist(),
             found.scores[image].tolist(),
@@ -120,10 +120,10 @@ def assert_same(actual, expected):
     )
 
 
-def next_logp(decoder, features, words):
+def next_logprobs(decoder, features, words):
     """{word: log-probability} of what may come after `words` of the one image, unwanted words left out."""
-    logp = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
-    return {word: value for word, value in enumerate(logp) if word not in UNWANTED}
+    logprob = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
+    return {word: value for word, value in enumerate(logprob) if word not in UNWANTED}
 
 
 def all_captions(decoder, features, high, shares):
@@ -134,16 +134,16 @@ def all_captions(decoder, features, high, shares):
     found, open_ = {}, {(): 1.0}
     while open_:
         words, mass = open_.popitem()
-        for word, share in shares(words, next_logp(decoder, features, words)).items():
+        for word, share in shares(words, next_logprobs(decoder, features, words)).items():
             longer = (*words, word)
             (found if word == END or len(longer) == high else open_)[longer] = mass * share
     return found
 
 
-def renormalised(logp):
+def renormalised(logprob):
     """{word: log-probability} -> {word: probability}, which sum to 1."""
-    top = max(logp.values())
-    mass = {word: math.exp(value - top) for word, value in logp.items()}
+    top = max(logprob.values())
+    mass = {word: math.exp(value - top) for word, value in logprob.items()}
     return {word: value / sum(mass.values()) for word, value in mass.items()}
 
 
@@ -202,10 +202,10 @@ def exhaustive(decoder, features, *, low, high, rule, alpha, ids=None, no_repeat
         words for words in found if allowed(words, ids or RuleIds(), low=low, high=high, no_repeat=no_repeat)
     ]
     listed = torch.tensor([[(*words, *[PAD] * (high - len(words))) for words in found]])  # (1, K, T)
-    logp = read(decoder, features, listed[..., :-1]).gather(-1, listed[..., None])[0, :, :, 0]
+    logprob = read(decoder, features, listed[..., :-1]).gather(-1, listed[..., None])[0, :, :, 0]
     ranked = [
         (words, words[-1] == END, scored(each[: len(words)].sum().item(), len(words), rule, alpha))
-        for words, each in zip(found, logp, strict=True)
+        for words, each in zip(found, logprob, strict=True)
     ]
     return sorted(ranked, key=lambda caption: (not caption[1], -caption[2]))
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.decoders.base import Decoder, unroll
-from captioning.tensors import Features, Step
+from captioning.tensors import Features, StepOutput
 
 
 class Inner(NamedTuple):
     fast: Tensor  # (B, K, H)
 
 
-class Carry(NamedTuple):
+class State(NamedTuple):
     slow: Tensor  # (B, K, H)
     inner: Inner
 
@@ -33,22 +33,22 @@ class Toy(Decoder):
         self.mix, self.out = weight(hidden, hidden), weight(vocabulary_size, hidden)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size, dtype=torch.float64))
 
-    def remember(self, features: Features) -> Tensor:
+    def encode_memory(self, features: Features) -> Tensor:
         seen = features.regions @ self.regions  # (B, N, H)
         if features.valid is not None:
             seen = seen.masked_fill(~features.valid[..., None], 0.0)
         return 0.2 * seen.sum(1)
 
-    def start(self, memory: Tensor, width: int) -> Carry:
-        first = torch.tanh(memory)[:, None].expand(-1, width, -1)
-        return Carry(slow=first, inner=Inner(fast=torch.zeros_like(first)))
+    def init_state(self, memory: Tensor, num_sequences: int) -> State:
+        first = torch.tanh(memory)[:, None].expand(-1, num_sequences, -1)
+        return State(slow=first, inner=Inner(fast=torch.zeros_like(first)))
 
-    def step(self, words: Tensor, carry: Carry, memory: Tensor) -> tuple[Step, Carry]:
-        fast = torch.tanh(self.words[words] + carry.inner.fast @ self.mix + memory[:, None])
-        slow = 0.7 * carry.slow + fast
-        return Step(hidden=slow, attention=None), Carry(slow=slow, inner=Inner(fast=fast))
+    def step(self, words: Tensor, state: State, memory: Tensor) -> tuple[StepOutput, State]:
+        fast = torch.tanh(self.words[words] + state.inner.fast @ self.mix + memory[:, None])
+        slow = 0.7 * state.slow + fast
+        return StepOutput(hidden=slow, attention=None), State(slow=slow, inner=Inner(fast=fast))
 
-    def forward(self, words, memory, running=None):
+    def forward(self, words, memory, batch_sizes=None):
         return unroll(self, words, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:

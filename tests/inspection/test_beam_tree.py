@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from captioning.captioner.ensemble import EnsembleCaptioner
-from captioning.captioner.predict import describe
+from captioning.captioner.predict import generate_captions
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig
 from captioning.images.preprocessing import prepare
@@ -19,7 +19,7 @@ from captioning.images.reading import load_image
 from captioning.inspection.beam_tree import explain
 from captioning.inspection.rescoring import judge, shares, word_details
 from captioning.models.decoders import Decoder, unroll
-from captioning.tensors import Step
+from captioning.tensors import StepOutput
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from tests.cli.test_evaluate import IMAGES, make_run
 from tests.helpers.models import PREPROCESSING, WORDS, save_tiny_model, tiny_captioner
@@ -38,7 +38,7 @@ BEAMS = [
 def unsure(kind):
     """A captioner that holds several words likely at each step."""
     captioner = tiny_captioner(kind)
-    captioner.decoder.words.weight.data *= 0.3
+    captioner.decoder.vocab_projection.weight.data *= 0.3
     return captioner
 
 
@@ -49,7 +49,7 @@ def pixels(images, seed=0):
 @torch.no_grad()
 def distribution(captioner, image, words):
     """(V,) log-probabilities of the word behind `words`, by `forward`."""
-    steps = captioner.decoder(torch.tensor([[[V.start, *words]]]), captioner.remember(image))
+    steps = captioner.decoder(torch.tensor([[[V.start, *words]]]), captioner.encode_memory(image))
     return captioner.decoder.logits(steps.hidden)[0, 0, -1].double().log_softmax(-1)
 
 
@@ -57,9 +57,9 @@ def text(words):
     return " ".join((*SPECIALS, *WORDS)[word] for word in words if word != V.end)
 
 
-def score(logp, length, config):
+def score(logprob, length, config):
     rule = {"sum": 1, "mean": length, "gnmt": ((5 + length) / 6) ** config.alpha}[config.length_rule]
-    return logp / rule
+    return logprob / rule
 
 
 def plain_tree(captioner, image, config):
@@ -72,19 +72,19 @@ def plain_tree(captioner, image, config):
     )
     for length in range(len(prefix) + 1, config.max_length + 1):
         ways = []
-        for words, logp in live:
+        for words, logprob in live:
             each = distribution(captioner, image, words)
             for word in (V.end, *WANTED):
                 if (word == V.end and length <= config.min_length) or (config.no_repeat and word in words):
                     continue
-                ways.append(([*words, word], logp + float(each[word])))
+                ways.append(([*words, word], logprob + float(each[word])))
         ways.sort(key=lambda way: -way[1])
         ends = [way for way in ways[: config.width] if way[0][-1] == V.end]
         after = [way for way in ways if way[0][-1] != V.end][: config.width]
-        steps.append(tuple({text(words): logp for words, logp in part} for part in (live, after, ends)))
+        steps.append(tuple({text(words): logprob for words, logprob in part} for part in (live, after, ends)))
         ended += ends
         live = after
-        kept = sorted((score(logp, len(words), config) for words, logp in ended), reverse=True)[
+        kept = sorted((score(logprob, len(words), config) for words, logprob in ended), reverse=True)[
             : config.n_best
         ]
         reach = score(live[0][1], config.max_length, config)
@@ -108,22 +108,24 @@ def test_the_tree_is_that_of_a_plain_beam(kind, config):
     for number, (step, (before, after, ends)) in enumerate(zip(told["steps"], expected, strict=True)):
         assert step["length"] == first + number
         assert [each["caption"] for each in step["live"]] == list(after)
-        assert [each["logp"] for each in step["live"]] == pytest.approx(list(after.values()), abs=1e-5)
-        assert {each["caption"]: each["logp"] for each in step["ended"]} == pytest.approx(ends, abs=1e-5)
+        assert [each["logprob"] for each in step["live"]] == pytest.approx(list(after.values()), abs=1e-5)
+        assert {each["caption"]: each["logprob"] for each in step["ended"]} == pytest.approx(ends, abs=1e-5)
         for each in step["ended"]:
-            assert each["score"] == pytest.approx(score(each["logp"], step["length"], config))
+            assert each["score"] == pytest.approx(score(each["logprob"], step["length"], config))
         said = list(before)
         parents = set()
         for rank, each in enumerate(step["live"]):
             assert each["rank"] == rank
             assert f"{said[each['parent']]} {each['word']}".strip() == each["caption"]
-            assert each["logp"] - each["word_logp"] == pytest.approx(before[said[each["parent"]]], abs=1e-5)
+            assert each["logprob"] - each["word_logprobs"] == pytest.approx(
+                before[said[each["parent"]]], abs=1e-5
+            )
             parents.add(said[each["parent"]])
         parents |= {each["caption"] for each in step["ended"]}
         assert {each["caption"] for each in step["pruned"]} == set(before) - parents
         for each in step["pruned"]:
             assert each["lost_to"]["caption"] == list(after)[-1]
-            assert each["next"] is None or each["next"]["logp"] <= each["lost_to"]["logp"]
+            assert each["next"] is None or each["next"]["logprob"] <= each["lost_to"]["logprob"]
         assert step["stopped"] == (number == len(expected) - 1)
 
 
@@ -131,11 +133,15 @@ def test_the_tree_is_that_of_a_plain_beam(kind, config):
 def test_what_is_found_is_what_the_search_finds(config):
     captioner, image = tiny_captioner("lstm"), pixels(1, seed=5)
     found = explain(captioner, image, "x", config)["found"]
-    (prediction,) = describe(captioner, image, ["x"], config=config)
+    (prediction,) = generate_captions(captioner, image, ["x"], config=config)
     ranked = (prediction, *prediction.alternatives)
     assert [each["caption"] for each in found] == [each.caption for each in ranked]
     for each, other in zip(found, ranked, strict=True):
-        assert (each["logp"], each["score"], each["finished"]) == (other.logp, other.score, other.finished)
+        assert (each["logprob"], each["score"], each["finished"]) == (
+            other.logprob,
+            other.score,
+            other.finished,
+        )
     assert found[0]["lost_to"] is None
     for each in found[1:]:
         assert each["lost_to"]["by"] == pytest.approx(found[0]["score"] - each["score"])
@@ -148,22 +154,26 @@ def test_what_is_found_is_what_the_search_finds(config):
 def test_words_have_the_numbers_of_their_distributions(kind):
     captioner, images = unsure(kind), pixels(3)
     config = BEAMS[0]
-    predictions = describe(captioner, images, [1, 2, 3], config=config)
+    predictions = generate_captions(captioner, images, [1, 2, 3], config=config)
     with torch.inference_mode():
-        memory = captioner.remember(images)
+        memory = captioner.encode_memory(images)
     details = word_details(captioner, memory, predictions, config)
     lengths = set()
     for image, prediction, listed in zip(images, predictions, details, strict=True):
         for each, words in zip((prediction, *prediction.alternatives), listed, strict=True):
             said = each.caption.split() + ["<end>"] * each.finished
             assert [word.word for word in words] == said
-            assert sum(word.logp for word in words) == pytest.approx(each.logp, abs=1e-5)
+            assert sum(word.logprob for word in words) == pytest.approx(each.logprob, abs=1e-5)
             lengths.add(len(said))
             for t, word in enumerate(words):
-                logp = distribution(captioner, image[None], [captioner.vocabulary.ids[w] for w in said[:t]])
-                assert word.logp == pytest.approx(float(logp[captioner.vocabulary.ids[word.word]]), abs=1e-5)
-                assert word.probability == pytest.approx(math.exp(word.logp))
-                assert word.entropy == pytest.approx(-float((logp.exp() * logp).sum()), abs=1e-5)
+                logprob = distribution(
+                    captioner, image[None], [captioner.vocabulary.ids[w] for w in said[:t]]
+                )
+                assert word.logprob == pytest.approx(
+                    float(logprob[captioner.vocabulary.ids[word.word]]), abs=1e-5
+                )
+                assert word.probability == pytest.approx(math.exp(word.logprob))
+                assert word.entropy == pytest.approx(-float((logprob.exp() * logprob).sum()), abs=1e-5)
     assert len(lengths) > 1
 
 
@@ -186,16 +196,16 @@ class Garden(Decoder):
                 table[vocabulary.ids[last], vocabulary.ids[word]] = probability
         self.table = table.log()
 
-    def remember(self, features):
+    def encode_memory(self, features):
         return features.regions.double()
 
-    def start(self, memory, width):
-        return memory.new_zeros(len(memory), width, 1)
+    def init_state(self, memory, num_sequences):
+        return memory.new_zeros(len(memory), num_sequences, 1)
 
-    def step(self, words, carry, memory):
-        return Step(hidden=self.table[words], attention=None), carry
+    def step(self, words, state, memory):
+        return StepOutput(hidden=self.table[words], attention=None), state
 
-    def forward(self, words, memory, running=None):
+    def forward(self, words, memory, batch_sizes=None):
         return unroll(self, words, memory)
 
     def logits(self, hidden):
@@ -224,15 +234,15 @@ def test_where_the_beam_leaves_greedy_s_path():
         {
             "rank": 0,
             "caption": "a",
-            "logp": pytest.approx(math.log(0.5)),
-            "next": {"word": "red", "logp": pytest.approx(math.log(0.5 * 0.24))},
-            "lost_to": {"caption": "dog cat", "logp": pytest.approx(math.log(0.45 * 0.45))},
+            "logprob": pytest.approx(math.log(0.5)),
+            "next": {"word": "red", "logprob": pytest.approx(math.log(0.5 * 0.24))},
+            "lost_to": {"caption": "dog cat", "logprob": pytest.approx(math.log(0.45 * 0.45))},
         }
     ]
     assert [(each["parent"], each["caption"]) for each in third["ended"]] == [(0, "dog red"), (1, "dog cat")]
     assert told["greedy"] == {
         "caption": "a red",
-        "logp": pytest.approx(math.log(0.5 * 0.24)),
+        "logprob": pytest.approx(math.log(0.5 * 0.24)),
         "score": pytest.approx(math.log(0.5 * 0.24)),
         "finished": True,
         "left_at": 2,
@@ -266,12 +276,12 @@ def every_caption(captioner, image, config):
     listed = torch.tensor([[[*words, V.end, *[V.pad] * (longest - 1 - len(words))] for words in bodies]])
     started = torch.cat([torch.full_like(listed[..., :1], V.start), listed[..., :-1]], -1)
     with torch.no_grad():
-        steps = captioner.decoder(started, captioner.remember(image))
-        logp = captioner.decoder.logits(steps.hidden).double().log_softmax(-1)
-    logp = logp.gather(-1, listed[..., None])[0, :, :, 0]
+        steps = captioner.decoder(started, captioner.encode_memory(image))
+        logprob = captioner.decoder.logits(steps.hidden).double().log_softmax(-1)
+    logprob = logprob.gather(-1, listed[..., None])[0, :, :, 0]
     return {
         text(words): score(float(each[: len(words) + 1].sum()), len(words) + 1, config)
-        for words, each in zip(bodies, logp, strict=True)
+        for words, each in zip(bodies, logprob, strict=True)
     }
 
 
@@ -280,10 +290,10 @@ def test_search_errors_and_model_errors_by_all_captions():
     config = BeamConfig(width=1, max_length=4, length_rule="mean", patience=None)
     images = pixels(7, seed=2)
     ids = list(range(7))
-    found = describe(captioner, images, ids, config=config)
+    found = generate_captions(captioner, images, ids, config=config)
     listed = [every_caption(captioner, image[None], config) for image in images]
     with torch.inference_mode():
-        memory = captioner.remember(images)
+        memory = captioner.encode_memory(images)
     best = [max(each, key=each.__getitem__) for each in listed]
     verdicts = judge(captioner, memory, found, [[text] for text in best], config)
     for prediction, verdict, top, scores in zip(found, verdicts, best, listed, strict=True):
@@ -312,7 +322,7 @@ def test_search_errors_and_model_errors_by_all_captions():
         for verdict in judge(
             captioner,
             memory,
-            describe(captioner, images, ids, config=ruled),
+            generate_captions(captioner, images, ids, config=ruled),
             [["the dog"], ["a cat"], ["a red dog"]] + [["a"]] * 4,
             ruled,
         )
@@ -329,7 +339,7 @@ def test_an_ensemble_is_explained_like_any_captioner():
     images = [pixels(1), pixels(1)]
     told = explain(captioner, images, 0, BEAMS[0], references=["a dog on grass"])
     for each in told["found"]:
-        assert sum(word["logp"] for word in each["words"]) == pytest.approx(each["logp"], abs=1e-5)
+        assert sum(word["logprob"] for word in each["words"]) == pytest.approx(each["logprob"], abs=1e-5)
     assert told["verdict"]["error"] in ("search", "model")
 
 
@@ -363,7 +373,7 @@ def test_words_in_the_json_of_the_tool(model, photos):
         for each in (entry, *entry["alternatives"]):
             words = each.pop("words")
             assert [word["word"] for word in words] == each["caption"].split() + ["<end>"] * each["finished"]
-            assert sum(word["logp"] for word in words) == pytest.approx(each["logp"], abs=1e-5)
+            assert sum(word["logprob"] for word in words) == pytest.approx(each["logprob"], abs=1e-5)
             assert all(0 < word["probability"] <= 1 and word["entropy"] >= 0 for word in words)
         assert entry == json.loads(bare)
 
@@ -418,8 +428,8 @@ def test_the_errors_of_a_split(tmp_path):
     photos = tmp_path / "data" / "images"
     images = torch.stack([prepare(load_image(photos / name), PREPROCESSING) for name in names])
     with torch.inference_mode():
-        memory = captioner.remember(images)
-    found = describe(captioner, images, names, config=search)
+        memory = captioner.encode_memory(images)
+    found = generate_captions(captioner, images, names, config=search)
     expected = judge(captioner, memory, found, [IMAGES[name][1] for name in names], search)
     assert [each["error"] for each in written["verdicts"]] == [each.error for each in expected]
     assert [each["reference"] for each in written["verdicts"]] == [each.reference for each in expected]

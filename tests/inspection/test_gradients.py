@@ -32,7 +32,7 @@ from captioning.models.decoders import (
     build,
     unroll,
 )
-from captioning.tensors import Features, Gates, Step
+from captioning.tensors import Features, Gates, StepOutput
 
 CHANNELS, VOCABULARY, END = 5, 23, 2
 CAPTION = [1, 11, 4, 19, 7, 13, 8, END]  # T = 7, no word twice
@@ -61,11 +61,11 @@ def scene(images=1, *, seed=0):
 
 def loss(decoder, memory, t, *, caption=CAPTION, change=None):
     """Loss of the t-th word, word by word through `step`; `change(t, carry)` may alter the state after a word."""
-    carry = decoder.start(memory, 1)
+    state = decoder.init_state(memory, 1)
     for place, word in enumerate(caption[: t + 1]):
-        step, carry = decoder.step(torch.tensor([[word]]), carry, memory)
+        step, state = decoder.step(torch.tensor([[word]]), state, memory)
         if change is not None:
-            carry = change(place, step, carry)
+            state = change(place, step, state)
     return -float(torch.log_softmax(decoder.logits(step.hidden)[0, 0], -1)[caption[t + 1]])
 
 
@@ -73,7 +73,7 @@ def loss(decoder, memory, t, *, caption=CAPTION, change=None):
 def test_norms_are_those_of_finite_differences(kind):
     """No word occurs twice, so that a nudge of its vector is a nudge of one place in the caption."""
     decoder = make(CONFIGS[kind])
-    memory = decoder.remember(scene())
+    memory = decoder.encode_memory(scene())
     found = norms(decoder, memory, CAPTION, [2, 6])
     assert found.at == (2, 6) and found.inputs.shape == (2, 7)
     vectors, nudge = decoder.embedding.weight, 1e-5
@@ -95,7 +95,7 @@ def test_norms_are_those_of_finite_differences(kind):
 def test_state_norms_are_those_of_finite_differences(kind):
     """The state is nudged as it is handed on. A nudge of the cell changes what is shown of it as well."""
     decoder = make(CONFIGS[kind])
-    memory = decoder.remember(scene())
+    memory = decoder.encode_memory(scene())
     t = 5
     found = norms(decoder, memory, CAPTION, [t])
     assert set(found.states) == ({"hidden", "cell"} if kind == "lstm" else {"hidden"})
@@ -107,15 +107,15 @@ def test_state_norms_are_those_of_finite_differences(kind):
                 sides = []
                 for sign in (1e-5, -1e-5):
 
-                    def change(at, step, carry, place=place, name=name, unit=unit, sign=sign):
+                    def change(at, step, state, place=place, name=name, unit=unit, sign=sign):
                         if at != place:
-                            return carry
-                        carry = tuple(part.clone() for part in carry)
+                            return state
+                        state = tuple(part.clone() for part in state)
                         if name == "hidden":
-                            carry[0][..., unit] += sign
-                            return carry
-                        carry[1][..., unit] += sign
-                        return step.gates[0].output * torch.tanh(carry[1]), carry[1]
+                            state[0][..., unit] += sign
+                            return state
+                        state[1][..., unit] += sign
+                        return step.gates[0].output * torch.tanh(state[1]), state[1]
 
                     sides.append(loss(decoder, memory, t, change=change))
                 slope.append((sides[0] - sides[1]) / 2e-5)
@@ -123,14 +123,14 @@ def test_state_norms_are_those_of_finite_differences(kind):
 
 
 def test_two_layers_have_states_of_their_own():
-    found = norms(make(CONFIGS["up_down"]), make(CONFIGS["up_down"]).remember(scene()), CAPTION, [3])
+    found = norms(make(CONFIGS["up_down"]), make(CONFIGS["up_down"]).encode_memory(scene()), CAPTION, [3])
     assert set(found.states) == {f"layer {layer} {state}" for layer in (1, 2) for state in ("hidden", "cell")}
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_losses_looked_at_together_do_not_meet(kind):
     decoder = make(CONFIGS[kind])
-    memory = decoder.remember(scene())
+    memory = decoder.encode_memory(scene())
     together = norms(decoder, memory, CAPTION, [0, 3, 6])
     for j, t in enumerate(together.at):
         alone = norms(decoder, memory, CAPTION, [t])
@@ -143,7 +143,7 @@ def test_of_a_tied_matrix_only_the_reading_counts():
     tied = make(dataclasses.replace(CONFIGS["transformer"], tied=True))
     apart = make(dataclasses.replace(CONFIGS["transformer"], tied=False))
     apart.load_state_dict(tied.state_dict())
-    found = [norms(each, each.remember(scene()), CAPTION, [1, 6]).inputs for each in (tied, apart)]
+    found = [norms(each, each.encode_memory(scene()), CAPTION, [1, 6]).inputs for each in (tied, apart)]
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 
@@ -158,17 +158,17 @@ class Linear(Decoder):
         self.turn = nn.Parameter(keeps * torch.linalg.qr(torch.randn(size, size, generator=generator))[0])
         self.words = nn.Linear(size, VOCABULARY)
 
-    def remember(self, features):
+    def encode_memory(self, features):
         return features.regions.mean((1, 2))
 
-    def start(self, memory, width):
-        return (memory[:, None, None].expand(-1, width, 6),)
+    def init_state(self, memory, num_sequences):
+        return (memory[:, None, None].expand(-1, num_sequences, 6),)
 
-    def step(self, words, carry, memory):
-        hidden = carry[0] @ self.turn.T + self.embedding(words)
-        return Step(hidden=hidden, attention=None, gates=(Gates(hidden=hidden),)), (hidden,)
+    def step(self, words, state, memory):
+        hidden = state[0] @ self.turn.T + self.embedding(words)
+        return StepOutput(hidden=hidden, attention=None, gates=(Gates(hidden=hidden),)), (hidden,)
 
-    def forward(self, words, memory, running=None):
+    def forward(self, words, memory, batch_sizes=None):
         return unroll(self, words, memory)
 
     def logits(self, hidden):
@@ -299,7 +299,7 @@ def test_relatives_have_the_same_sizes(kind):
         assert gradients.label(config) == name
         decoder = make(config)
         assert (config.longest or 31) >= 17
-        norms(decoder, decoder.remember(scene()), CAPTION, [6])
+        norms(decoder, decoder.encode_memory(scene()), CAPTION, [6])
 
 
 def test_drawing(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import describe, key
+from captioning.captioner.predict import generate_captions, key
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SampleConfig, rule_ids, search
 from captioning.inspection.trace import (
@@ -66,23 +66,23 @@ KINDS = (*DECODERS, "gru", "rnn")
 def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
     captioner, config = captioner_of(kind), SEARCHES[name]
     vocabulary = captioner.vocabulary
-    ids = {"start": vocabulary.start, "end": vocabulary.end, "unwanted": vocabulary.unwanted}
+    ids = {"start": vocabulary.start, "end": vocabulary.end, "suppress_ids": vocabulary.suppress_ids}
     ids |= {"ids": rule_ids(config, vocabulary), "keys": torch.tensor([key("x")])}
     for seed in range(3):
         pixels = pixels_of(seed)
-        memory = captioner.decoder.remember(captioner.features(pixels[None]))
+        memory = captioner.decoder.encode_memory(captioner.features(pixels[None]))
         plain = search(captioner.decoder, memory, config, **ids)
         recorded = search(Recorder(captioner.decoder, []), memory, config, **ids)
         for field, ours, theirs in zip(plain._fields, recorded, plain, strict=True):
             assert torch.equal(ours, theirs), field
         trace = trace_search(captioner, pixels, config=config, image_id="x")
-        prediction = describe(captioner, pixels[None], ["x"], config=config)[0]
+        prediction = generate_captions(captioner, pixels[None], ["x"], config=config)[0]
         told = summary(trace)
         assert told["caption"] == prediction.caption
         assert told["words"][len(prediction.caption.split()) :] == ["<end>"] * prediction.finished
         length = int(plain.lengths[0, 0])
-        assert np.array_equal(trace.word_logp, plain.word_logp[0, 0, :length].double().numpy())
-        assert told["logp"] == pytest.approx(prediction.logp, rel=1e-5)
+        assert np.array_equal(trace.word_logprobs, plain.word_logprobs[0, 0, :length].double().numpy())
+        assert told["logprob"] == pytest.approx(prediction.logprob, rel=1e-5)
         assert told["confidence"] == pytest.approx(prediction.confidence, rel=1e-4)
 
 
@@ -95,12 +95,12 @@ def test_a_search_s_trace_is_that_of_its_caption_and_of_no_other_hypothesis(kind
         pixels = pixels_of(seed).double()
         trace = trace_search(captioner, pixels, config=SEARCHES["beam"])
         ids = [captioner.vocabulary.ids[word] for word in trace.words]
-        memory = captioner.decoder.remember(captioner.features(pixels[None]))
-        carry, word = captioner.decoder.start(memory, 1), captioner.vocabulary.start
+        memory = captioner.decoder.encode_memory(captioner.features(pixels[None]))
+        state, word = captioner.decoder.init_state(memory, 1), captioner.vocabulary.start
         for t, chosen in enumerate(ids):
-            step, carry = captioner.decoder.step(torch.tensor([[word]]), carry, memory)
-            logp = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
-            assert trace.word_logp[t] == pytest.approx(float(logp), abs=1e-12)
+            step, state = captioner.decoder.step(torch.tensor([[word]]), state, memory)
+            logprob = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
+            assert trace.word_logprobs[t] == pytest.approx(float(logprob), abs=1e-12)
             assert (trace.attention is None) == (step.attention is None)
             if trace.attention is not None:
                 np.testing.assert_allclose(trace.attention[t], step.attention[0, 0].numpy(), atol=1e-12)
@@ -119,18 +119,18 @@ def test_a_given_caption_is_traced_as_it_is_read(kind):
     captioner, pixels = captioner_of(kind), pixels_of(5)
     trace = trace_text(captioner, pixels, "The café, on grass: a dog.")
     assert trace.words == ("the", "café", "on", "grass", "a", "dog", "<end>")
-    memory = captioner.decoder.remember(captioner.features(pixels[None]))
+    memory = captioner.decoder.encode_memory(captioner.features(pixels[None]))
     ids = [captioner.vocabulary.ids[word] for word in trace.words]
-    carry, word = captioner.decoder.start(memory, 1), captioner.vocabulary.start
+    state, word = captioner.decoder.init_state(memory, 1), captioner.vocabulary.start
     for t, chosen in enumerate(ids):
-        step, carry = captioner.decoder.step(torch.tensor([[word]]), carry, memory)
+        step, state = captioner.decoder.step(torch.tensor([[word]]), state, memory)
         if trace.attention is not None:
             assert np.array_equal(trace.attention[t], step.attention[0, 0].numpy())
         for layer, gates in zip(trace.layers, step.gates, strict=True):
             for name, values in layer.items():
                 assert np.array_equal(values[t], getattr(gates, name)[0, 0].numpy()), name
-        logp = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
-        assert trace.word_logp[t] == pytest.approx(float(logp), rel=1e-5, abs=1e-6)
+        logprob = torch.log_softmax(captioner.decoder.logits(step.hidden)[0, 0], 0)[chosen]
+        assert trace.word_logprobs[t] == pytest.approx(float(logprob), rel=1e-5, abs=1e-6)
         word = chosen
 
 
@@ -149,7 +149,7 @@ def test_gates_are_those_of_torch_lstm():
     layer = trace.layers[0]
     ids = [1, *(captioner.vocabulary.ids[word] for word in trace.words[:-1])]
     read = decoder.embedding.weight[ids][None]  # (1, T, E)
-    hidden, cell = (part[:, None] for part in decoder.start(_memory(captioner, pixels), 1))
+    hidden, cell = (part[:, None] for part in decoder.init_state(_memory(captioner, pixels), 1))
     hidden, cell = hidden[:, 0], cell[:, 0]  # (1, 1, H): layers, batch, units
     for t in range(len(ids)):
         before = cell
@@ -185,7 +185,7 @@ def test_gates_are_those_of_torch_gru():
     trace = trace_text(captioner, pixels, "the dog runs on red grass")
     layer = trace.layers[0]
     ids = [1, *(captioner.vocabulary.ids[word] for word in trace.words[:-1])]
-    first = decoder.start(_memory(captioner, pixels), 1)[0]  # (1, 1, H)
+    first = decoder.init_state(_memory(captioner, pixels), 1)[0]  # (1, 1, H)
     hidden = theirs(decoder.embedding.weight[ids][None], first)[0][0].numpy()  # (T, H)
     np.testing.assert_allclose(layer["hidden"], hidden, atol=1e-12)
     before = np.concatenate([first[0].numpy(), hidden[:-1]])
@@ -195,7 +195,7 @@ def test_gates_are_those_of_torch_gru():
 
 
 def _memory(captioner, pixels):
-    return captioner.decoder.remember(captioner.features(pixels[None]))
+    return captioner.decoder.encode_memory(captioner.features(pixels[None]))
 
 
 def test_a_decoder_without_gates():
@@ -236,7 +236,7 @@ def made_up(words: int, *, regions: int = 25, sentinel: bool = False) -> Trace:
         layer["sentinel"] = generator.random(words)
     return Trace(
         words=(*(WORDS[t % len(WORDS)] for t in range(words - 1)), "<end>"),
-        word_logp=np.log(generator.random(words)),
+        word_logprobs=np.log(generator.random(words)),
         attention=generator.dirichlet(np.ones(regions), words),
         layers=(layer,),
     )
@@ -259,7 +259,7 @@ def test_the_summary_s_numbers():
         trace.attention[5].max()
     )
     assert told["caption"] == "a dog cat café runs on" and told["words"][-1] == "<end>"
-    assert told["logp"] == pytest.approx(sum(trace.word_logp.tolist()))
+    assert told["logprob"] == pytest.approx(sum(trace.word_logprobs.tolist()))
 
 
 def test_how_wide_a_look_is():
@@ -288,7 +288,7 @@ def test_arrays_on_disk(tmp_path):
     save_arrays(trace, tmp_path / "new" / "x.npz")
     with np.load(tmp_path / "new" / "x.npz", allow_pickle=False) as found:
         assert set(found) == {
-            "words", "word_logp", "attention", *(f"layer1.{name}" for name in trace.layers[0]),
+            "words", "word_logprobs", "attention", *(f"layer1.{name}" for name in trace.layers[0]),
         }  # fmt: skip
         assert found["words"].tolist() == list(trace.words)
         assert np.array_equal(found["attention"], trace.attention)

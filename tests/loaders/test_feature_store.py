@@ -29,7 +29,7 @@ from captioning.experiment import Experiment
 from captioning.images.preprocessing import Preprocessing, prepare
 from captioning.images.reading import load_image
 from captioning.loaders import feature_store
-from captioning.loaders.feature_store import FeatureStore, Origin, build_store
+from captioning.loaders.feature_store import FeatureProvenance, FeatureStore, build_store
 from captioning.models.encoders import Encoder, SmallCNNConfig, TorchvisionConfig, build
 from captioning.records import ImageId, ImageRecord
 from captioning.text.vocabulary import Vocabulary
@@ -301,7 +301,7 @@ def test_features_of_another_encoder_are_refused_by_name(
     tmp_path: Path, encoder: Encoder, pictures: list[ImageRecord]
 ):
     make(pictures, encoder, tmp_path)
-    origin = Origin.of(encoder, PREPROCESSING)
+    origin = FeatureProvenance.of(encoder, PREPROCESSING)
     assert FeatureStore.open(tmp_path, expect=origin).fingerprint == origin.fingerprint
     FeatureStore.open(tmp_path, expect=origin.fingerprint)
     torch.manual_seed(1)
@@ -313,7 +313,7 @@ def test_features_of_another_encoder_are_refused_by_name(
         (encoder, replace(PREPROCESSING, size=28), "preprocessing.size 20 / 28"),
         (encoder, replace(PREPROCESSING, mean=(0, 0, 0)), "preprocessing.mean"),
     ):
-        wanted = Origin.of(other, preprocessing)
+        wanted = FeatureProvenance.of(other, preprocessing)
         for refused in (
             lambda o=other, p=preprocessing: make(pictures, o, tmp_path, preprocessing=p),
             lambda w=wanted: FeatureStore.open(tmp_path, expect=w),

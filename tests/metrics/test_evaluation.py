@@ -11,7 +11,7 @@ import pytest
 
 from captioning.errors import UserError
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, further, score
-from captioning.metrics.evaluation import ReferenceSet, Seen, evaluate
+from captioning.metrics.evaluation import ReferenceSet, TrainingCaptions, evaluate
 from captioning.metrics.java import JavaScores
 from captioning.metrics.significance import comparable
 from captioning.text.tokenizer import tokenize
@@ -198,7 +198,7 @@ def test_scores_of_java_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_new_captions_are_those_with_other_tokens() -> None:
-    seen = Seen(["a DOG can't run!", "snow, on a mountain", "Snow on a mountain."])
+    seen = TrainingCaptions(["a DOG can't run!", "snow, on a mountain", "Snow on a mountain."])
     evaluation = run(training=seen)
     assert len(seen.captions) == 2
     assert evaluation.scores["novel_rate"] == pytest.approx(3 / 5)

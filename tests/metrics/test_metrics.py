@@ -75,13 +75,15 @@ def plain_cider(references: list[list[Tokens]], candidates: list[Tokens], *, cli
         for n in (1, 2, 3, 4):
             seen = Counter(gram for image in references for gram in {g for r in image for g in grams(r, n)})
 
-            def weigh(tokens: Tokens, n: int = n, seen: Counter[Any] = seen) -> dict[Any, float]:
+            def compute_loss_weights(
+                tokens: Tokens, n: int = n, seen: Counter[Any] = seen
+            ) -> dict[Any, float]:
                 counts = grams(tokens, n)
                 return {g: k * math.log(len(references) / max(1, seen[g])) for g, k in counts.items()}
 
-            c = weigh(candidate)
+            c = compute_loss_weights(candidate)
             for reference in own:
-                r = weigh(reference)
+                r = compute_loss_weights(reference)
                 norms = math.sqrt(sum(v * v for v in c.values())) * math.sqrt(sum(v * v for v in r.values()))
                 if not norms:
                     continue

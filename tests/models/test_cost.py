@@ -21,7 +21,7 @@ from captioning.models.decoders import (
     SoftAttentionLSTMConfig,
     TransformerConfig,
     build,
-    select,
+    reorder_state,
 )
 from captioning.models.decoders.base import tensors_of
 from captioning.tensors import Features
@@ -97,13 +97,13 @@ def test_every_decoder_can_be_counted_and_is_dearer_to_train(config):
 def test_bytes_of_carry_are_those_of_the_tensors_where_all_hypotheses_live_on(config):
     decoder = build(config, **SIZES).eval()
     with torch.no_grad():
-        memory = decoder.remember(Features(torch.randn(1, N, D)))
-        carry = decoder.start(memory, 1)
+        memory = decoder.encode_memory(Features(torch.randn(1, N, D)))
+        state = decoder.init_state(memory, 1)
         for t in range(T):
             live = K if t else 1
-            _, carry = decoder.step(torch.zeros(1, live, dtype=torch.int64), carry, memory)
-            carry = select(carry, (torch.arange(K) % live)[None])
-    held = sum(each.nbytes for each in tensors_of(carry))
+            _, state = decoder.step(torch.zeros(1, live, dtype=torch.int64), state, memory)
+            state = reorder_state(state, (torch.arange(K) % live)[None])
+    held = sum(each.nbytes for each in tensors_of(state))
     assert bytes_of_carry(config, **SIZES, regions=N, words=T, width=K) == held
 
 

@@ -31,7 +31,7 @@ def test_attention_is_that_of_reading_the_words_one_by_one(kind):
     vocabulary = captioner.vocabulary
     read = torch.tensor([[[vocabulary.start, *(vocabulary.ids[word] for word in words[:-1])]]])
     with torch.no_grad():
-        memory = captioner.decoder.remember(captioner.encoder(pixels[None]))
+        memory = captioner.decoder.encode_memory(captioner.encoder(pixels[None]))
         stepped = unroll(captioner.decoder, read, memory).attention
     assert stepped is not None
     for row in range(GRID):

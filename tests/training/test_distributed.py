@@ -78,7 +78,7 @@ def test_two_processes_weigh_and_fill_batches_as_one_does(tmp_path):
     }
     runs = []
     for name, processes in (("one", 1), ("two", 2)):
-        path, run = settings(tmp_path, name, tokens=300, epochs=2, **weighing)
+        path, run = settings(tmp_path, name, max_tokens=300, epochs=2, **weighing)
         process = start(path, processes=processes)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out

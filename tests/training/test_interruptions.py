@@ -241,13 +241,15 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
         values["decoder"]["dropout"] = 0.0
         values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
         values["features"] = {"root": str(tmp_path / "features"), "dtype": "float32"}
-        values["training"] |= {"images": images, "accumulate": accumulate, "average": 0, "log_every": 1}
+        values["training"] |= {"batch_size": images, "accumulate": accumulate, "ema_decay": 0, "log_every": 1}
         run = Experiment(parse(values, where="test"), say=lambda _: None)
-        large = [each.tolist() for each in loop.order(_captions(run), size=12, seed=0, epoch=0)]
+        large = [each.tolist() for each in loop.bucketed_batches(_captions(run), size=12, seed=0, epoch=0)]
         with pytest.MonkeyPatch.context() as patch:  # the same images in the same updates
             halves = [loop.np.array(half) for each in large for half in (each[:6], each[6:])]
             whole = [loop.np.array(each) for each in large]
-            patch.setattr(loop, "order", lambda *_, use=halves if accumulate == 2 else whole, **__: use)
+            patch.setattr(
+                loop, "bucketed_batches", lambda *_, use=halves if accumulate == 2 else whole, **__: use
+            )
             torch.manual_seed(3)
             run.train()
         runs.append(run)

@@ -16,7 +16,7 @@ from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig
 from captioning.training.batch_stats import Size
 from captioning.training.config import ConsensusConfig, EffectiveNumberConfig, FrequencyConfig
-from captioning.training.loss_weights import consensus, weigh
+from captioning.training.loss_weights import compute_loss_weights, consensus
 from captioning.training.losses import cross_entropy, divergence
 from captioning.training.objective import CrossEntropy
 from tests.training.test_rewards import WORDS, drawn, encoded, slow_cider
@@ -71,14 +71,14 @@ def loss_of(holder, batch, update=None, *, words=None, seed=None, **settings):
 def plain_loss(holder, batch, *, word_weights, caption_weights, smoothing):
     """A token at a time."""
     decoder = holder.decoder
-    hidden = decoder(batch.words[..., :-1], decoder.remember(batch.images)).hidden
+    hidden = decoder(batch.ids[..., :-1], decoder.encode_memory(batch.images)).hidden
     total, tokens = 0.0, 0
     for b, k, t in np.ndindex(tuple(hidden.shape[:3])):
-        target = int(batch.words[b, k, t + 1])
+        target = int(batch.ids[b, k, t + 1])
         if not target:
             continue
-        logp = torch.log(torch.softmax(decoder.logits(hidden[b, k, t][None])[0].float(), -1))
-        nats = -(1 - smoothing) * logp[target] - smoothing * logp.mean()
+        logprob = torch.log(torch.softmax(decoder.logits(hidden[b, k, t][None])[0].float(), -1))
+        nats = -(1 - smoothing) * logprob[target] - smoothing * logprob.mean()
         total = total + float(word_weights[target]) * float(caption_weights[b, k]) * nats
         tokens += 1
     return total / tokens
@@ -150,7 +150,7 @@ def test_consensus_against_slow_python():
 def test_weights_are_1_in_the_mean_over_tokens(captions, words):
     references, _, _ = drawn(1)
     config = TrainingConfig(caption_weights=captions, word_weights=words)
-    weights = weigh(encoded(references), NAMES, config)
+    weights = compute_loss_weights(encoded(references), NAMES, config)
     assert (weights.captions is None) == (captions is None) and (weights.words is None) == (words is None)
     tokens, number, counts = [], 0, {}
     for own in references:
@@ -176,7 +176,9 @@ def test_weights_are_1_in_the_mean_over_tokens(captions, words):
 
 def test_the_end_weighs_what_words_weigh_in_the_mean():
     references, _, _ = drawn(2)
-    weights = weigh(encoded(references), NAMES, TrainingConfig(word_weights=FrequencyConfig(power=1.0)))
+    weights = compute_loss_weights(
+        encoded(references), NAMES, TrainingConfig(word_weights=FrequencyConfig(power=1.0))
+    )
     said = np.array([word for own in references for caption in own for word in caption])
     assert weights.words[NAMES.end] == pytest.approx(1)
     assert weights.words[said[said > 3]].mean() == pytest.approx(1)
@@ -195,7 +197,7 @@ def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
     wanted = plain_loss(holder, whole, word_weights=words, caption_weights=whole.weights, smoothing=0.1)
     torch.testing.assert_close(found.value, wanted.to(found.value), rtol=1e-5, atol=1e-6)
     for b, image in enumerate(range(5)):  # a caption stands beside its own weight
-        for k, ids in enumerate(whole.words[b]):
+        for k, ids in enumerate(whole.ids[b]):
             if ids[0]:
                 same = [
                     own[n]
@@ -223,15 +225,15 @@ def test_weighted_parts_add_up_to_the_whole(kind):
 def test_r_drop_draws_two_readings_of_one_memory_together(kind):
     holder, _, batch = made(kind, dropout=0.4)
     whole, decoder, calls = batch(range(5)), holder.decoder.train(), []
-    remember = decoder.remember
-    decoder.remember = lambda features: calls.append(1) or remember(features)
+    encode_memory = decoder.encode_memory
+    decoder.encode_memory = lambda features: calls.append(1) or encode_memory(features)
     found = loss_of(holder, whole, seed=5, r_drop=3.0, label_smoothing=0.0)
     assert len(calls) == 1
     torch.manual_seed(5)  # the same dropout, and each token by itself
-    memory = remember(whole.images)
-    twice = whole.words.repeat_interleave(2, 1)
-    running = tuple(2 * n for n in whole.running)
-    hidden = decoder(twice[..., :-1], memory, running).hidden
+    memory = encode_memory(whole.images)
+    twice = whole.ids.repeat_interleave(2, 1)
+    batch_sizes = tuple(2 * n for n in whole.batch_sizes)
+    hidden = decoder(twice[..., :-1], memory, batch_sizes).hidden
     targets = twice[..., 1:]
     logits = torch.zeros(*targets.shape, decoder.vocabulary_size)
     logits[targets != 0] = decoder.logits(hidden[targets != 0]).float()
@@ -263,7 +265,7 @@ def test_embedding_dropout_takes_whole_words(kind):
     other = copy.deepcopy(holder)
     other.decoder.embedding.weight = torch.nn.Parameter(holder.decoder.embedding.weight.detach() * kept)
     torch.testing.assert_close(found, loss_of(other, whole).value)
-    read = whole.words[..., :-1].unique()
+    read = whole.ids[..., :-1].unique()
     dropped = [word for word in read.tolist() if not kept[word]]
     assert dropped
     if kind == "lstm":

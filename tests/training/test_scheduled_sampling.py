@@ -31,8 +31,8 @@ def captions(images, width, longest, *, seed=0):
     for _ in range(images):
         lengths = sorted(rng.integers(1, longest, rng.integers(1, width + 1)), reverse=True)
         chosen.append([np.array([1, *rng.integers(4, VOCABULARY, n), 2]) for n in lengths])
-    words, running, tokens = pack(chosen, width=width, pad=0)
-    return words, running, tokens
+    words, batch_sizes, tokens = pack(chosen, width=width, pad=0)
+    return words, batch_sizes, tokens
 
 
 def test_the_probability_is_a_function_of_the_epoch():
@@ -48,16 +48,18 @@ def test_the_probability_is_a_function_of_the_epoch():
 def test_as_many_passes_as_words_are_a_choice_word_by_word(name):
     decoder = make(name)
     features, _ = scene(3, 2, 5, 7, masked=True)
-    memory = decoder.remember(features)
-    words, running, _ = captions(3, 2, 8)
+    memory = decoder.encode_memory(features)
+    words, batch_sizes, _ = captions(3, 2, 8)
     read = words[..., :-1]
     torch.manual_seed(3)
-    mixed = own_words(decoder, memory, read, running, vocabulary=WORDS, probability=0.6, passes=read.shape[2])
+    mixed = own_words(
+        decoder, memory, read, batch_sizes, vocabulary=WORDS, probability=0.6, passes=read.shape[2]
+    )
     torch.manual_seed(3)
     own, chance = torch.rand(read.shape) < 0.6, torch.rand(read.shape, dtype=torch.double)
-    carry, plain, replaced = decoder.start(memory, 2), read.clone(), 0
+    state, plain, replaced = decoder.init_state(memory, 2), read.clone(), 0
     for t in range(read.shape[2] - 1):
-        step, carry = decoder.step(plain[..., t], carry, memory)
+        step, state = decoder.step(plain[..., t], state, memory)
         probabilities = decoder.logits(step.hidden).softmax(-1)
         for b, k in np.ndindex(3, 2):
             if own[b, k, t + 1] and read[b, k, t + 1] > 2:
@@ -74,14 +76,14 @@ def test_as_many_passes_as_words_are_a_choice_word_by_word(name):
 def test_what_is_replaced(probability, passes):
     """Places at random, as often as asked for; never <start>, <end> or <pad>, and never by a special word."""
     decoder = make("transformer")
-    memory = decoder.remember(scene(5, 3, 5, 7)[0])
-    words, running, _ = captions(5, 3, 13)
+    memory = decoder.encode_memory(scene(5, 3, 5, 7)[0])
+    words, batch_sizes, _ = captions(5, 3, 13)
     read = words[..., :-1]
     places = torch.zeros(read.shape, dtype=torch.double)
     for seed in range(40):
         torch.manual_seed(seed)
         mixed = own_words(
-            decoder, memory, read, running, vocabulary=WORDS, probability=probability, passes=passes
+            decoder, memory, read, batch_sizes, vocabulary=WORDS, probability=probability, passes=passes
         )
         kept = read <= 2
         assert torch.equal(mixed[kept], read[kept])
@@ -97,7 +99,7 @@ def test_what_is_replaced(probability, passes):
 
 def test_own_words_come_with_the_models_probabilities():
     decoder, count = Toy(channels=3, vocabulary_size=7), 20000
-    memory = decoder.remember(Features(torch.randn(1, 2, 3, dtype=torch.double)))
+    memory = decoder.encode_memory(Features(torch.randn(1, 2, 3, dtype=torch.double)))
     words = torch.tensor([1, 5, 6, 4]).expand(1, count, 4)
     names = Vocabulary(words=(*SPECIALS, "a", "b", "c"))
     torch.manual_seed(0)
@@ -113,10 +115,10 @@ def test_own_words_come_with_the_models_probabilities():
 def batch_of(captioner: Captioner) -> Batch:
     rng = np.random.default_rng(0)
     chosen = [[np.array([1, *rng.integers(4, 13, n), 2]) for n in (7, 5, 2)] for _ in range(2)]
-    words, running, tokens = pack(chosen, width=3, pad=0)
+    words, batch_sizes, tokens = pack(chosen, width=3, pad=0)
     size = captioner.config.preprocessing.size
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Batch([7, 8], pixels, words, running, tokens)
+    return Batch([7, 8], pixels, words, batch_sizes, tokens)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])

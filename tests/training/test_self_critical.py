@@ -20,7 +20,7 @@ from captioning.training import checkpoint
 from captioning.training.batch_stats import Size
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
-from captioning.training.self_critical import SelfCritical, caption_logp, found
+from captioning.training.self_critical import SelfCritical, caption_logprobs, found
 from tests.helpers.models import DECODERS
 from tests.helpers.toy import Toy
 from tests.training.test_training import tiny
@@ -98,31 +98,31 @@ def test_gradient_is_that_of_the_expected_reward(baseline, temperature):
     rewards = goal.references.score(np.array([1]), words.numpy(), lengths.numpy())
 
     # log-probabilities a word at a time, from the decoder's own steps
-    memory = decoder.remember(goal.captioner.features(batch.images))
-    logp = []
+    memory = decoder.encode_memory(goal.captioner.features(batch.images))
+    logprob = []
     for caption in captions:
-        carry, read, total = decoder.start(memory, 1), VOCABULARY.start, 0.0
+        state, read, total = decoder.init_state(memory, 1), VOCABULARY.start, 0.0
         for t, word in enumerate(caption):
-            step, carry = decoder.step(torch.tensor([[read]]), carry, memory)
+            step, state = decoder.step(torch.tensor([[read]]), state, memory)
             allowed = [THE, DOG] if t == 0 else [THE, DOG, END]
             share = (decoder.logits(step.hidden)[0, 0, allowed] / temperature).log_softmax(0)
             total, read = total + share[allowed.index(word)], word
-        logp.append(total)
-    logp = torch.stack(logp)
-    assert logp.exp().sum().item() == pytest.approx(1.0)
+        logprob.append(total)
+    logprob = torch.stack(logprob)
+    assert logprob.exp().sum().item() == pytest.approx(1.0)
     order = lengths[0].argsort(descending=True, stable=True)
-    ours = caption_logp(
+    ours = caption_logprobs(
         decoder,
         memory,
-        fake._replace(words=words[:, order], lengths=lengths[:, order]),
+        fake._replace(ids=words[:, order], lengths=lengths[:, order]),
         VOCABULARY,
         temperature=temperature,
     )
-    torch.testing.assert_close(ours[0], logp[order])
+    torch.testing.assert_close(ours[0], logprob[order])
 
     worth = torch.from_numpy(0.3 * rewards.cider + 2.0 * rewards.bleu)[0]
     assert worth.std() > 0.1
-    exact = torch.autograd.grad(-(logp.exp() * worth).sum(), list(decoder.parameters()))
+    exact = torch.autograd.grad(-(logprob.exp() * worth).sum(), list(decoder.parameters()))
     exact = torch.cat([each.flatten() for each in exact])
     drawn = torch.stack([gradient(goal, batch, step)[0] for step in range(40)])
     error = drawn.std(0) / len(drawn) ** 0.5
@@ -136,18 +136,18 @@ def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
     vocabulary = Vocabulary(words=(*SPECIALS, *"abcdefg"))
     torch.manual_seed(2)
     decoder = DECODERS[kind].build(channels=3, vocabulary_size=len(vocabulary)).double().eval()
-    memory = decoder.remember(Features(torch.randn(2, 5, 3, dtype=torch.double)))
+    memory = decoder.encode_memory(Features(torch.randn(2, 5, 3, dtype=torch.double)))
     drawn = found(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
     assert len(set(drawn.lengths.flatten().tolist())) > 3
     assert (drawn.lengths.diff(dim=1) <= 0).all()
-    ours = caption_logp(decoder, memory, drawn, vocabulary, temperature=1.0)
-    carry, read = decoder.start(memory, 7), torch.full((2, 7), vocabulary.start)
+    ours = caption_logprobs(decoder, memory, drawn, vocabulary, temperature=1.0)
+    state, read = decoder.init_state(memory, 7), torch.full((2, 7), vocabulary.start)
     wanted = torch.zeros(2, 7, dtype=torch.double)
-    for t in range(drawn.words.shape[2]):
-        step, carry = decoder.step(read, carry, memory)
+    for t in range(drawn.ids.shape[2]):
+        step, state = decoder.step(read, state, memory)
         logits = decoder.logits(step.hidden)
-        logits[..., [*vocabulary.unwanted, *([vocabulary.end] if t == 0 else [])]] = -1e9
-        read = drawn.words[..., t]
+        logits[..., [*vocabulary.suppress_ids, *([vocabulary.end] if t == 0 else [])]] = -1e9
+        read = drawn.ids[..., t]
         wanted += logits.log_softmax(-1).gather(-1, read[..., None])[..., 0] * (t < drawn.lengths)
     torch.testing.assert_close(ours, wanted)
     ours.sum().backward()
@@ -173,9 +173,9 @@ def test_the_greedy_captions_reward_is_the_baseline():
     goal = objective(decoder, samples=5, baseline="greedy", cider=0.0, bleu=3.0, max_length=4)
     batch = batch_of(IDS)
     loss = goal(batch, Size(1, 1, 3, step=2))
-    memory = decoder.remember(goal.captioner.features(batch.images))
+    memory = decoder.encode_memory(goal.captioner.features(batch.images))
     greedy = found(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
-    baseline = 3 * goal.references.score(np.arange(3), greedy.words.numpy(), greedy.lengths.numpy()).bleu
+    baseline = 3 * goal.references.score(np.arange(3), greedy.ids.numpy(), greedy.lengths.numpy()).bleu
     assert float(loss.sums["baseline"]) == pytest.approx(5 * baseline.sum()) and baseline.sum() > 0
     assert loss.value.item() == pytest.approx(float(loss.sums["loss"]) / 15)
     assert set(loss.sums) == {"loss", "reward", "baseline", "length", "bad_ending"}
@@ -267,7 +267,7 @@ def test_a_run_starts_from_a_finished_one(tmp_path):
     first = Experiment(parse(tiny(tmp_path, "first", epochs=1), where="test"), say=lambda _: None)
     first.train()
     values = tiny(tmp_path, "second", epochs=1)
-    values["training"] |= {"learning_rate": 1e-12, "average": 0.0, "self_critical": {"samples": 2}}
+    values["training"] |= {"learning_rate": 1e-12, "ema_decay": 0.0, "self_critical": {"samples": 2}}
     for start in (first.folder, first.folder / "model"):
         values |= {"start": str(start), "name": start.name}
         if start == first.folder:

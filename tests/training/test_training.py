@@ -24,10 +24,10 @@ from captioning.loaders.batches import (
     PixelImages,
     StoredImages,
     TrainingBatches,
-    order,
-    order_by_tokens,
+    bucketed_batches,
+    mentions_left_right,
     pack,
-    sided,
+    token_batches,
 )
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.models.encoders import RegionsConfig
@@ -66,10 +66,13 @@ def encoded(count):
 
 def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
     captions, _ = encoded(301)
-    first = order(captions, size=7, seed=1, epoch=2)
+    first = bucketed_batches(captions, size=7, seed=1, epoch=2)
     assert sorted(np.concatenate(first)) == list(range(301))
     assert {len(batch) for batch in first[:-1]} <= {7, 301 % 7}
-    again, other = order(captions, size=7, seed=1, epoch=2), order(captions, size=7, seed=1, epoch=3)
+    again, other = (
+        bucketed_batches(captions, size=7, seed=1, epoch=2),
+        bucketed_batches(captions, size=7, seed=1, epoch=3),
+    )
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert any(len(a) != len(b) or (a != b).any() for a, b in zip(first, other, strict=True))
 
@@ -87,7 +90,7 @@ def test_order_puts_captions_of_like_length_together():
         )
 
     shuffled = np.array_split(np.random.default_rng(0).permutation(301), 43)
-    assert steps(order(captions, size=7, seed=0, epoch=0)) < 0.75 * steps(shuffled)
+    assert steps(bucketed_batches(captions, size=7, seed=0, epoch=0)) < 0.75 * steps(shuffled)
 
 
 def test_a_batch_says_how_many_captions_still_run():
@@ -102,9 +105,9 @@ def test_a_batch_says_how_many_captions_still_run():
         epoch=0,
     )
     batch = dataset[np.array([4, 0, 7])]
-    targets = batch.words[..., 1:] != 0
+    targets = batch.ids[..., 1:] != 0
     assert batch.tokens == targets.sum()
-    assert batch.running == tuple(targets.sum(1).amax(0).tolist())
+    assert batch.batch_sizes == tuple(targets.sum(1).amax(0).tolist())
     for image in targets:  # longest first, so that those still running are the first ones
         lengths = image.sum(1).tolist()
         assert lengths == sorted(lengths, reverse=True)
@@ -127,8 +130,8 @@ def test_a_token_spelled_like_a_special_one_is_not_one():
 def test_cross_entropy_against_the_formula():
     torch.manual_seed(0)
     logits, targets = torch.randn(5, 11, dtype=torch.double), torch.tensor([1, 0, 10, 4, 4])
-    logp = torch.log(torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True))
-    wanted = -sum(0.9 * logp[i, t] + 0.1 * logp[i].mean() for i, t in enumerate(targets))
+    logprob = torch.log(torch.exp(logits) / torch.exp(logits).sum(1, keepdim=True))
+    wanted = -sum(0.9 * logprob[i, t] + 0.1 * logprob[i].mean() for i, t in enumerate(targets))
     torch.testing.assert_close(cross_entropy(logits, targets, smoothing=0.1), wanted)
 
 
@@ -208,7 +211,7 @@ def test_gradients_are_clipped_by_norm_and_by_value(clip, value, tmp_path, monke
 
     monkeypatch.setattr(torch.amp.GradScaler, "step", step)
     values = tiny(tmp_path, "run", epochs=1)
-    values["training"] |= {"clip": clip, "clip_value": value}
+    values["training"] |= {"grad_clip_norm": clip, "grad_clip_value": value}
     Experiment(parse(values, where="test"), say=lambda _: None).train()
     assert len(norms) == 5
     for limit, found in ((clip, norms), (value, most)):
@@ -237,7 +240,7 @@ def test_a_scaler_finds_its_scale_and_changes_no_update(tmp_path, monkeypatch):
     """Three updates overflow, which is no fault; scaled by a power of two, the others are what they are without."""
     monkeypatch.setattr(torch.amp, "GradScaler", Overflowing)
     values = tiny(tmp_path, "scaled", epochs=2)
-    values["training"] |= {"bad_steps": 1, "average": 0, "log_every": 1}
+    values["training"] |= {"max_nonfinite_steps": 1, "ema_decay": 0, "log_every": 1}
     values["decoder"]["dropout"] = 0.0
     said = []
     run = Experiment(parse(values, where="test"), say=said.append)
@@ -265,7 +268,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
         "all right", "copyright",
     ]  # fmt: skip
     found = [ImageRecord(n, f"{tmp_path}/{n}.png", ("a cat", text), "train") for n, text in enumerate(texts)]
-    mask = sided(found)
+    mask = mentions_left_right(found)
     assert mask.tolist() == [True, False, True, False, True, True, False]
     from PIL import Image
 
@@ -278,7 +281,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
         Preprocessing(size=8),
         augmentation=AugmentationConfig(flip=1.0),
         seed=0,
-        sided=mask,
+        mentions_left_right=mask,
     )
     pixels = images(np.arange(len(found)), 0)
     assert (pixels[:, 0, 4, 0] > pixels[:, 0, 4, 7]).tolist() == [not side for side in mask]
@@ -290,7 +293,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
         def rows_at(self, places, *, views):
             return np.array([[[view]] for view in views], np.float32)
 
-    stored = StoredImages(Store(), range(len(found)), seed=0, mirrored=True, sided=mask)
+    stored = StoredImages(Store(), range(len(found)), seed=0, mirrored=True, mentions_left_right=mask)
     seen = np.array([stored(np.arange(len(found)), epoch).regions.flatten().tolist() for epoch in range(40)])
     assert not seen[:, mask].any() and 0.3 < seen[:, ~mask].mean() < 0.7
 
@@ -323,8 +326,8 @@ def test_every_config_parses_and_builds(path):
     images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
     with torch.inference_mode():
         features = captioner.eval().features(images)
-        decoder, memory = captioner.decoder, captioner.decoder.remember(features)
-        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.start(memory, 2), memory)
+        decoder, memory = captioner.decoder, captioner.decoder.encode_memory(features)
+        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.init_state(memory, 2), memory)
         assert decoder.logits(step.hidden).shape == (1, 2, decoder.vocabulary_size)
     assert features.regions.shape[2] == channels
 
@@ -387,7 +390,7 @@ def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
         "decoder": {"kind": kind, **decoder},
         "search": {"kind": "beam", "width": 2, "max_length": 12},
         "training": {
-            "epochs": epochs, "images": 5, "log_every": 2, "average": 0.9,
+            "epochs": epochs, "batch_size": 5, "log_every": 2, "ema_decay": 0.9,
             "schedule": {"kind": "constant"}, "patience": 9,
         },
         "tracking": {"mode": "disabled"},
@@ -405,7 +408,7 @@ OPTIONS = {
     "word_weights": {"kind": "frequency"},
     "r_drop": 1.0,
     "embedding_dropout": 0.1,
-    "tokens": 300,
+    "max_tokens": 300,
     "accumulate": 2,
 }
 
@@ -478,7 +481,7 @@ def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
 def test_diverging_training_stops_with_the_images(tmp_path):
     values = tiny(tmp_path, "run", epochs=1)
     values["training"]["learning_rate"] = 1e30
-    values["training"] |= {"clip": 0, "bad_steps": 2}
+    values["training"] |= {"grad_clip_norm": 0, "max_nonfinite_steps": 2}
     with pytest.raises(UserError, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
         Experiment(parse(values, where="test"), say=lambda _: None).train()
 
@@ -554,8 +557,10 @@ def test_loss_of_a_batch_counts_only_its_tokens():
         )()
         goal = CrossEntropy(holder, TrainingConfig(label_smoothing=0.0))
         loss = goal(batch, Size.of(batch, 0)).value
-        logits = decoder.logits(decoder(batch.words[..., :-1], decoder.remember(Features(features))).hidden)
-        plain = F.cross_entropy(logits.flatten(0, 2), batch.words[..., 1:].flatten(), ignore_index=0)
+        logits = decoder.logits(
+            decoder(batch.ids[..., :-1], decoder.encode_memory(Features(features))).hidden
+        )
+        plain = F.cross_entropy(logits.flatten(0, 2), batch.ids[..., 1:].flatten(), ignore_index=0)
         torch.testing.assert_close(loss, plain)
 
 
@@ -583,7 +588,7 @@ def slow_order(captions, *, tokens, width, seed, epoch):
 def test_batches_by_tokens_against_a_slow_way(tokens, width):
     captions, _ = encoded(301)
     for seed, epoch in ((1, 2), (1, 3), (0, 2)):
-        found = order_by_tokens(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
+        found = token_batches(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
         assert [batch.tolist() for batch in found] == slow_order(
             captions, tokens=tokens, width=width, seed=seed, epoch=epoch
         )
@@ -603,9 +608,9 @@ def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
         """Words of the largest batch, which decides the memory it takes."""
         return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
 
-    filled = order_by_tokens(captions, tokens=400, width=1, seed=0, epoch=0)
+    filled = token_batches(captions, tokens=400, width=1, seed=0, epoch=0)
     size = -(-997 // len(filled))  # as many batches of images
-    assert most(filled) <= 400 < 0.6 * most(order(captions, size=size, seed=0, epoch=0))
+    assert most(filled) <= 400 < 0.6 * most(bucketed_batches(captions, size=size, seed=0, epoch=0))
 
 
 MIXED = {
@@ -635,7 +640,7 @@ def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tm
         return [line["train/loss"] for line in lines if "train/loss" in line]
 
     wanted = losses("float32")
-    monkeypatch.setattr(loop, "precise", lambda config, device: torch.autocast("cpu", lower))
+    monkeypatch.setattr(loop, "autocast_context", lambda config, device: torch.autocast("cpu", lower))
     monkeypatch.setattr(torch.amp, "GradScaler", Scaling if precision == "fp16" else GradScaler)
     found = losses("mixed")
     assert len(wanted) >= 3 and found != wanted and found == pytest.approx(wanted, rel=0.02)

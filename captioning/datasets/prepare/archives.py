@@ -29,7 +29,7 @@ MOST_ENTRIES = 1_000_000
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
-class Member(NamedTuple):
+class FileSlice(NamedTuple):
     """A file in an archive: its place in the list, its name, its bytes when unpacked, and how to open it."""
 
     number: int
@@ -74,7 +74,7 @@ def unpack(
 
 
 @contextlib.contextmanager
-def _opened(archive: Path) -> Iterator[Iterator[Member]]:
+def _opened(archive: Path) -> Iterator[Iterator[FileSlice]]:
     if not archive.is_file():
         raise UserError(f"{archive}: no such file")
     if zipfile.is_zipfile(archive):
@@ -87,7 +87,7 @@ def _opened(archive: Path) -> Iterator[Iterator[Member]]:
         raise UserError(f"{archive}: neither a zip nor a tar archive; delete it and fetch it again")
 
 
-def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
+def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[FileSlice]:
     for number, info in enumerate(opened.infolist(), 1):
         where = f"{archive}: entry {number}"
         inside(".", info.filename, entry=where)
@@ -97,17 +97,17 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
         if info.flag_bits & 1:
             raise UserError(f"{where}: {info.filename!r} is encrypted, which no public data set is")
         if not info.is_dir():
-            yield Member(number, info.filename, info.file_size, lambda info=info: opened.open(info))  # type: ignore[misc]
+            yield FileSlice(number, info.filename, info.file_size, lambda info=info: opened.open(info))  # type: ignore[misc]
 
 
-def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
+def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[FileSlice]:
     for number, info in enumerate(tar, 1):
         where = f"{archive}: entry {number}"
         inside(".", info.name, entry=where)
         if not (info.isfile() or info.isdir()):
             _refuse_kind(where, info.name, is_link=info.issym() or info.islnk())
         if info.isfile():
-            yield Member(number, info.name, info.size, lambda info=info: tar.extractfile(info))  # type: ignore
+            yield FileSlice(number, info.name, info.size, lambda info=info: tar.extractfile(info))  # type: ignore
 
 
 def _refuse_kind(where: str, name: str, *, is_link: bool) -> None:
@@ -117,10 +117,15 @@ def _refuse_kind(where: str, name: str, *, is_link: bool) -> None:
 
 
 def _judge(
-    archive: Path, folder: Path, members: Iterator[Member], *, most_bytes: int, wanted: Callable[[str], bool]
-) -> list[tuple[Member, Path]]:
+    archive: Path,
+    folder: Path,
+    members: Iterator[FileSlice],
+    *,
+    most_bytes: int,
+    wanted: Callable[[str], bool],
+) -> list[tuple[FileSlice, Path]]:
     """The wanted members and where they go, all entries having been looked at."""
-    kept: list[tuple[Member, Path]] = []
+    kept: list[tuple[FileSlice, Path]] = []
     total = 0
     targets: set[Path] = set()
     for count, member in enumerate(members, 1):
@@ -141,7 +146,7 @@ def _judge(
     return kept
 
 
-def _need_room(archive: Path, folder: Path, kept: list[tuple[Member, Path]]) -> None:
+def _need_room(archive: Path, folder: Path, kept: list[tuple[FileSlice, Path]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(member.size for member, target in kept if not _is_there(member, target))
     free = shutil.disk_usage(folder).free
@@ -149,11 +154,11 @@ def _need_room(archive: Path, folder: Path, kept: list[tuple[Member, Path]]) -> 
         raise UserError(f"{archive}: unpacks to {needed:,} bytes, {free:,} free in {folder}; make room")
 
 
-def _is_there(member: Member, target: Path) -> bool:
+def _is_there(member: FileSlice, target: Path) -> bool:
     return target.is_file() and target.stat().st_size == member.size
 
 
-def _write(archive: Path, member: Member, target: Path) -> None:
+def _write(archive: Path, member: FileSlice, target: Path) -> None:
     if _is_there(member, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)

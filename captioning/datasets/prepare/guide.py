@@ -216,7 +216,7 @@ def published(config: DatasetConfig, records: Sequence[ImageRecord]) -> Mapping[
     return GUIDES[config.kind].counts
 
 
-def describe(guide: Guide, root: str) -> str:
+def generate_captions(guide: Guide, root: str) -> str:
     """What belongs in `root`, where it comes from, and what can be downloaded, as text for a person."""
     lines = [guide.title, "", f"{root}/ should hold:", *_indented(guide.layout), "", "Sources:"]
     lines += _indented(guide.source)

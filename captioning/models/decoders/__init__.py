@@ -9,7 +9,7 @@ from pydantic import Field
 from captioning.models.decoders.adaptive_attention import AdaptiveAttentionConfig
 from captioning.models.decoders.aoa import AoAConfig
 from captioning.models.decoders.att2in import Att2inConfig
-from captioning.models.decoders.base import Decoder, select, unroll
+from captioning.models.decoders.base import Decoder, reorder_state, unroll
 from captioning.models.decoders.hard_attention_lstm import HardAttentionLSTMConfig
 from captioning.models.decoders.meshed_memory import MeshedMemoryConfig
 from captioning.models.decoders.show_tell import ShowTellConfig
@@ -49,6 +49,6 @@ __all__ = [
     "TransformerConfig",
     "UpDownConfig",
     "build",
-    "select",
+    "reorder_state",
     "unroll",
 ]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, State, between
+from captioning.models.decoders.cells import LSTM, CellState, between
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.attention import additive_energy, attend
-from captioning.ops.deferred_grad_linear import LoopLinear
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class AdaptiveAttention(Decoder):
         self.from_hidden = skip_init(nn.Linear, size, 5 * size, bias=False)
         self.query = nn.Linear(size, config.attention_size, bias=False)
         self.sentinel_key = nn.Linear(size, config.attention_size, bias=False)
-        self.words = WordScores(size, vocabulary_size)
+        self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 
@@ -90,7 +90,7 @@ class AdaptiveAttention(Decoder):
         self.cell.initialise(self.word_gates.bias.data[: 4 * size], forget=self.config.forget_bias)
         nn.init.zeros_(self.word_gates.bias.data[4 * size :])
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)
         whole = self.project_mean(mean_region(features))
         return Memory(
@@ -100,20 +100,26 @@ class AdaptiveAttention(Decoder):
             mean=self.mean_gates(whole)[:, None],
         )
 
-    def start(self, memory: Memory, width: int) -> State:
-        zero = memory.mean.new_zeros(len(memory.mean), width, self.config.hidden)
+    def init_state(self, memory: Memory, num_sequences: int) -> CellState:
+        zero = memory.mean.new_zeros(len(memory.mean), num_sequences, self.config.hidden)
         return zero, zero
 
-    def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
-        return read_word(self, words, carry, memory)
+    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
+        return read_word(self, words, state, memory)
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        return read_words(self, words, memory, running)
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        return read_words(self, words, memory, batch_sizes)
 
     def products(self) -> Products:
-        return Products(*(LoopLinear(each) for each in (self.from_hidden, self.query, self.sentinel_key)))
+        return Products(
+            *(DeferredGradLinear(each) for each in (self.from_hidden, self.query, self.sentinel_key))
+        )
 
-    def cell_step(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
+    def cell_step(
+        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    ) -> tuple[StepOutput, CellState]:
         """One step for what words (B, K) say to the gates."""
         sizes = [4 * self.config.hidden, self.config.hidden]
         entered, to_gate = (said + memory.mean).split(sizes, -1)
@@ -128,8 +134,10 @@ class AdaptiveAttention(Decoder):
             energy = energy.masked_fill(~memory.valid[:, None], float("-inf"))
         beta = torch.sigmoid(own - energy.logsumexp(-1))  # the last of a softmax over N + 1
         mixed = between(context, sentinel, beta[..., None])
-        step = Step(hidden=mixed + state[0], attention=attention, gates=(gates._replace(sentinel=beta),))
+        step = StepOutput(
+            hidden=mixed + state[0], attention=attention, gates=(gates._replace(sentinel=beta),)
+        )
         return step, state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(hidden))
+        return self.vocab_projection(self.dropout(hidden))

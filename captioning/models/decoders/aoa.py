@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, State
-from captioning.models.decoders.region_attention import MultiHead, Seen, mean_region, projection
+from captioning.models.decoders.cells import LSTM, CellState
+from captioning.models.decoders.region_attention import AttentionMemory, MultiHead, mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Share, Size
 from captioning.ops.attention import multi_head
-from captioning.ops.deferred_grad_linear import LoopLinear
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class AoAConfig(RecurrentConfig):
 
 
 class Memory(NamedTuple):
-    seen: Seen
+    seen: AttentionMemory
     mean: Tensor  # (B, 1, 4H), what the mean region says to the gates
 
 
-class Carry(NamedTuple):
-    state: State  # (h, m), (B, K, H) each
+class State(NamedTuple):
+    cell: CellState  # (h, m), (B, K, H) each
     context: Tensor  # (B, K, H)
 
 
@@ -91,7 +91,7 @@ class AoA(Decoder):
         self.query = nn.Linear(size, size, bias=False)
         self.judge = nn.Linear(2 * size, 2 * size, bias=False)  # of [V', Q]: the information, then its gate
         self.judge_bias = nn.Parameter(torch.zeros(2 * size))
-        self.words = WordScores(size, vocabulary_size)
+        self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout, self.gate_dropout = nn.Dropout(config.dropout), nn.Dropout(config.gate_dropout)
         self._initialise()
 
@@ -106,41 +106,45 @@ class AoA(Decoder):
             nn.init.xavier_uniform_(product.weight)
         self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)
         for layer in cast(Iterable[Refining], self.refining):
             regions = layer(regions, features.valid)
         features = features._replace(regions=regions)
         # the mean enters as the last context does, by the same weights
         mean = F.linear(mean_region(features), self.recall.weight[:, : self.config.hidden])
-        return Memory(seen=self.look.remember(features), mean=mean[:, None])
+        return Memory(seen=self.look.encode_memory(features), mean=mean[:, None])
 
-    def start(self, memory: Memory, width: int) -> Carry:
-        zero = memory.mean.new_zeros(len(memory.mean), width, self.config.hidden)
-        return Carry(state=(zero, zero), context=zero)
+    def init_state(self, memory: Memory, num_sequences: int) -> State:
+        zero = memory.mean.new_zeros(len(memory.mean), num_sequences, self.config.hidden)
+        return State(cell=(zero, zero), context=zero)
 
-    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        return read_word(self, words, carry, memory)
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
+        return read_word(self, words, state, memory)
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        return read_words(self, words, memory, running)
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        return read_words(self, words, memory, batch_sizes)
 
     def products(self) -> Products:
-        return Products(*(LoopLinear(each) for each in (self.recall, self.query, self.judge)))
+        return Products(*(DeferredGradLinear(each) for each in (self.recall, self.query, self.judge)))
 
-    def cell_step(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
+    def cell_step(
+        self, said: Tensor, state: State, memory: Memory, products: Products
+    ) -> tuple[StepOutput, State]:
         """One step for what words (B, K) say to the gates."""
-        recalled = products.recall(torch.cat([carry.context, carry.state[0]], -1))
-        state, gates = self.cell(said + memory.mean, recalled, carry.state)
-        query = products.query(state[0])
+        recalled = products.recall(torch.cat([state.context, state.cell[0]], -1))
+        cell, gates = self.cell(said + memory.mean, recalled, state.cell)
+        query = products.query(cell[0])
         seen, attention = self.look(query, memory.seen)
         judged = products.judge(self.gate_dropout(torch.cat([seen, query], -1))) + self.judge_bias
         context = F.glu(judged, -1)
-        step = Step(hidden=context, attention=attention, gates=(gates,))
-        return step, Carry(state=state, context=context)
+        step = StepOutput(hidden=context, attention=attention, gates=(gates,))
+        return step, State(cell=cell, context=context)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(hidden))
+        return self.vocab_projection(self.dropout(hidden))
 
 
 class Refining(nn.Module):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import State
-from captioning.models.decoders.region_attention import Additive, Seen, projection
+from captioning.models.decoders.cells import CellState
+from captioning.models.decoders.region_attention import Additive, AttentionMemory, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.deferred_grad_linear import LoopLinear
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Gates, Step, Steps
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, Gates, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Att2in(Decoder):
         # one product gives what the state says to the gates and to the attention
         self.from_hidden = skip_init(nn.Linear, size, 5 * size + config.attention_size, bias=False)
         self.from_context = skip_init(nn.Linear, context, 2 * size, bias=False)
-        self.words = WordScores(size, vocabulary_size)
+        self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 
@@ -77,23 +77,30 @@ class Att2in(Decoder):
         nn.init.zeros_(self.word_gates.bias)
         nn.init.constant_(self.word_gates.bias.data[size : 2 * size], self.config.forget_bias)
 
-    def remember(self, features: Features) -> Seen:
-        return self.look.remember(features._replace(regions=self.project(features.regions)))
+    def encode_memory(self, features: Features) -> AttentionMemory:
+        return self.look.encode_memory(features._replace(regions=self.project(features.regions)))
 
-    def start(self, memory: Seen, width: int) -> State:
-        zero = memory.values.new_zeros(len(memory.values), width, self.config.hidden)
+    def init_state(self, memory: AttentionMemory, num_sequences: int) -> CellState:
+        zero = memory.values.new_zeros(len(memory.values), num_sequences, self.config.hidden)
         return zero, zero
 
-    def step(self, words: Tensor, carry: State, memory: Seen) -> tuple[Step, State]:
-        return read_word(self, words, carry, memory)
+    def step(self, words: Tensor, state: CellState, memory: AttentionMemory) -> tuple[StepOutput, CellState]:
+        return read_word(self, words, state, memory)
 
-    def forward(self, words: Tensor, memory: Seen, running: Sequence[int] | None = None) -> Steps:
-        return read_words(self, words, memory, running)
+    def forward(
+        self, words: Tensor, memory: AttentionMemory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        return read_words(self, words, memory, batch_sizes)
 
     def products(self) -> Products:
-        return Products(from_hidden=LoopLinear(self.from_hidden), from_context=LoopLinear(self.from_context))
+        return Products(
+            from_hidden=DeferredGradLinear(self.from_hidden),
+            from_context=DeferredGradLinear(self.from_context),
+        )
 
-    def cell_step(self, said: Tensor, state: State, memory: Seen, products: Products) -> tuple[Step, State]:
+    def cell_step(
+        self, said: Tensor, state: CellState, memory: AttentionMemory, products: Products
+    ) -> tuple[StepOutput, CellState]:
         """One step for what words (B, K) say to the gates."""
         size = self.config.hidden
         recalled, query = products.from_hidden(state[0]).split([5 * size, self.config.attention_size], -1)
@@ -104,7 +111,7 @@ class Att2in(Decoder):
         cell = forget * state[1] + enter * candidate
         hidden = out * torch.tanh(cell)
         shown = Gates(input=enter, forget=forget, candidate=candidate, output=out, cell=cell, hidden=hidden)
-        return Step(hidden=hidden, attention=attention, gates=(shown,)), (hidden, cell)
+        return StepOutput(hidden=hidden, attention=attention, gates=(shown,)), (hidden, cell)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(hidden))
+        return self.vocab_projection(self.dropout(hidden))

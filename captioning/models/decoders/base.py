@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from captioning.tensors import Features, Step, Steps
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Nested = TypeVar("Nested")
 
@@ -17,32 +17,34 @@ Nested = TypeVar("Nested")
 class Decoder(nn.Module, abc.ABC):
     """Image features and words so far -> scores of the next word. Concrete decoders are final.
 
-    `Memory` and `Carry` are NamedTuples of tensors (nested ones allowed), each decoder's own. A search
-    reorders a carry with `select`; a memory is never reordered, and nothing in it is copied K times.
+    `Memory` and `State` are NamedTuples of tensors (nested ones allowed), each decoder's own. A search
+    reorders a carry with `reorder_state`; a memory is never reordered, and nothing in it is copied K times.
     `forward` equals `unroll` of `step`.
     """
 
     vocabulary_size: int
     embedding: nn.Embedding  # of the words read
-    parallel: bool = False  # `forward` needs no `running`, reads all words at once; a Carry grows with each
+    parallel: bool = (
+        False  # `forward` needs no `batch_sizes`, reads all words at once; a Carry grows with each
+    )
 
     @abc.abstractmethod
-    def remember(self, features: Features) -> Any:
+    def encode_memory(self, features: Features) -> Any:
         """What the decoder attends to, computed once per image: a Memory of (B, N, ...) tensors."""
 
     @abc.abstractmethod
-    def start(self, memory: Any, width: int) -> Any:
-        """The Carry of (B, width, ...) tensors before the first word (`<start>`) is read."""
+    def init_state(self, memory: Any, num_sequences: int) -> Any:
+        """The Carry of (B, num_sequences, ...) tensors before the first word (`<start>`) is read."""
 
     @abc.abstractmethod
-    def step(self, words: Tensor, carry: Any, memory: Any) -> tuple[Step, Any]:
+    def step(self, words: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
         """Read one word a sequence, `words` (B, K) int64; Step of (B, K, ...) and the next Carry."""
 
     @abc.abstractmethod
-    def forward(self, words: Tensor, memory: Any, running: Sequence[int] | None = None) -> Steps:
+    def forward(self, words: Tensor, memory: Any, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
         """Teacher forced: read `words` (B, K, T) int64; Steps of (B, K, T, ...).
 
-        `running` (T numbers, never rising) says that at word t only the first `running[t]` sequences of
+        `batch_sizes` (T numbers, never rising) says that at word t only the first `batch_sizes[t]` sequences of
         each image are wanted; what the others hold there is unspecified. None: all are wanted.
         """
 
@@ -51,43 +53,43 @@ class Decoder(nn.Module, abc.ABC):
         """(..., H) -> (..., V), which the caller may write into: call it on the positions that count, no others."""
 
 
-def select(carry: Nested, parents: Tensor) -> Nested:
+def reorder_state(state: Nested, parents: Tensor) -> Nested:
     """Carry of (B, K, ...) tensors and `parents` (B, W) int64 -> carry of (B, W, ...) tensors.
 
     Sequence w of image b goes on from sequence `parents[b, w]` of the same image. A part that knows better
-    than to move all that it holds has a `select` of its own.
+    than to move all that it holds has a `reorder_state` of its own.
     """
-    if isinstance(carry, Tensor):
+    if isinstance(state, Tensor):
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
-        return carry[rows, parents]  # type: ignore[return-value]
-    if hasattr(carry, "select"):
-        return carry.select(parents)
-    if isinstance(carry, tuple):
-        parts = [select(part, parents) for part in carry]
-        return type(carry)(*parts) if hasattr(carry, "_fields") else tuple(parts)  # type: ignore[return-value]
-    raise TypeError(f"a carry holds tensors and tuples of them, found {type(carry).__name__}")
+        return state[rows, parents]  # type: ignore[return-value]
+    if hasattr(state, "reorder"):
+        return state.reorder(parents)
+    if isinstance(state, tuple):
+        parts = [reorder_state(part, parents) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)  # type: ignore[return-value]
+    raise TypeError(f"a state holds tensors and tuples of tensors, found {type(state).__name__}")
 
 
-def tensors_of(carry: Any) -> Iterator[Tensor]:
+def tensors_of(state: Any) -> Iterator[Tensor]:
     """The tensors that a carry holds; a part that is more than them says which by `tensors`."""
-    if isinstance(carry, Tensor):
-        yield carry
-    elif hasattr(carry, "tensors"):
-        yield from carry.tensors()
+    if isinstance(state, Tensor):
+        yield state
+    elif hasattr(state, "tensors"):
+        yield from state.tensors()
     else:
-        for part in carry:
+        for part in state:
             yield from tensors_of(part)
 
 
-def unroll(decoder: Decoder, words: Tensor, memory: Any) -> Steps:
+def unroll(decoder: Decoder, words: Tensor, memory: Any) -> SequenceOutput:
     """Read `words` (B, K, T) by T calls of `step`; what `forward` must equal."""
-    carry = decoder.start(memory, words.shape[1])
+    state = decoder.init_state(memory, words.shape[1])
     steps = []
     for word in words.unbind(2):
-        out, carry = decoder.step(word, carry, memory)
+        out, state = decoder.step(word, state, memory)
         steps.append(out)
     attention = [step.attention for step in steps if step.attention is not None]
-    return Steps(
+    return SequenceOutput(
         hidden=torch.stack([step.hidden for step in steps], dim=2),
         attention=torch.stack(attention, dim=2) if attention else None,
     )

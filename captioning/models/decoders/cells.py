@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captioning.tensors import Gates
 
-State = tuple[Tensor, ...]
+CellState = tuple[Tensor, ...]
 """The hidden state (B, K, H) first; then, in an LSTM, the cell (B, K, H)."""
 
 
@@ -21,7 +21,7 @@ class Cell(nn.Module, abc.ABC):
     states: ClassVar[int]  # tensors of a State
 
     @abc.abstractmethod
-    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
         """The next state, and how it came about.
 
         Args:
@@ -47,7 +47,7 @@ class LSTM(Cell):
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
         enter, forget, candidate, out = (entered + recalled).chunk(4, -1)
         enter, forget, out = torch.sigmoid(enter), torch.sigmoid(forget), torch.sigmoid(out)
         candidate = torch.tanh(candidate)
@@ -79,7 +79,7 @@ class GRU(Cell):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size))
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
         size = len(self.bias)
         reset, update = torch.sigmoid(entered[..., : 2 * size] + recalled[..., : 2 * size]).chunk(2, -1)
         candidate = torch.tanh(
@@ -101,7 +101,7 @@ class RNN(Cell):
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: State) -> tuple[State, Gates]:
+    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
         hidden = torch.tanh(entered + recalled)
         return (hidden,), Gates(hidden=hidden)
 

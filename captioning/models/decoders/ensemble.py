@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.decoders.base import Decoder
-from captioning.tensors import Features, Step, Steps
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Average = Literal["probabilities", "log_probabilities"]
 
@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     members: tuple[Any, ...]  # each member's own
 
 
-class Carry(NamedTuple):
+class State(NamedTuple):
     members: tuple[Any, ...]  # each member's own
 
 
@@ -62,38 +62,45 @@ class Ensemble(Decoder):
     def _members(self) -> Iterable[Decoder]:
         return cast(Iterable[Decoder], self.members)
 
-    def remember(self, features: Features | Sequence[Features]) -> Memory:
+    def encode_memory(self, features: Features | Sequence[Features]) -> Memory:
         """`features`: the same for all members, or one for each."""
         each = [features] * len(self.members) if isinstance(features, Features) else features
-        return Memory(tuple(member.remember(own) for member, own in zip(self._members, each, strict=True)))
-
-    def start(self, memory: Memory, width: int) -> Carry:
-        return Carry(
-            tuple(member.start(own, width) for member, own in zip(self._members, memory.members, strict=True))
+        return Memory(
+            tuple(member.encode_memory(own) for member, own in zip(self._members, each, strict=True))
         )
 
-    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
+    def init_state(self, memory: Memory, num_sequences: int) -> State:
+        return State(
+            tuple(
+                member.init_state(own, num_sequences)
+                for member, own in zip(self._members, memory.members, strict=True)
+            )
+        )
+
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
         steps, carries = [], []
-        for member, own, remembered in zip(self._members, carry.members, memory.members, strict=True):
+        for member, own, remembered in zip(self._members, state.members, memory.members, strict=True):
             step, own = member.step(words, own, remembered)
             steps.append(step)
             carries.append(own)
         hidden, attention = self._averaged(steps)
-        return Step(hidden=hidden, attention=attention), Carry(tuple(carries))
+        return StepOutput(hidden=hidden, attention=attention), State(tuple(carries))
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         hidden, attention = self._averaged(
             [
-                member(words, remembered, running)
+                member(words, remembered, batch_sizes)
                 for member, remembered in zip(self._members, memory.members, strict=True)
             ]
         )
-        return Steps(hidden=hidden, attention=attention)
+        return SequenceOutput(hidden=hidden, attention=attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden.clone()  # the caller may write into it
 
-    def _averaged(self, steps: Sequence[Step | Steps]) -> tuple[Tensor, Tensor | None]:
+    def _averaged(self, steps: Sequence[StepOutput | SequenceOutput]) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (..., V), and the mean attention (..., N) where all members have it over N regions."""
         logits = [member.logits(step.hidden) for member, step in zip(self._members, steps, strict=True)]
         shown = [step.attention for step in steps if step.attention is not None]
@@ -109,9 +116,11 @@ class Ensemble(Decoder):
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
         each = [torch.log_softmax(part, -1, dtype=dtype) for part in logits]
         if self.average == "log_probabilities":
-            total = cast(Tensor, sum(weight * logp for weight, logp in zip(self.weights, each, strict=True)))
+            total = cast(
+                Tensor, sum(weight * logprob for weight, logprob in zip(self.weights, each, strict=True))
+            )
             return torch.log_softmax(total, -1)
         mixed = each[0] + math.log(self.weights[0])
-        for weight, logp in zip(self.weights[1:], each[1:], strict=True):
-            mixed = torch.logaddexp(mixed, logp + math.log(weight))
+        for weight, logprob in zip(self.weights[1:], each[1:], strict=True):
+            mixed = torch.logaddexp(mixed, logprob + math.log(weight))
         return mixed

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, State
+from captioning.models.decoders.cells import LSTM, CellState
 from captioning.models.decoders.region_attention import mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.attention import additive_energy, attention_weights
-from captioning.ops.deferred_grad_linear import LoopLinear
-from captioning.ops.time_loop import Product, loop, read, running_of
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Looked, Step, Steps
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SampledRegions, SequenceOutput, StepOutput
 
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -51,7 +51,7 @@ class Memory(NamedTuple):
     regions: Tensor  # (B, N, D)
     keys: Tensor  # (B, N, A)
     valid: Tensor | None  # (B, N)
-    state: State  # (B, H) each, before the first word
+    state: CellState  # (B, H) each, before the first word
     expected: Tensor | None  # (B, 1) bool: images whose regions are not sampled; None where none are
 
 
@@ -93,7 +93,7 @@ class HardAttentionLSTM(Decoder):
         self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
         self.from_context = skip_init(nn.Linear, context, self.gates, bias=False)
         self.deep = nn.Linear(size + context + config.embedding, config.embedding)
-        self.words = WordScores(config.embedding, vocabulary_size)
+        self.vocab_projection = VocabProjection(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("baseline", torch.tensor(float("nan")))  # b, once there is one
         self._initialise()
@@ -107,7 +107,7 @@ class HardAttentionLSTM(Decoder):
         nn.init.xavier_uniform_(self.from_context.weight)
         self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
         mean = mean_region(features)
         expected = None
@@ -122,29 +122,31 @@ class HardAttentionLSTM(Decoder):
             expected=expected,
         )
 
-    def start(self, memory: Memory, width: int) -> State:
-        return tuple(part[:, None].expand(-1, width, -1) for part in memory.state)
+    def init_state(self, memory: Memory, num_sequences: int) -> CellState:
+        return tuple(part[:, None].expand(-1, num_sequences, -1) for part in memory.state)
 
-    def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
+    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         embedded, said = read(words, self.embedding, self.dropout, self.word_gates)
-        step, carry, _ = self._cell(said, carry, memory, self._products())
-        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), carry
+        step, state, _ = self._cell(said, state, memory, self._products())
+        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), state
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        runs, products = batch_sizes_of(words, batch_sizes), self._products()
         embedded = self.dropout(self.embedding(runs.gathered(words)))
         regions = []
 
-        def cell(said: Tensor, carry: State) -> tuple[Step, State]:
-            step, carry, region = self._cell(said, carry, memory, products)
+        def cell(said: Tensor, state: CellState) -> tuple[StepOutput, CellState]:
+            step, state, region = self._cell(said, state, memory, products)
             regions.append(region)
-            return step, carry
+            return step, state
 
-        steps = loop(runs, self.word_gates(embedded), self.start(memory, runs.width), cell)
+        steps = loop(runs, self.word_gates(embedded), self.init_state(memory, runs.width), cell)
         behind = runs.stacked(runs.parted(embedded))
         looked = None
         if memory.expected is not None:
-            looked = Looked(
+            looked = SampledRegions(
                 regions=runs.stacked([each[..., None] for each in regions])[..., 0],
                 sampled=~memory.expected,
                 baseline=self.baseline,
@@ -154,11 +156,14 @@ class HardAttentionLSTM(Decoder):
         return steps._replace(hidden=torch.cat([steps.hidden, behind], -1), looked=looked)
 
     def _products(self) -> Products:
-        return Products(from_hidden=LoopLinear(self.from_hidden), from_context=LoopLinear(self.from_context))
+        return Products(
+            from_hidden=DeferredGradLinear(self.from_hidden),
+            from_context=DeferredGradLinear(self.from_context),
+        )
 
     def _cell(
-        self, said: Tensor, state: State, memory: Memory, products: Products
-    ) -> tuple[Step, State, Tensor]:
+        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    ) -> tuple[StepOutput, CellState, Tensor]:
         """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]; and the regions (B, K)."""
         recalled, query = products.from_hidden(state[0]).split([self.gates, self.config.attention_size], -1)
         attention = attention_weights(additive_energy(memory.keys, query, self.energy), memory.valid)
@@ -172,7 +177,7 @@ class HardAttentionLSTM(Decoder):
         context = torch.bmm(weights, memory.regions)
         state, gates = self.cell(said + products.from_context(context), recalled, state)
         hidden = torch.cat([state[0], context], -1)
-        return Step(hidden=hidden, attention=attention, gates=(gates,)), state, region
+        return StepOutput(hidden=hidden, attention=attention, gates=(gates,)), state, region
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(torch.tanh(self.deep(hidden))))
+        return self.vocab_projection(self.dropout(torch.tanh(self.deep(hidden))))

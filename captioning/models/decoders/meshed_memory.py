@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.transformer import Regions, check_sizes, in_heads, look, read_word, read_words
 from captioning.ops.attention import multi_head
-from captioning.ops.kv_cache import Prefixes, no_words
+from captioning.ops.kv_cache import KVCache, no_words
 from captioning.ops.positions import sinusoids
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -87,7 +87,7 @@ class MeshedMemory(Decoder):
         self.encoder = nn.ModuleList(MemoryLayer(config) for _ in range(config.encoder_layers))
         self.embedding = nn.Embedding(vocabulary_size, config.hidden)
         self.layers = nn.ModuleList(MeshedLayer(config) for _ in range(config.layers))
-        self.words = WordScores(config.hidden, vocabulary_size)
+        self.vocab_projection = VocabProjection(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
 
@@ -95,7 +95,7 @@ class MeshedMemory(Decoder):
     def _layers(self) -> Iterable[MeshedLayer]:
         return cast(Iterable[MeshedLayer], self.layers)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         regions, levels = self.project(features.regions), []
         for layer in cast(Iterable[MemoryLayer], self.encoder):
             regions = layer(regions, features.valid)
@@ -105,27 +105,33 @@ class MeshedMemory(Decoder):
             valid=features.valid,
         )
 
-    def start(self, memory: Memory, width: int) -> Prefixes:
+    def init_state(self, memory: Memory, num_sequences: int) -> KVCache:
         values = memory.layers[0][0].values
         return no_words(
-            values, images=len(values), width=width, size=self.config.hidden, layers=self.config.layers
+            values,
+            images=len(values),
+            width=num_sequences,
+            size=self.config.hidden,
+            layers=self.config.layers,
         )
 
-    def step(self, words: Tensor, carry: Prefixes, memory: Memory) -> tuple[Step, Prefixes]:
-        x = self._embed(words[..., None], carry.own.shape[2])[:, :, 0]  # (B, K, H)
-        x, attention, carry = read_word(
-            self._layers, x, carry, memory.layers, memory.valid, heads=self.config.heads
+    def step(self, words: Tensor, state: KVCache, memory: Memory) -> tuple[StepOutput, KVCache]:
+        x = self._embed(words[..., None], state.own.shape[2])[:, :, 0]  # (B, K, H)
+        x, attention, state = read_word(
+            self._layers, x, state, memory.layers, memory.valid, heads=self.config.heads
         )
-        return Step(hidden=x, attention=attention), carry
+        return StepOutput(hidden=x, attention=attention), state
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         x, attention = read_words(
             self._layers, self._embed(words, 0), memory.layers, memory.valid, heads=self.config.heads
         )
-        return Steps(hidden=x, attention=attention)
+        return SequenceOutput(hidden=x, attention=attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(hidden)
+        return self.vocab_projection(hidden)
 
     def _embed(self, words: Tensor, first: int) -> Tensor:
         """(B, K, T) words that stand at positions first, first + 1, ... -> (B, K, T, H)."""

@@ -12,7 +12,7 @@ from captioning.ops.attention import additive_energy, attend
 from captioning.tensors import Features
 
 
-class Seen(NamedTuple):
+class AttentionMemory(NamedTuple):
     """Regions as an attention needs them, once per image."""
 
     values: Tensor  # (B, N, D)
@@ -35,17 +35,17 @@ def mean_region(features: Features) -> Tensor:
     return torch.einsum("bnd,bn->bd", features.regions, weight) / weight.sum(1, keepdim=True)
 
 
-class Look(nn.Module, abc.ABC):
+class RegionAttention(nn.Module, abc.ABC):
     """An attention, by what the state asks for."""
 
     context: int  # channels of what it gives
 
     @abc.abstractmethod
-    def remember(self, features: Features) -> Seen:
+    def encode_memory(self, features: Features) -> AttentionMemory:
         """What is computed once per image."""
 
     @abc.abstractmethod
-    def forward(self, query: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, seen: AttentionMemory) -> tuple[Tensor, Tensor]:
         """`query` (B, K, A) -> context (B, K, `context`) and attention (B, K, N), whose rows sum to 1."""
 
     @abc.abstractmethod
@@ -53,7 +53,7 @@ class Look(nn.Module, abc.ABC):
         """Draw the weights as they are best at the start."""
 
 
-class Additive(Look):
+class Additive(RegionAttention):
     """e_i = w . tanh(W a_i + b + query), softmax, expected region (Bahdanau et al. 2015; Xu et al. 2015, eq. 4)."""
 
     def __init__(self, channels: int, size: int):
@@ -65,14 +65,16 @@ class Additive(Look):
     def initialise(self) -> None:
         nn.init.normal_(self.energy, std=len(self.energy) ** -0.5)
 
-    def remember(self, features: Features) -> Seen:
-        return Seen(values=features.regions, keys=self.keys(features.regions), valid=features.valid)
+    def encode_memory(self, features: Features) -> AttentionMemory:
+        return AttentionMemory(
+            values=features.regions, keys=self.keys(features.regions), valid=features.valid
+        )
 
-    def forward(self, query: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, seen: AttentionMemory) -> tuple[Tensor, Tensor]:
         return attend(additive_energy(seen.keys, query, self.energy), seen.values, seen.valid)
 
 
-class Dot(Look):
+class Dot(RegionAttention):
     """e_i = query . (W a_i) / sqrt(A), softmax, expected region.
 
     The "general" score of Luong et al. 2015, eq. 8: as the query is itself a product with the state, the
@@ -87,15 +89,15 @@ class Dot(Look):
     def initialise(self) -> None:
         nn.init.xavier_uniform_(self.keys.weight)
 
-    def remember(self, features: Features) -> Seen:
+    def encode_memory(self, features: Features) -> AttentionMemory:
         keys = self.keys(features.regions) * self.keys.out_features**-0.5
-        return Seen(values=features.regions, keys=keys, valid=features.valid)
+        return AttentionMemory(values=features.regions, keys=keys, valid=features.valid)
 
-    def forward(self, query: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, seen: AttentionMemory) -> tuple[Tensor, Tensor]:
         return attend(torch.bmm(query, seen.keys.transpose(1, 2)), seen.values, seen.valid)
 
 
-class MultiHead(Look):
+class MultiHead(RegionAttention):
     """Vaswani et al. 2017, section 3.2.2, without W^O: what uses the context multiplies it in any case.
 
     The attention that is shown is the mean over heads.
@@ -111,11 +113,11 @@ class MultiHead(Look):
         nn.init.xavier_uniform_(self.keys.weight)
         nn.init.xavier_uniform_(self.values.weight)
 
-    def remember(self, features: Features) -> Seen:
+    def encode_memory(self, features: Features) -> AttentionMemory:
         keys = self.keys(features.regions) * (self.keys.out_features // self.heads) ** -0.5
-        return Seen(values=self.values(features.regions), keys=keys, valid=features.valid)
+        return AttentionMemory(values=self.values(features.regions), keys=keys, valid=features.valid)
 
-    def forward(self, query: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, seen: AttentionMemory) -> tuple[Tensor, Tensor]:
         # the heads of an image lie as images do: (B x heads, K or N, A / heads)
         query, keys, values = (_by_heads(part, self.heads) for part in (query, seen.keys, seen.values))
         valid = None if seen.valid is None else seen.valid.repeat_interleave(self.heads, 0)

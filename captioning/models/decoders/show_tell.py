@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import CELLS, State
+from captioning.models.decoders.cells import CELLS, CellState
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig
-from captioning.ops.deferred_grad_linear import LoopLinear
-from captioning.ops.time_loop import Product, loop, read, running_of
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ShowTellConfig(RecurrentConfig):
 
 
 class Memory(NamedTuple):
-    state: State  # (B, 1, H) each, after the image
+    state: CellState  # (B, 1, H) each, after the image
 
 
 class ShowTell(Decoder):
@@ -53,40 +53,42 @@ class ShowTell(Decoder):
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
         self.word_gates = nn.Linear(config.embedding, gates)
         self.from_hidden = skip_init(nn.Linear, config.hidden, gates, bias=False)
-        self.words = WordScores(config.hidden, vocabulary_size)
+        self.vocab_projection = VocabProjection(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         for gate in self.from_hidden.weight.data.split(config.hidden):
             nn.init.orthogonal_(gate)
         self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         said = self.word_gates(self.dropout(self.see(mean_region(features))))[:, None]  # (B, 1, gates)
         zero = said.new_zeros(len(said), 1, self.config.hidden)
         state, _ = self.cell(said, said.new_zeros(said.shape), (zero,) * self.cell.states)
         return Memory(state=state)
 
-    def start(self, memory: Memory, width: int) -> State:
-        return tuple(part.expand(-1, width, -1) for part in memory.state)
+    def init_state(self, memory: Memory, num_sequences: int) -> CellState:
+        return tuple(part.expand(-1, num_sequences, -1) for part in memory.state)
 
-    def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
+    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, carry, LoopLinear(self.from_hidden))
+        return self._cell(said, state, DeferredGradLinear(self.from_hidden))
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, from_hidden = running_of(words, running), LoopLinear(self.from_hidden)
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        runs, from_hidden = batch_sizes_of(words, batch_sizes), DeferredGradLinear(self.from_hidden)
         said = self.word_gates(self.dropout(self.embedding(runs.gathered(words))))
         return loop(
             runs,
             said,
-            self.start(memory, runs.width),
-            lambda each, carry: self._cell(each, carry, from_hidden),
+            self.init_state(memory, runs.width),
+            lambda each, state: self._cell(each, state, from_hidden),
         )
 
-    def _cell(self, said: Tensor, state: State, from_hidden: Product) -> tuple[Step, State]:
+    def _cell(self, said: Tensor, state: CellState, from_hidden: Product) -> tuple[StepOutput, CellState]:
         """One step for what words (B, K) say to the gates."""
         state, gates = self.cell(said, from_hidden(state[0]), state)
-        return Step(hidden=state[0], attention=None, gates=(gates,)), state
+        return StepOutput(hidden=state[0], attention=None, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(hidden))
+        return self.vocab_projection(self.dropout(hidden))

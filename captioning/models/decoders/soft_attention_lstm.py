@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import CELLS, State
+from captioning.models.decoders.cells import CELLS, CellState
 from captioning.models.decoders.region_attention import (
     Additive,
+    AttentionMemory,
     Dot,
-    Look,
     MultiHead,
-    Seen,
+    RegionAttention,
     mean_region,
     projection,
 )
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.deferred_grad_linear import LoopLinear
-from captioning.ops.time_loop import Product, loop, read, running_of
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class SoftAttentionLSTMConfig(RecurrentConfig):
 
 
 class Memory(NamedTuple):
-    seen: Seen
-    state: State  # (B, H) each, before the first word
+    seen: AttentionMemory
+    state: CellState  # (B, H) each, before the first word
 
 
 class Products(NamedTuple):
@@ -99,7 +99,7 @@ class SoftAttentionLSTM(Decoder):
         self.beta_bias = nn.Parameter(torch.zeros(()))
         self.from_context = skip_init(nn.Linear, self.look.context, self.gates, bias=False)
         self.deep = nn.Linear(size + self.look.context + config.embedding, config.embedding)
-        self.words = WordScores(config.embedding, vocabulary_size)
+        self.vocab_projection = VocabProjection(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 
@@ -112,38 +112,45 @@ class SoftAttentionLSTM(Decoder):
         nn.init.xavier_uniform_(self.from_context.weight)
         self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
         mean = mean_region(features)
         return Memory(
-            seen=self.look.remember(features),
+            seen=self.look.encode_memory(features),
             state=tuple(torch.tanh(first(mean)) for first in self.first),
         )
 
-    def start(self, memory: Memory, width: int) -> State:
-        return tuple(part[:, None].expand(-1, width, -1) for part in memory.state)
+    def init_state(self, memory: Memory, num_sequences: int) -> CellState:
+        return tuple(part[:, None].expand(-1, num_sequences, -1) for part in memory.state)
 
-    def step(self, words: Tensor, carry: State, memory: Memory) -> tuple[Step, State]:
+    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         embedded, said = read(words, self.embedding, self.dropout, self.word_gates)
-        step, carry = self._cell(said, carry, memory, self._products())
-        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), carry
+        step, state = self._cell(said, state, memory, self._products())
+        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), state
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        runs, products = running_of(words, running), self._products()
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        runs, products = batch_sizes_of(words, batch_sizes), self._products()
         embedded = self.dropout(self.embedding(runs.gathered(words)))
         steps = loop(
             runs,
             self.word_gates(embedded),
-            self.start(memory, runs.width),
-            lambda said, carry: self._cell(said, carry, memory, products),
+            self.init_state(memory, runs.width),
+            lambda said, state: self._cell(said, state, memory, products),
         )
         behind = runs.stacked(runs.parted(embedded))
         return steps._replace(hidden=torch.cat([steps.hidden, behind], -1))
 
     def _products(self) -> Products:
-        return Products(from_hidden=LoopLinear(self.from_hidden), from_context=LoopLinear(self.from_context))
+        return Products(
+            from_hidden=DeferredGradLinear(self.from_hidden),
+            from_context=DeferredGradLinear(self.from_context),
+        )
 
-    def _cell(self, said: Tensor, state: State, memory: Memory, products: Products) -> tuple[Step, State]:
+    def _cell(
+        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    ) -> tuple[StepOutput, CellState]:
         """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]."""
         recalled, query, beta = products.from_hidden(state[0]).split(
             [self.gates, self.config.attention_size, 1], -1
@@ -152,13 +159,13 @@ class SoftAttentionLSTM(Decoder):
         context = torch.sigmoid(beta + self.beta_bias) * context
         state, gates = self.cell(said + products.from_context(context), recalled, state)
         hidden = torch.cat([state[0], context], -1)
-        return Step(hidden=hidden, attention=attention, gates=(gates,)), state
+        return StepOutput(hidden=hidden, attention=attention, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(torch.tanh(self.deep(hidden))))
+        return self.vocab_projection(self.dropout(torch.tanh(self.deep(hidden))))
 
 
-def _look(config: SoftAttentionLSTMConfig, channels: int) -> Look:
+def _look(config: SoftAttentionLSTMConfig, channels: int) -> RegionAttention:
     if config.attention == "multi_head":
         return MultiHead(channels, config.attention_size, config.heads)
     kind = Dot if config.attention == "dot" else Additive

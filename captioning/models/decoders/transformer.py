@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from captioning.models.decoders.base import Decoder
 from captioning.ops.attention import multi_head
-from captioning.ops.kv_cache import Prefixes, no_words
+from captioning.ops.kv_cache import KVCache, no_words
 from captioning.ops.packed_linear import GELULinear
-from captioning.ops.positions import rotated, sinusoids
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.positions import apply_rope, sinusoids
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Size = Annotated[int, Field(ge=1)]
 Positions = Literal["learned", "sinusoidal", "rotary"]
@@ -114,7 +114,7 @@ class Transformer(Decoder):
         self.positions = nn.Embedding(config.max_length, config.hidden) if learned else None
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden) if last_norm else nn.Identity()
-        self.words = WordScores(config.hidden, vocabulary_size)
+        self.vocab_projection = VocabProjection(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.embedding.weight, std=config.hidden**-0.5)
         if self.positions is not None:
@@ -124,33 +124,39 @@ class Transformer(Decoder):
             for out in (layer.self_out, layer.region_out, layer.narrow):
                 nn.init.normal_(out.weight, std=(out.in_features * 3 * config.layers) ** -0.5)
         if config.tied:
-            self.words.weight = self.embedding.weight
+            self.vocab_projection.weight = self.embedding.weight
 
     @property
     def _layers(self) -> Iterable[DecoderLayer]:
         return cast(Iterable[DecoderLayer], self.layers)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)  # (B, N, H)
         for layer in cast(Iterable[EncoderLayer], self.encoder):
             regions = layer(regions, features.valid)
         regions = self.encoder_norm(regions)
         return Memory(layers=tuple(layer.see(regions) for layer in self._layers), valid=features.valid)
 
-    def start(self, memory: Memory, width: int) -> Prefixes:
+    def init_state(self, memory: Memory, num_sequences: int) -> KVCache:
         values = memory.layers[0].values
         return no_words(
-            values, images=len(values), width=width, size=self.config.hidden, layers=self.config.layers
+            values,
+            images=len(values),
+            width=num_sequences,
+            size=self.config.hidden,
+            layers=self.config.layers,
         )
 
-    def step(self, words: Tensor, carry: Prefixes, memory: Memory) -> tuple[Step, Prefixes]:
-        x = self._embed(words[..., None], carry.own.shape[2])[:, :, 0]  # (B, K, H)
-        x, attention, carry = read_word(
-            self._layers, x, carry, memory.layers, memory.valid, heads=self.config.heads, turned=self._turned
+    def step(self, words: Tensor, state: KVCache, memory: Memory) -> tuple[StepOutput, KVCache]:
+        x = self._embed(words[..., None], state.own.shape[2])[:, :, 0]  # (B, K, H)
+        x, attention, state = read_word(
+            self._layers, x, state, memory.layers, memory.valid, heads=self.config.heads, turned=self._turned
         )
-        return Step(hidden=self.norm(x), attention=attention), carry
+        return StepOutput(hidden=self.norm(x), attention=attention), state
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         x, attention = read_words(
             self._layers,
             self._embed(words, 0),
@@ -159,10 +165,10 @@ class Transformer(Decoder):
             heads=self.config.heads,
             turned=self._turned,
         )
-        return Steps(hidden=self.norm(x), attention=attention)
+        return SequenceOutput(hidden=self.norm(x), attention=attention)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(hidden)
+        return self.vocab_projection(hidden)
 
     def _embed(self, words: Tensor, first: int) -> Tensor:
         """(B, K, T) words that stand at positions first, first + 1, ... -> (B, K, T, H)."""
@@ -182,7 +188,7 @@ class Transformer(Decoder):
         if self.config.positions != "rotary":
             return x
         places = torch.arange(first, first + x.shape[-2], device=x.device)
-        return rotated(x, places, heads=self.config.heads)
+        return apply_rope(x, places, heads=self.config.heads)
 
 
 class WordLayer(Protocol):
@@ -209,16 +215,16 @@ Turned = Callable[[Tensor, int], Tensor]
 def read_word(
     layers: Iterable[WordLayer],
     x: Tensor,
-    carry: Prefixes,
+    state: KVCache,
     regions: Sequence[Any],
     valid: Tensor | None,
     *,
     heads: int,
     turned: Turned = lambda x, first: x,
-) -> tuple[Tensor, Tensor | None, Prefixes]:
+) -> tuple[Tensor, Tensor | None, KVCache]:
     """One word `x` (B, K, H) a sequence through all layers: output (B, K, H), attention (B, K, N), next carry."""
-    before = carry.own.shape[2]
-    after, allowed = carry.longer()
+    before = state.own.shape[2]
+    after, allowed = state.longer()
     shown = []
     for number, (layer, looked_at) in enumerate(zip(layers, regions, strict=True)):
         query, key, value = layer.ask(x)

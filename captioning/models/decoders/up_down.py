@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, State
-from captioning.models.decoders.region_attention import Additive, Seen, mean_region, projection
+from captioning.models.decoders.cells import LSTM, CellState
+from captioning.models.decoders.region_attention import Additive, AttentionMemory, mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.deferred_grad_linear import LoopLinear
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import WordScores
-from captioning.tensors import Features, Step, Steps
+from captioning.ops.vocab_projection import VocabProjection
+from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,13 @@ class UpDownConfig(RecurrentConfig):
 
 
 class Memory(NamedTuple):
-    seen: Seen
+    seen: AttentionMemory
     mean: Tensor  # (B, 4H), what the mean region says to the attention LSTM
 
 
-class Carry(NamedTuple):
-    attention: State  # (h1, c1), (B, K, H) each
-    language: State  # (h2, c2)
+class State(NamedTuple):
+    attention: CellState  # (h1, c1), (B, K, H) each
+    language: CellState  # (h2, c2)
 
 
 class Products(NamedTuple):
@@ -81,7 +81,7 @@ class UpDown(Decoder):
         self.from_attention = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
         self.to_language = skip_init(nn.Linear, context + size, self.gates, bias=False)
         self.language_bias = nn.Parameter(torch.empty(self.gates))
-        self.words = WordScores(size, vocabulary_size)
+        self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self._initialise()
 
@@ -97,36 +97,42 @@ class UpDown(Decoder):
         for bias in (self.word_gates.bias, self.language_bias):
             self.cell.initialise(bias, forget=self.config.forget_bias)
 
-    def remember(self, features: Features) -> Memory:
+    def encode_memory(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
-        return Memory(seen=self.look.remember(features), mean=self.mean_gates(mean_region(features)))
+        return Memory(seen=self.look.encode_memory(features), mean=self.mean_gates(mean_region(features)))
 
-    def start(self, memory: Memory, width: int) -> Carry:
-        zero = memory.mean.new_zeros(len(memory.mean), width, self.config.hidden)
-        return Carry(attention=(zero, zero), language=(zero, zero))
+    def init_state(self, memory: Memory, num_sequences: int) -> State:
+        zero = memory.mean.new_zeros(len(memory.mean), num_sequences, self.config.hidden)
+        return State(attention=(zero, zero), language=(zero, zero))
 
-    def step(self, words: Tensor, carry: Carry, memory: Memory) -> tuple[Step, Carry]:
-        return read_word(self, words, carry, memory)
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
+        return read_word(self, words, state, memory)
 
-    def forward(self, words: Tensor, memory: Memory, running: Sequence[int] | None = None) -> Steps:
-        return read_words(self, words, memory, running)
+    def forward(
+        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
+        return read_words(self, words, memory, batch_sizes)
 
     def products(self) -> Products:
-        return Products(*(LoopLinear(each) for each in (self.recall, self.from_attention, self.to_language)))
+        return Products(
+            *(DeferredGradLinear(each) for each in (self.recall, self.from_attention, self.to_language))
+        )
 
-    def cell_step(self, said: Tensor, carry: Carry, memory: Memory, products: Products) -> tuple[Step, Carry]:
+    def cell_step(
+        self, said: Tensor, state: State, memory: Memory, products: Products
+    ) -> tuple[StepOutput, State]:
         """One step for what words (B, K) say to the gates of the attention LSTM."""
-        before = carry.language[0]
-        recalled = products.recall(torch.cat([carry.attention[0], before], -1))
-        attending, first_gates = self.cell(said + memory.mean[:, None], recalled, carry.attention)
+        before = state.language[0]
+        recalled = products.recall(torch.cat([state.attention[0], before], -1))
+        attending, first_gates = self.cell(said + memory.mean[:, None], recalled, state.attention)
         told, query = products.from_attention(attending[0]).split(
             [self.gates, self.config.attention_size], -1
         )
         context, attention = self.look(query, memory.seen)
         heard = products.to_language(torch.cat([context, before], -1))
-        speaking, second_gates = self.cell(told + self.language_bias, heard, carry.language)
-        step = Step(hidden=speaking[0], attention=attention, gates=(first_gates, second_gates))
-        return step, Carry(attention=attending, language=speaking)
+        speaking, second_gates = self.cell(told + self.language_bias, heard, state.language)
+        step = StepOutput(hidden=speaking[0], attention=attention, gates=(first_gates, second_gates))
+        return step, State(attention=attending, language=speaking)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.words(self.dropout(hidden))
+        return self.vocab_projection(self.dropout(hidden))

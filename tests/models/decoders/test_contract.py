@@ -19,15 +19,15 @@ from captioning.models.decoders import (
     TransformerConfig,
     UpDownConfig,
     build,
-    select,
+    reorder_state,
     unroll,
 )
 from captioning.ops import packed_linear
 from captioning.ops.attention import additive_energy
-from captioning.ops.deferred_grad_linear import LoopLinear
-from captioning.ops.vocab_projection import WordScores
+from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features
-from captioning.training.losses import caption_logp, cross_entropy, hard_attention
+from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
 
 CONFIGS = {
     "soft_attention_lstm": SoftAttentionLSTMConfig(embedding=7, hidden=13, attention_size=17, dropout=0.0),
@@ -106,7 +106,7 @@ def scene(images, sequences, regions, length, *, seed=0, masked=False):
 def test_forward_equals_unrolled_steps(name, images, sequences, regions, length, masked, seed):
     decoder = make(name, seed=seed)
     features, words = scene(images, sequences, regions, length, seed=seed, masked=masked)
-    memory = decoder.remember(features)
+    memory = decoder.encode_memory(features)
     whole, stepped = decoder(words, memory), unroll(decoder, words, memory)
     torch.testing.assert_close(whole.hidden, stepped.hidden)
     if name.startswith("show_tell"):
@@ -126,7 +126,7 @@ def test_gradients_of_forward_equal_those_of_unrolled_steps(name):
     for run in (decoder, lambda words, memory: unroll(decoder, words, memory)):
         decoder.zero_grad()
         torch.manual_seed(1)  # the regions that hard attention draws, and images of either way
-        logits = decoder.logits(run(words, decoder.remember(features)).hidden)
+        logits = decoder.logits(run(words, decoder.encode_memory(features)).hidden)
         torch.sin(logits).sum().backward()
         gradients.append({key: parameter.grad for key, parameter in decoder.named_parameters()})
     for key, gradient in gradients[0].items():
@@ -140,10 +140,10 @@ def test_gradients_of_forward_equal_those_of_unrolled_steps(name):
 def test_running_leaves_what_is_wanted_alone(name):
     decoder = make(name)
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
-    running = (3, 3, 3, 2, 2, 1, 1)
-    whole, cut = decoder(words, memory), decoder(words, memory, running)
-    for t, count in enumerate(running):
+    memory = decoder.encode_memory(features)
+    batch_sizes = (3, 3, 3, 2, 2, 1, 1)
+    whole, cut = decoder(words, memory), decoder(words, memory, batch_sizes)
+    for t, count in enumerate(batch_sizes):
         torch.testing.assert_close(cut.hidden[:, :count, t], whole.hidden[:, :count, t])
 
 
@@ -156,7 +156,7 @@ def test_a_region_that_is_not_valid_does_not_matter(name):
         regions=torch.cat([features.regions, padding], 1),
         valid=torch.tensor([[True] * 5 + [False] * 2]).expand(2, -1),
     )
-    plain, masked = (decoder(words, decoder.remember(each)).hidden for each in (features, padded))
+    plain, masked = (decoder(words, decoder.encode_memory(each)).hidden for each in (features, padded))
     torch.testing.assert_close(plain, masked)
 
 
@@ -164,7 +164,7 @@ def test_a_region_that_is_not_valid_does_not_matter(name):
 def test_a_word_does_not_see_later_words_nor_other_sequences(name):
     decoder = make(name)
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
+    memory = decoder.encode_memory(features)
     changed = words.clone()
     changed[:, 1, 4] = (changed[:, 1, 4] + 1) % VOCABULARY
     difference = (
@@ -179,13 +179,13 @@ def test_a_word_does_not_see_later_words_nor_other_sequences(name):
 def test_selecting_a_carry_goes_on_from_the_parents(name):
     decoder = make(name)
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
+    memory = decoder.encode_memory(features)
     parents = torch.tensor([[2, 0, 0, 1], [1, 1, 2, 0]])
-    carry = decoder.start(memory, 3)
+    state = decoder.init_state(memory, 3)
     for t in range(4):
-        _, carry = decoder.step(words[..., t], carry, memory)
+        _, state = decoder.step(words[..., t], state, memory)
     chosen = torch.gather(words, 1, parents[..., None].expand(-1, -1, 7))
-    out, _ = decoder.step(chosen[..., 4], select(carry, parents), memory)
+    out, _ = decoder.step(chosen[..., 4], reorder_state(state, parents), memory)
     torch.testing.assert_close(out.hidden, decoder(chosen, memory).hidden[:, :, 4])
 
 
@@ -206,7 +206,7 @@ def test_cells_without_attention_equal_those_of_torch(cell, reference):
         if cell == "gru":
             other.bias_hh_l0[2 * size :] = decoder.cell.bias
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
+    memory = decoder.encode_memory(features)
     state = tuple(part.repeat_interleave(3, 0)[None] for part in memory.state)
     expected, _ = other(decoder.embedding(words).flatten(0, 1), state if cell == "lstm" else state[0])
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
@@ -216,11 +216,11 @@ def test_cells_without_attention_equal_those_of_torch(cell, reference):
 def test_gates_tell_how_the_state_came_about(name):
     decoder = make(name)
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
-    carry = decoder.start(memory, 3)
+    memory = decoder.encode_memory(features)
+    state = decoder.init_state(memory, 3)
     before = None
     for word in words.unbind(2):
-        step, carry = decoder.step(word, carry, memory)
+        step, state = decoder.step(word, state, memory)
         for layer, gates in enumerate(step.gates):
             cell = getattr(decoder.config, "cell", "lstm")
             if before is not None and cell == "lstm":
@@ -247,8 +247,8 @@ def test_forget_bias_is_how_much_is_kept_as_training_begins(name):
         config = dataclasses.replace(CONFIGS[name], forget_bias=bias)
         decoder = build(config, channels=CHANNELS, vocabulary_size=VOCABULARY).eval()
         features, words = scene(2, 3, 5, 1)
-        memory = decoder.remember(Features(features.regions.float()))
-        gates = decoder.step(words[..., 0], decoder.start(memory, 3), memory)[0].gates
+        memory = decoder.encode_memory(Features(features.regions.float()))
+        gates = decoder.step(words[..., 0], decoder.init_state(memory, 3), memory)[0].gates
         kept[bias] = [
             (each.update if each.forget is None else each.forget).logit().mean().item() for each in gates
         ]
@@ -260,15 +260,15 @@ def test_the_sentinel_is_the_share_of_what_is_remembered():
     """With all that regions show at zero, what is left of the mixture is the sentinel's share."""
     decoder = make("adaptive_attention")
     features, words = scene(2, 3, 5, 7)
-    memory = decoder.remember(features)
+    memory = decoder.encode_memory(features)
     memory = memory._replace(regions=torch.zeros_like(memory.regions))
-    carry = decoder.start(memory, 3)
+    state = decoder.init_state(memory, 3)
     with torch.no_grad():
         decoder.from_hidden.weight[4 * 13 :] = 0
         decoder.word_gates.weight[4 * 13 :] = 0
         decoder.word_gates.bias[4 * 13 :] = 1e3  # the sentinel's gate stands open
         decoder.mean_gates.weight[4 * 13 :] = 0
-    step, (hidden, cell) = decoder.step(words[..., 0], carry, memory)
+    step, (hidden, cell) = decoder.step(words[..., 0], state, memory)
     sentinel = step.gates[0].sentinel
     assert sentinel.shape == (2, 3) and 0 < sentinel.min() < sentinel.max() < 1
     torch.testing.assert_close(step.hidden - hidden, sentinel[..., None] * torch.tanh(cell))
@@ -285,21 +285,21 @@ def test_captions_of_a_few_images_are_learned(name):
     words[..., 0], words[..., -1] = 1, 2
     optimizer = torch.optim.Adam(decoder.parameters(), 0.03)
     for _ in range(50):
-        steps = decoder(words[..., :-1], decoder.remember(features))
+        steps = decoder(words[..., :-1], decoder.encode_memory(features))
         logits, targets = decoder.logits(steps.hidden).flatten(0, 2), words[..., 1:].flatten()
         loss = cross_entropy(logits, targets, smoothing=0.0)
         if steps.looked is not None:
             counts = torch.ones_like(words[..., 1:], dtype=torch.bool)
-            logp = caption_logp(logits, targets, counts)
-            loss = loss + hard_attention(steps.attention, steps.looked, logp, counts)
+            logprob = caption_logprobs(logits, targets, counts)
+            loss = loss + hard_attention(steps.attention, steps.looked, logprob, counts)
         optimizer.zero_grad()
         (loss / 28).backward()
         optimizer.step()
     decoder.eval()
     with torch.no_grad():
-        memory = decoder.remember(features)
-        found = greedy(decoder, memory, GreedyConfig(max_length=4), start=1, end=2, unwanted=(0, 1, 3))
-    assert torch.equal(found.words, words[..., 1:])
+        memory = decoder.encode_memory(features)
+        found = greedy(decoder, memory, GreedyConfig(max_length=4), start=1, end=2, suppress_ids=(0, 1, 3))
+    assert torch.equal(found.ids, words[..., 1:])
 
 
 def test_additive_energy_gradients():
@@ -342,7 +342,7 @@ def test_additive_energy_is_as_exact_as_tanh_in_float32():
 def test_word_scores_are_those_of_a_linear(size):
     """Values and gradients, in rows as wide as the vocabulary or wider, one row and many."""
     torch.manual_seed(0)
-    ours = WordScores(5, size).double()
+    ours = VocabProjection(5, size).double()
     plain = torch.nn.Linear(5, size).double()
     plain.load_state_dict(ours.state_dict())
     for shape in ((5,), (7, 5), (2, 3, 5)):
@@ -372,7 +372,7 @@ def test_loop_linear_gradients_equal_plain_ones():
             total = total + x.sum()
         return total
 
-    ours = torch.autograd.grad(loop(LoopLinear(linear)), [weight, start])
+    ours = torch.autograd.grad(loop(DeferredGradLinear(linear)), [weight, start])
     plain = torch.autograd.grad(loop(linear), [weight, start])
     for one, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(one, other)
@@ -382,7 +382,7 @@ def test_a_caption_beyond_the_positions_is_refused():
     decoder = make("transformer")
     features, words = scene(1, 1, 5, 65)
     with pytest.raises(ValueError, match=r"65 words, but decoder\.max_length is 64"):
-        decoder(words, decoder.remember(features))
+        decoder(words, decoder.encode_memory(features))
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -398,7 +398,7 @@ def test_a_step_in_mixed_precision_is_near_that_in_float32(name, precision, monk
         torch.manual_seed(0)  # of what a decoder draws
         decoder.zero_grad()
         with torch.autocast("cpu", dtype=precision, enabled=enabled):
-            steps = decoder(words[..., :-1], decoder.remember(features), (3, 3, 3, 2, 2, 1))
+            steps = decoder(words[..., :-1], decoder.encode_memory(features), (3, 3, 3, 2, 2, 1))
             logits = decoder.logits(steps.hidden).float()
             loss = cross_entropy(logits.flatten(0, 2), words[..., 1:].flatten(), smoothing=0.1)
         loss.backward()

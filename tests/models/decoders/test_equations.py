@@ -127,7 +127,7 @@ def soft_or_hard_attention(w, config, a, words, *, hard):
             h = gru(entered, to_gates @ h, w("cell.bias"), h)
         else:
             h = np.tanh(entered + to_gates @ h)
-        yield w.linear("words", np.tanh(w.linear("deep", np.concatenate([h, z, y])))), alpha
+        yield w.linear("vocab_projection", np.tanh(w.linear("deep", np.concatenate([h, z, y])))), alpha
 
 
 def soft_attention_lstm(w, config, a, words):
@@ -150,7 +150,7 @@ def show_tell(w, config, a, words):
         else:
             h = np.tanh(entered + recalled)
         if t:
-            yield w.linear("words", h), None
+            yield w.linear("vocab_projection", h), None
 
 
 def adaptive_attention(w, config, a, words):
@@ -171,7 +171,7 @@ def adaptive_attention(w, config, a, words):
         last = w("energy") @ np.tanh(w.linear("sentinel_key", s) + w.linear("query", h))
         alpha, beta = softmax(np.array(z)), softmax(np.array([*z, last]))[-1]
         seen = beta * s + (1 - beta) * (alpha @ v)
-        yield w.linear("words", seen + h), alpha, beta
+        yield w.linear("vocab_projection", seen + h), alpha, beta
 
 
 def att2in(w, config, a, words):
@@ -189,7 +189,7 @@ def att2in(w, config, a, words):
         g = np.maximum(one + from_seen[0] @ seen, two + from_seen[1] @ seen)
         c = sigmoid(i) * g + sigmoid(f) * c
         h = sigmoid(o) * np.tanh(c)
-        yield w.linear("words", h), alpha
+        yield w.linear("vocab_projection", h), alpha
 
 
 def up_down(w, config, a, words):
@@ -207,7 +207,7 @@ def up_down(w, config, a, words):
         h1, c1 = lstm(first @ np.concatenate([x1, h1]) + w("word_gates.bias"), c1)
         alpha = additive(w, v, to_query @ h1)
         h2, c2 = lstm(second @ np.concatenate([alpha @ v, h1, h2]) + w("language_bias"), c2)
-        yield w.linear("words", h2), alpha
+        yield w.linear("vocab_projection", h2), alpha
 
 
 def aoa(w, config, a, words):
@@ -233,7 +233,7 @@ def aoa(w, config, a, words):
         query = w.linear("query", h)
         found, alpha = heads_attention(query, keys, values, config.heads)
         seen = judged(w("judge.weight"), w("judge_bias"), found, query)
-        yield w.linear("words", seen), alpha
+        yield w.linear("vocab_projection", seen), alpha
 
 
 SIZES = {"embedding": 7, "hidden": 13}
@@ -282,7 +282,7 @@ def test_decoder_against_its_equations(name):
     words = torch.randint(VOCABULARY, (images, sequences, length), generator=generator)
     valid = torch.tensor([[True, False, True, True, True], [True, True, False, True, False]])
     for there in (torch.ones_like(valid), valid):
-        steps = decoder(words, decoder.remember(Features(seen, None if there.all() else there)))
+        steps = decoder(words, decoder.encode_memory(Features(seen, None if there.all() else there)))
         logits = decoder.logits(steps.hidden)
         for image in range(images):
             a = seen[image][there[image]].numpy()

@@ -8,10 +8,10 @@ import torch
 
 from captioning.loaders.batches import pack
 from captioning.models.decoders import HardAttentionLSTMConfig, build
-from captioning.tensors import Batch, Features, Looked
+from captioning.tensors import Batch, Features, SampledRegions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import TrainingConfig
-from captioning.training.losses import caption_logp, cross_entropy, hard_attention
+from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
 from captioning.training.objective import CrossEntropy, Size
 
 CHANNELS, VOCABULARY, REGIONS, LENGTH = 5, 7, 3, 2
@@ -34,13 +34,13 @@ def scene(images=1, captions=1, length=LENGTH):
 
 def run(decoder, features, words):
     """Steps, log-likelihood of each caption with its gradient, and what learns where to look."""
-    steps = decoder(words[..., :-1], decoder.remember(features))
+    steps = decoder(words[..., :-1], decoder.encode_memory(features))
     logits, targets = decoder.logits(steps.hidden), words[..., 1:]
     counts = torch.ones_like(targets, dtype=torch.bool)
-    logp = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].sum(-1)  # (B, K)
-    own = caption_logp(logits[counts], targets[counts], counts)
-    torch.testing.assert_close(own, logp.detach())
-    return steps, logp, hard_attention(steps.attention, steps.looked, own, counts)
+    logprob = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].sum(-1)  # (B, K)
+    own = caption_logprobs(logits[counts], targets[counts], counts)
+    torch.testing.assert_close(own, logprob.detach())
+    return steps, logprob, hard_attention(steps.attention, steps.looked, own, counts)
 
 
 @pytest.mark.parametrize("baseline", [0.0, -2.7])
@@ -54,11 +54,11 @@ def test_reinforce_has_the_gradient_of_the_expectation(monkeypatch, baseline):
         drawn = iter(way)
         monkeypatch.setattr(torch, "multinomial", lambda _, count: torch.tensor([[next(drawn)]]))  # noqa: B023
         decoder.baseline.fill_(baseline)
-        steps, logp, teaching = run(decoder, features, words)
+        steps, logprob, teaching = run(decoder, features, words)
         assert steps.looked.regions.flatten().tolist() == list(way)
         likely = torch.stack([steps.attention[0, 0, t, region] for t, region in enumerate(way)]).prod()
-        expectation, total = expectation + likely * logp.sum(), total + likely.detach()
-        gradients = torch.autograd.grad(-logp.sum() + teaching, parameters, retain_graph=True)
+        expectation, total = expectation + likely * logprob.sum(), total + likely.detach()
+        gradients = torch.autograd.grad(-logprob.sum() + teaching, parameters, retain_graph=True)
         for sum_, gradient in zip(estimate, gradients, strict=True):
             sum_ -= likely.detach() * gradient
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -74,23 +74,23 @@ def test_entropy_and_baseline():
     attention = attention.double().requires_grad_()
     counts = torch.tensor([[[True, True], [True, False]]])
     regions = torch.tensor([[[1, 2], [0, 0]]])
-    logp = torch.tensor([[-3.0, -5.0]], dtype=torch.double)
+    logprob = torch.tensor([[-3.0, -5.0]], dtype=torch.double)
     baseline = torch.tensor(float("nan"), dtype=torch.double)
-    looked = Looked(regions, torch.tensor([[True]]), baseline, reward=0.7, entropy=0.3)
+    looked = SampledRegions(regions, torch.tensor([[True]]), baseline, reward=0.7, entropy=0.3)
     entropy = torch.tensor([0.5, 0.5, 0.2, 0.3, 0.5]).double()
     entropy = -(entropy * entropy.log()).sum()
-    loss = hard_attention(attention, looked, logp, counts)
+    loss = hard_attention(attention, looked, logprob, counts)
     chosen = torch.tensor([0.25, 1.0]).double().log()  # log p(s) of both captions
     expected = -0.7 * (1.0 * chosen[0] - 1.0 * chosen[1]) - 0.3 * entropy  # b is the mean, -4
     torch.testing.assert_close(loss, expected)
     assert baseline == -4
     loss.backward()
     assert attention.grad.isfinite().all()
-    hard_attention(attention, looked, logp + 1, counts)
+    hard_attention(attention, looked, logprob + 1, counts)
     assert float(baseline) == pytest.approx(0.9 * -4 + 0.1 * -3)
     # images that saw the expected region teach nothing
     unseen = looked._replace(sampled=torch.tensor([[False]]))
-    assert hard_attention(attention, unseen, logp - 9, counts) == 0
+    assert hard_attention(attention, unseen, logprob - 9, counts) == 0
     assert float(baseline) == pytest.approx(-3.9)
 
 
@@ -98,7 +98,7 @@ def test_regions_are_drawn_from_the_attention_and_seen():
     decoder = made(expected=0.0)
     features, words = scene(captions=4001, length=1)
     words[..., 0] = 2
-    steps = decoder(words[..., :-1], decoder.remember(features))
+    steps = decoder(words[..., :-1], decoder.encode_memory(features))
     drawn = steps.looked.regions[0, :, 0]
     share = torch.bincount(drawn, minlength=REGIONS).double() / 4001
     torch.testing.assert_close(share, steps.attention[0, 0, 0], atol=0.04, rtol=0)
@@ -109,7 +109,7 @@ def test_regions_are_drawn_from_the_attention_and_seen():
 def test_a_share_of_the_images_sees_the_expected_region():
     decoder = made(expected=0.3)
     features, words = scene(images=2003)
-    steps = decoder(words[..., :-1], decoder.remember(features))
+    steps = decoder(words[..., :-1], decoder.encode_memory(features))
     sampled = steps.looked.sampled[:, 0]
     assert 0.65 < sampled.double().mean() < 0.75
     context = steps.hidden[:, 0, 0, 7 : 7 + CHANNELS]
@@ -135,12 +135,12 @@ def test_looking_where_the_answer_is_gets_learned():
         regions[torch.arange(31), place] = marked
         words = torch.stack([torch.ones_like(answer), answer], -1)[:, None]
         torch.manual_seed(int(answer.sum()))
-        steps = decoder(words[..., :-1], decoder.remember(Features(regions)))
+        steps = decoder(words[..., :-1], decoder.encode_memory(Features(regions)))
         logits = decoder.logits(steps.hidden)[:, 0, 0]
         counts = torch.ones(31, 1, 1, dtype=torch.bool)
         loss = cross_entropy(logits, answer, smoothing=0.0)
         loss = loss + hard_attention(
-            steps.attention, steps.looked, caption_logp(logits, answer, counts), counts
+            steps.attention, steps.looked, caption_logprobs(logits, answer, counts), counts
         )
         optimizer.zero_grad()
         (loss / 31).backward()
@@ -154,11 +154,11 @@ def test_the_training_loss_has_it_per_token():
     decoder = made(expected=0.5, reward=0.7, entropy=0.2)
     vocabulary = Vocabulary(words=(*SPECIALS, *(f"w{i}" for i in range(VOCABULARY - len(SPECIALS)))))
     encoded = [[[1, 4, 5, 6, 2], [1, 5, 2], [1, 2]], [[1, 6, 6, 2], [1, 4, 2]]]
-    words, running, tokens = pack(encoded, width=3, pad=0)
+    words, batch_sizes, tokens = pack(encoded, width=3, pad=0)
     assert tokens == 4 + 2 + 1 + 3 + 2
     features, _ = scene(images=2)
     holder = SimpleNamespace(decoder=decoder, vocabulary=vocabulary, features=lambda images: images)
-    batch = Batch(image_ids=[1, 2], images=features, words=words, running=running, tokens=tokens)
+    batch = Batch(image_ids=[1, 2], images=features, ids=words, batch_sizes=batch_sizes, tokens=tokens)
     config, seen = TrainingConfig(label_smoothing=0.0), set()
     for seed in range(5):
         torch.manual_seed(seed)
@@ -167,12 +167,14 @@ def test_the_training_loss_has_it_per_token():
         loss = CrossEntropy(holder, config)(batch, Size.of(batch, Vocabulary.pad)).value
         decoder.baseline.fill_(-3.0)
         torch.manual_seed(seed)
-        steps = decoder(words[..., :-1], decoder.remember(Features(features.regions.float())), running)
-        logp = decoder.logits(steps.hidden).log_softmax(-1)
+        steps = decoder(
+            words[..., :-1], decoder.encode_memory(Features(features.regions.float())), batch_sizes
+        )
+        logprob = decoder.logits(steps.hidden).log_softmax(-1)
         expected = 0.0
         for image, captions in enumerate(encoded):
             for k, caption in enumerate(captions):
-                said = sum(logp[image, k, t, word] for t, word in enumerate(caption[1:]))
+                said = sum(logprob[image, k, t, word] for t, word in enumerate(caption[1:]))
                 expected = expected - said
                 if steps.looked.sampled[image]:
                     for t in range(len(caption) - 1):

@@ -72,14 +72,14 @@ def plain(decoder, regions, words):
             z = norm(w, f"{layer}.region_norm", y + mesh)
             after.append(norm(w, f"{layer}.feed_norm", z + feed(layer, z)))  # eq. 9
         ys = after
-    return torch.stack([linear(w, "words", y) for y in ys]), shown
+    return torch.stack([linear(w, "vocab_projection", y) for y in ys]), shown
 
 
 @torch.no_grad()
 def test_it_computes_its_equations():
     decoder = make()
     regions, words = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
-    out = decoder(words, decoder.remember(Features(regions)))
+    out = decoder(words, decoder.encode_memory(Features(regions)))
     for b in range(2):
         logits, shown = plain(decoder, regions[b], words[b, 0])
         torch.testing.assert_close(decoder.logits(out.hidden[b, 0]), logits)
@@ -89,15 +89,15 @@ def test_it_computes_its_equations():
 @torch.no_grad()
 def test_what_a_search_claims_is_what_reading_its_words_gives():
     decoder = make()
-    memory = decoder.remember(Features(torch.randn(2, N, D).double()))
+    memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
     ways = [GreedyConfig(max_length=7), BeamConfig(width=1, max_length=7), BeamConfig(width=5, max_length=7)]
-    greedy, one, five = (search(decoder, memory, way, start=1, end=2, unwanted=(0, 1, 3)) for way in ways)
-    assert torch.equal(greedy.words, one.words)
-    words = torch.cat([torch.full((2, 1, 1), 1), five.words[..., :-1]], -1)
-    logp = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
+    greedy, one, five = (search(decoder, memory, way, start=1, end=2, suppress_ids=(0, 1, 3)) for way in ways)
+    assert torch.equal(greedy.ids, one.ids)
+    words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
+    logprob = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
     inside = torch.arange(words.shape[-1]) < five.lengths[..., None]
-    each = logp.gather(-1, five.words[..., None])[..., 0]
-    torch.testing.assert_close(five.logp, (each * inside).sum(-1))
+    each = logprob.gather(-1, five.ids[..., None])[..., 0]
+    torch.testing.assert_close(five.logprob, (each * inside).sum(-1))
 
 
 def test_heads_must_divide_the_size():

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from captioning.generation import BeamConfig, GreedyConfig, search
-from captioning.models.decoders import TransformerConfig, build, select
+from captioning.models.decoders import TransformerConfig, build, reorder_state
 from captioning.ops.kv_cache import no_words
-from captioning.ops.positions import rotated, sinusoids
+from captioning.ops.positions import apply_rope, sinusoids
 from captioning.tensors import Features
 from tests.helpers.plain_transformer import attention, linear, norm, sinusoid, turned
 
@@ -109,7 +109,7 @@ def plain(decoder, regions, words):
             xs[t] = part(w, f"{layer}.feed_norm", xs[t], post, feed(layer))
     if not post:
         xs = [norm(w, "norm", x) for x in xs]
-    return torch.stack([linear(w, "words", x) for x in xs]), shown
+    return torch.stack([linear(w, "vocab_projection", x) for x in xs]), shown
 
 
 @pytest.mark.parametrize(("norm_", "positions"), VARIANTS)
@@ -117,7 +117,7 @@ def plain(decoder, regions, words):
 def test_it_computes_its_equations(norm_, positions):
     decoder = make(dataclasses.replace(CONFIG, norm=norm_, positions=positions))
     regions, words = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
-    out = decoder(words, decoder.remember(Features(regions)))
+    out = decoder(words, decoder.encode_memory(Features(regions)))
     for b in range(2):
         logits, shown = plain(decoder, regions[b], words[b, 0])
         torch.testing.assert_close(decoder.logits(out.hidden[b, 0]), logits)
@@ -128,24 +128,26 @@ def test_it_computes_its_equations(norm_, positions):
 def test_greedy_is_a_beam_of_one_and_its_words_read_back_alike(norm_, positions):
     decoder = make(dataclasses.replace(CONFIG, norm=norm_, positions=positions))
     with torch.no_grad():
-        memory = decoder.remember(Features(torch.randn(2, N, D).double()))
+        memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
         ways = [
             GreedyConfig(max_length=7),
             BeamConfig(width=1, max_length=7),
             BeamConfig(width=5, max_length=7),
         ]
-        greedy, one, five = (search(decoder, memory, way, start=1, end=2, unwanted=(0, 1, 3)) for way in ways)
-        assert torch.equal(greedy.words, one.words)
-        words = torch.cat([torch.full((2, 1, 1), 1), five.words[..., :-1]], -1)
-        logp = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
-        each = logp.gather(-1, five.words[..., None])[..., 0]
+        greedy, one, five = (
+            search(decoder, memory, way, start=1, end=2, suppress_ids=(0, 1, 3)) for way in ways
+        )
+        assert torch.equal(greedy.ids, one.ids)
+        words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
+        logprob = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
+        each = logprob.gather(-1, five.ids[..., None])[..., 0]
         inside = torch.arange(words.shape[-1]) < five.lengths[..., None]
-        torch.testing.assert_close(five.logp, (each * inside).sum(-1))
+        torch.testing.assert_close(five.logprob, (each * inside).sum(-1))
 
 
 def test_a_tied_matrix_is_one():
     decoder = make(dataclasses.replace(CONFIG, tied=True))
-    assert decoder.words.weight is decoder.embedding.weight
+    assert decoder.vocab_projection.weight is decoder.embedding.weight
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
@@ -154,7 +156,9 @@ def test_computed_positions_know_no_limit(positions):
     assert config.longest is None and CONFIG.longest == 13
     decoder = make(config)
     words = torch.randint(V, (1, 1, 29))
-    assert decoder(words, decoder.remember(Features(torch.randn(1, N, D).double()))).hidden.isfinite().all()
+    assert (
+        decoder(words, decoder.encode_memory(Features(torch.randn(1, N, D).double()))).hidden.isfinite().all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,13 +184,13 @@ def test_turned_queries_and_keys_know_their_distance_alone():
     query, key = torch.randn(2, 1, 12, dtype=torch.float64)
 
     def product(at, other):
-        turned_ = (rotated(x, torch.tensor([p]), heads=3) for x, p in ((query, at), (key, other)))
+        turned_ = (apply_rope(x, torch.tensor([p]), heads=3) for x, p in ((query, at), (key, other)))
         first, second = turned_
         return (first * second).unflatten(-1, (3, 4)).sum(-1)
 
     torch.testing.assert_close(product(5, 2), product(1003, 1000))
     assert (product(5, 2) - product(5, 3)).abs().min() > 1e-4
-    torch.testing.assert_close(rotated(query, torch.tensor([7]), heads=3)[0], turned(query[0], 7, 3))
+    torch.testing.assert_close(apply_rope(query, torch.tensor([7]), heads=3)[0], turned(query[0], 7, 3))
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -208,7 +212,7 @@ def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
         plain_cache = torch.cat([plain_cache, new[:, :, None]], 2)
         wider = 5 if step else 4
         parents = torch.randint(width, (images, wider), generator=generator)
-        cache, plain_cache, width = select(cache, parents), select(plain_cache, parents), wider
+        cache, plain_cache, width = reorder_state(cache, parents), reorder_state(plain_cache, parents), wider
         for n, held in enumerate(cache.room.held, 1):
             for b in range(images):
                 torch.testing.assert_close(held[0, b, cache.own[b]], plain_cache[b] * n)
@@ -219,23 +223,23 @@ def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
 def test_a_beam_gets_its_room_as_it_opens_and_its_words_stay_there():
     with torch.no_grad():
         cache, _ = no_words(torch.zeros(0), images=2, width=1, size=4, layers=2).longer()
-        cache = select(cache, torch.zeros(2, 3, dtype=torch.int64))
+        cache = reorder_state(cache, torch.zeros(2, 3, dtype=torch.int64))
         places = set()
         for _ in range(20):  # no sequence dies
             cache, _ = cache.longer()
             places.add(cache.room.held[0].data_ptr())
-            cache = select(cache, torch.arange(3).expand(2, 3))
+            cache = reorder_state(cache, torch.arange(3).expand(2, 3))
     assert cache.kept == 1 + 20 * 3 and len(places) == 1
 
 
 def test_a_carry_may_be_gone_on_from_twice():
     decoder = make(CONFIG)
     with torch.no_grad():
-        memory = decoder.remember(Features(torch.randn(2, N, D).double()))
+        memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
         words = torch.randint(V, (2, 3, 2))
-        _, carry = decoder.step(words[..., 0], decoder.start(memory, 3), memory)
-        first, _ = decoder.step(words[..., 1], carry, memory)
-        decoder.step((words[..., 1] + 1) % V, carry, memory)
-        again, _ = decoder.step(words[..., 1], carry, memory)
+        _, state = decoder.step(words[..., 0], decoder.init_state(memory, 3), memory)
+        first, _ = decoder.step(words[..., 1], state, memory)
+        decoder.step((words[..., 1] + 1) % V, state, memory)
+        again, _ = decoder.step(words[..., 1], state, memory)
     assert torch.equal(first.hidden, again.hidden)
     torch.testing.assert_close(first.hidden, decoder(words, memory).hidden[:, :, 1])

@@ -127,7 +127,7 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
         "vocabulary": {"min_count": 1, "max_length": 30},
         "decoder": {"kind": "transformer", "hidden": 8, "feed_forward": 8, "heads": 2, "layers": 1},
         "search": {"kind": "beam", "width": 2, "max_length": 8},
-        "training": {"epochs": 1, "images": 5, "average": 0.9, "schedule": {"kind": "constant"}},
+        "training": {"epochs": 1, "batch_size": 5, "ema_decay": 0.9, "schedule": {"kind": "constant"}},
         "tracking": {"mode": "disabled"},
     }  # fmt: skip
     experiment = Experiment(parse(values, where="test"), say=lambda _: None)
@@ -146,9 +146,9 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
     captioner = Captioner.open(experiment.folder / "model")
     kept = [record for record in records if record.split == "val"]
     images = experiment.source(captioner, kept).images(kept, training=False)
-    together = captioner.decoder.remember(images(range(len(kept)), 0))
+    together = captioner.decoder.encode_memory(images(range(len(kept)), 0))
     for number in range(len(kept)):  # padding changes nothing
-        alone = captioner.decoder.remember(images([number], 0))
+        alone = captioner.decoder.encode_memory(images([number], 0))
         words = torch.tensor([[[1, 5, 6]]])
         one = captioner.decoder(words, alone).hidden[0]
         assert_close(captioner.decoder(words.expand(len(kept), -1, -1), together).hidden[number], one)

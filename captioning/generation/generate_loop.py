@@ -14,7 +14,7 @@ from captioning.generation.scores import IMPOSSIBLE, PAD, LengthRule, emptied, l
 from captioning.tensors import Hypotheses
 
 
-def follow(
+def generate_loop(
     memory: Any,
     opening: Opening,
     choose: Callable[[Tensor, int], Tensor],
@@ -29,7 +29,7 @@ def follow(
         opening: of K sequences an image.
         choose: (scores (B, K, V), t) -> words (B, K), the t-th of their captions (the first is 1).
     """
-    decoder, limits, carry, reading, begun, logp_begun = opening
+    decoder, limits, state, reading, begun, logp_begun = opening
     first = begun.shape[-1] + 1
     words = reading.new_full((*reading.shape, max_length), PAD)  # (B, K, T)
     words[..., : first - 1] = begun
@@ -37,7 +37,7 @@ def follow(
     running = torch.ones_like(reading, dtype=torch.bool)
     length = max_length
     for length in range(first, max_length + 1):
-        step, carry = decoder.step(reading, carry, memory)
+        step, state = decoder.step(reading, state, memory)
         scores = next_scores(decoder.logits(step.hidden), words[..., : length - 1], limits)
         reading = choose(scores, length)
         each.append(scores.gather(-1, reading[..., None]).masked_fill_(~running[..., None], 0.0))
@@ -46,15 +46,15 @@ def follow(
         running = running & (reading != limits.end)
         if not running.any():
             break
-    words, word_logp = words[..., :length], torch.cat(each, -1)
-    logp = word_logp.sum(-1)
+    words, word_logprobs = words[..., :length], torch.cat(each, -1)
+    logprob = word_logprobs.sum(-1)
     lengths = torch.where(running, length, (words == limits.end).int().argmax(-1) + 1)
     found = Hypotheses(
-        words=words,
+        ids=words,
         lengths=lengths,
-        logp=logp,
-        word_logp=word_logp,
-        scores=length_score(logp, lengths, length_rule, alpha),
+        logprob=logprob,
+        word_logprobs=word_logprobs,
+        scores=length_score(logprob, lengths, length_rule, alpha),
         finished=~running,
     )
-    return emptied(found, logp == IMPOSSIBLE)
+    return emptied(found, logprob == IMPOSSIBLE)
