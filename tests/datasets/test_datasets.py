@@ -27,9 +27,7 @@ from captioning.datasets.checks import unusable
 from captioning.datasets.disk import random_splits
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not here")
+from tests.helpers.shared_data import SHARED, needs_shared
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,17 @@ import random
 import re
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from captioning.text.tokenizer import tokenize
+from tests.helpers.shared_data import SHARED, needs_shared
 from tests.helpers.stanford import stanford
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-
+@needs_shared
 def test_real_captions(tmp_path: Path) -> None:
     """COCO's validation captions and all of Flickr8k's: every one the same."""
-    if not SHARED.exists():
-        pytest.skip("the shared captions are not here")
     coco = json.loads((SHARED / "captions_val2017.json").read_text())["annotations"]
     lines = (SHARED / "flickr8k" / "Flickr8k.token.txt").read_text().splitlines()
     captions = [entry["caption"] for entry in coco] + [line.split("\t", 1)[1] for line in lines]

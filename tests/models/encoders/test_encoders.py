@@ -26,8 +26,8 @@ from captioning.models.encoders import (
     without_weights,
 )
 from captioning.models.encoders.torchvision_cnn import NAMES
+from tests.helpers.shared_data import SHARED, needs_shared
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
 NAME = "mobilenet_v3_small"  # the quickest to build that has BatchNorm
 
 
@@ -399,6 +399,7 @@ def test_no_weights_means_no_download(monkeypatch: pytest.MonkeyPatch):
     build(without_weights(TorchvisionConfig(name=NAME, weights="default")))
 
 
+@needs_shared
 @pytest.mark.parametrize(
     ("name", "file", "shape"),
     [
@@ -407,9 +408,7 @@ def test_no_weights_means_no_download(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_the_real_weight_files_load(name: str, file: str, shape: tuple[int, int]):
-    path = SHARED / "data" / "weights" / file
-    if not path.is_file():
-        pytest.skip("the real weight files are not here")
+    path = SHARED / "weights" / file
     regions = build(TorchvisionConfig(name=name, weights=str(path)))(torch.randn(1, 3, 224, 224)).regions  # type: ignore[arg-type]
     assert regions.shape == (1, *shape) and regions.isfinite().all() and regions.std() > 0.1
 
