@@ -1,4 +1,4 @@
-"""What a user is told when something is wrong, and how a tool ends. Knows nothing of captioning."""
+"""Errors with one-sentence messages for the user, and the exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -7,16 +7,27 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-STOPPED = 2
-"""Exit code of a tool that refused its input."""
+USER_ERROR, DIVERGED = 2, 3
+"""Exit codes: the input was refused; the training diverged."""
 
 
 class UserError(Exception):
-    """One sentence that names the file, the value and the next step. Tools print it and exit with 2."""
+    """An error that the user can mend: one sentence that names the file, the value and the next step.
+
+    Commands print it without a traceback and exit with `code`.
+    """
+
+    code = USER_ERROR
+
+
+class Diverged(UserError):
+    """The training's gradients stayed non-finite."""
+
+    code = DIVERGED
 
 
 class Stopped(Exception):
-    """Work that was ended from outside, with all that is needed to go on; the tool exits with `code`."""
+    """A signal ended the work, and everything needed to resume is on disk; the command exits with `code`."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -24,10 +35,10 @@ class Stopped(Exception):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a tool's `main` and leave the process with its exit code.
+    """Run a command's `main` and leave the process with its exit code.
 
-    `UserError` becomes one line on stderr and exit code 2; any other exception becomes one line and exit
-    code 1. With `--debug` on the command line the traceback is shown as well.
+    A `UserError` becomes one line on stderr and its exit code (2; 3 for `Diverged`); any other exception becomes
+    one line and exit code 1. With `--debug` on the command line the traceback is printed as well.
     """
     debug = "--debug" in sys.argv[1:]
     try:
@@ -35,7 +46,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
+    except BrokenPipeError:  # the reader of our stdout (head, less) has closed it
         sys.stderr.close()
         code = 0
     except Stopped as stop:
@@ -45,7 +56,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        code = STOPPED
+        code = error.code
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -23,7 +23,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Run `captioning COMMAND ...` and leave the process with its exit code.
 
-    Exit codes: 0 done, 1 some inputs failed, 2 the input was refused.
+    Exit codes: 0 done, 1 some inputs failed, 2 the input was refused, 3 a training diverged.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:

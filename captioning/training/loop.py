@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from tqdm import tqdm
 
 from captioning.captioner.captioner import Captioner, load_weights
-from captioning.errors import UserError
+from captioning.errors import Diverged, UserError
 from captioning.loaders.batches import (
     EncodedCaptions,
     Images,
@@ -79,7 +79,8 @@ def train(
 
     Raises:
         Stopped: a signal asked for the end; the state is on disk.
-        UserError: the gradients stay without number, memory ran out, or a loader process died.
+        Diverged: the gradients stay non-finite.
+        UserError: memory ran out, or a loader process died.
     """
     progress = checkpoint.progress_of(resume, run.experiment) if resume else Progress()
     for number in range(progress.phase, len(phases)):
@@ -294,7 +295,7 @@ def _bad_step(
     if run.world.first:
         append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
     if progress.bad_steps >= config.max_nonfinite_steps:
-        raise UserError(
+        raise Diverged(
             f"step {progress.step}: the gradient is {norm}, for {progress.bad_steps} updates in a row ({path} lists "
             "their images); lower training.learning_rate"
         )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from captioning.captioner.captioner import Captioner
 from captioning.config import parse, read_config
-from captioning.errors import UserError
+from captioning.errors import Diverged, UserError
 from captioning.experiment import Experiment
 from captioning.images.augmentation import AugmentationConfig
 from captioning.images.preprocessing import Preprocessing
@@ -482,7 +482,7 @@ def test_diverging_training_stops_with_the_images(tmp_path):
     values = tiny(tmp_path, "run", epochs=1)
     values["training"]["learning_rate"] = 1e30
     values["training"] |= {"grad_clip_norm": 0, "max_nonfinite_steps": 2}
-    with pytest.raises(UserError, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
+    with pytest.raises(Diverged, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
         Experiment(parse(values, where="test"), say=lambda _: None).train()
 
 

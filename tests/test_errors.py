@@ -1,0 +1,47 @@
+"""Exit codes and messages of commands that fail."""
+
+import sys
+
+import pytest
+
+from captioning.errors import Diverged, Stopped, UserError, run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("a.yaml: seed: -1 is negative; give 0 or more"), 2, "error: a.yaml: seed: -1"),
+        (Diverged("step 3: the gradient is nan"), 3, "error: step 3: the gradient is nan"),
+        (Stopped("stopped by SIGTERM", 143), 143, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(error, code, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["captioning"])
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(message) and printed.count("\n") == 1
+
+
+def test_debug_prints_the_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["captioning", "--debug"])
+
+    def main():
+        raise UserError("a.yaml: no such file")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_that_returns_nothing_exits_with_0():
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: None)
+    assert ended.value.code == 0
