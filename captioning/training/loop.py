@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 from tqdm import tqdm
 
 from captioning.captioner.captioner import Captioner, load_weights
-from captioning.errors import Diverged, UserError
+from captioning.errors import Diverged
 from captioning.loaders.batches import (
     EncodedCaptions,
     Images,
