@@ -22,7 +22,7 @@ from captioning.metrics.significance import RESAMPLES, paired_bootstrap
 from captioning.text import tokenizer
 
 IMAGES, REFERENCES = 5000, 5
-TIMED = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D")
+TIMED = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 """What pycocoevalcap's Bleu, Rouge and Cider give."""
 
 _WHY_NO_PEAK = "counting and looking up words has no matrix product whose rate could be a share of a peak"

@@ -49,7 +49,7 @@ examples, scoring alone (no model, no images, no torch; any system's captions):
   captioning evaluate --predictions p.json --references dataset_coco.json --split test --json
   captioning evaluate --predictions p.json --references Flickr8k.token.txt --split val
   captioning evaluate --predictions a.json --against b.json --references c.json    is a better than b?
-  captioning evaluate --predictions p.json --references c.json --metrics METEOR SPICE NLTK_Bleu_4
+  captioning evaluate --predictions p.json --references c.json --metrics METEOR SPICE NLTK-BLEU-4
 
 PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; where all images have n captions, as
 "captions": ["...", ...] (captioning caption --top N --out writes that), their diversity is told too. REFERENCES
@@ -86,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--resamples", type=positive, metavar="N", help="of the images, for --against (default: 10,000)")
     add("--seed", type=positive, default=0, metavar="N", help="of the resamples (default: 0)")
     add(
-        "--metrics", nargs="+", metavar="NAME", help="further ones: METEOR, SPICE (by Java), NLTK_Bleu_1 .. 4"
+        "--metrics", nargs="+", metavar="NAME", help="further ones: METEOR, SPICE (by Java), NLTK-BLEU-1 .. 4"
     )
     add("--training", metavar="FILE", help="training captions: tells the share of captions not among them")
     add("--several", action="store_true", help="an image may have several entries: its n captions")
@@ -154,6 +154,7 @@ def score_files(args: argparse.Namespace) -> None:
     # after the arguments are parsed; torch is not among what these import
     from captioning.datasets.checks import count_reasons
     from captioning.datasets.references import read_references
+    from captioning.metrics.coco_names import to_coco_names
     from captioning.metrics.evaluation import ReferenceSet, TrainingCaptions
     from captioning.metrics.further import FURTHER
     from captioning.records import read_results
@@ -181,8 +182,8 @@ def score_files(args: argparse.Namespace) -> None:
     if args.out:
         first.write(args.out)
     if args.json:
-        compared = {"against": against} if against else {}
-        print(json.dumps({**first.scores, "signature": first.signature, **compared}))
+        compared = {"against": with_coco_names(against)} if against else {}
+        print(json.dumps({**to_coco_names(first.scores), "signature": first.signature, **compared}))
         return
     print(f"{references.split}: {len(references.records):,} images of {args.references}")
     print("\n".join(first.lines()))
@@ -263,6 +264,14 @@ def compare(
     }
 
 
+def with_coco_names(against: Mapping[str, Any]) -> dict[str, Any]:
+    """The comparison as `--json` prints it."""
+    from captioning.metrics.coco_names import to_coco_name, to_coco_names
+
+    named = {key: to_coco_names(against[key]) for key in ("scores", "comparison")}
+    return {**against, **named, "not_compared": [to_coco_name(name) for name in against["not_compared"]]}
+
+
 def comparison_table(against: Mapping[str, Any]) -> str:
     """A row a metric, times 100: both systems, the difference with its interval, p and Holm's p."""
     rows = [["", "a", "b", "a - b", "95 % interval", "p", "Holm's p"]]
@@ -282,6 +291,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     from captioning.captioner.ensemble import EnsembleCaptioner, open_captioners
     from captioning.datasets import of_split
     from captioning.inspection.rescoring import as_json, shares
+    from captioning.metrics.coco_names import to_coco_names
     from captioning.metrics.evaluation import evaluate
     from captioning.records import write_predictions
     from captioning.utils.files import inside, sha256, write_json
@@ -336,7 +346,8 @@ def evaluate_run(args: argparse.Namespace) -> None:
             write_json(paths["errors"], {**errors["errors"], "verdicts": as_json(verdicts)})
             blamed.append(errors_line(split, errors["errors"]))
         if args.json:
-            told = {"split": split, **evaluation.scores, **errors, "signature": evaluation.signature}
+            told = {"split": split, **to_coco_names(evaluation.scores), **errors}
+            told["signature"] = evaluation.signature
             told["files"] = paths
             print(json.dumps(told), flush=True)
     if not args.json:

@@ -28,6 +28,7 @@ def main() -> int:
 
     began = time.time()
     from captioning.config import read_config  # not before the arguments are read: it imports torch
+    from captioning.metrics.coco_names import read_scores
     from captioning.utils.files import read_json
     from captioning.utils.paths import shipped_configs
 
@@ -44,8 +45,8 @@ def main() -> int:
         print(f"  {entry['image_id']}: {entry['caption']}")
     print("\n              BLEU-4   CIDEr-D   ROUGE-L")
     for split in splits:
-        scores = _flat(read_json(folder / f"scores_{split}.json"))
-        row = "  ".join(f"{100 * scores[name]:7.1f}" for name in ("Bleu_4", "CIDEr-D", "ROUGE_L"))
+        scores = read_scores(folder / f"scores_{split}.json")
+        row = "  ".join(f"{100 * scores[name]:7.1f}" for name in ("BLEU-4", "CIDEr-D", "ROUGE-L"))
         print(f"{split:12s}{row}")
     print(f"\n{(time.time() - began) / 60:.1f} minutes. In {folder}:")
     print("  model/           the trained model: captioning caption IMAGE --model", folder / "model")
@@ -60,7 +61,3 @@ def _tool(name: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "captioning", name, *arguments])
     if done.returncode:
         raise UserError(f"captioning {name} stopped with code {done.returncode}; its message stands above")
-
-
-def _flat(scores: dict) -> dict:
-    return scores.get("scores", scores)

@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 """Told apart by the colour-blind (Okabe and Ito 2008); markers differ as well."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-SHOWN = ("Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr-D")
+SHOWN = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D")
 
 
 def figure(columns: int, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -36,8 +36,8 @@ def picture(drawn: Figure, name: str, *, alt: str, caption: str) -> Picture:
 
 
 def metric_name(name: str) -> str:
-    """As papers print it: "BLEU-4", "ROUGE-L"; rates with a blank."""
-    return name.replace("Bleu_", "BLEU-").replace("ROUGE_L", "ROUGE-L").replace("_", " ")
+    """The title of a metric: `bad_ending_rate` with blanks."""
+    return name.replace("_", " ")
 
 
 def widened(axis: Axes, least: float = 1.0) -> None:
@@ -138,7 +138,7 @@ def differences(found: Mapping[str, Any]) -> Picture:
 
 def lengths(found: Mapping[str, Any]) -> Picture:
     """Scores by the length of the references."""
-    rows, names = found["by_length"], [found["primary"], "Bleu_4"]
+    rows, names = found["by_length"], [found["primary"], "BLEU-4"]
     drawn, axes = figure(2)
     for name, axis in zip(names, axes, strict=True):
         for number, system in enumerate(found["systems"]):

@@ -21,6 +21,7 @@ from captioning.config import ExperimentConfig, read_config
 from captioning.datasets import of_split
 from captioning.errors import UserError
 from captioning.experiment import Experiment
+from captioning.metrics.coco_names import read_scores
 from captioning.models import cost
 from captioning.models.decoders import DecoderConfig
 from captioning.records import ImageRecord
@@ -284,7 +285,7 @@ def _length_numbers(plan: Plan, done: Sequence[Run], say: Say, *, speed: bool) -
     }
     for run in done:
         assert run.words is not None
-        scores = read_json(run.config.folder / f"scores_{study.split}.json")["scores"]
+        scores = read_scores(run.config.folder / f"scores_{study.split}.json")
         predictions = read_json(run.config.folder / f"predictions_{study.split}.json")
         foreseen = _recall(run, study.split, say)
         values = {

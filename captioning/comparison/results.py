@@ -107,7 +107,7 @@ def pooled(scores: Sequence[Scores]) -> Scores:
     each = {name: np.mean([one.per_image[name] for one in scores], axis=0) for name in scores[0].per_image}
     whole = bleu(summed.sums())
     corpus = {
-        name: float(whole[int(name[-1]) - 1]) if name.startswith("Bleu") else float(values.mean())
+        name: float(whole[int(name[-1]) - 1]) if name.startswith("BLEU") else float(values.mean())
         for name, values in each.items()
     }
     return Scores(corpus=corpus, per_image=each, bleu=summed)
@@ -215,7 +215,7 @@ def _part(scores: Scores, chosen: np.ndarray) -> dict[str, float]:
     assert scores.bleu is not None
     whole = bleu(BleuStatistics(*(part[chosen].sum(axis=0) for part in scores.bleu)))
     return {
-        name: float(whole[int(name[-1]) - 1]) if name.startswith("Bleu") else float(values[chosen].mean())
+        name: float(whole[int(name[-1]) - 1]) if name.startswith("BLEU") else float(values[chosen].mean())
         for name, values in scores.per_image.items()
     }
 

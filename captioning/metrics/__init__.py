@@ -15,7 +15,7 @@ from captioning.metrics.ngrams import ORDERS, ReferenceCounts, count
 
 __all__ = ["NAMES", "BleuStatistics", "DocumentFrequencies", "ReferenceCounts", "Scores", "Summed", "score"]
 
-NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr-D")
+NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D")
 """As pycocoevalcap spells them, but for CIDEr-D: what pycocoevalcap and papers call CIDEr is CIDEr-D here."""
 
 
@@ -66,14 +66,14 @@ def score(
     per_image: dict[str, np.ndarray] = {}
     statistics = None
     counts = count(candidates)
-    if any(name.startswith("Bleu") for name in names):
+    if any(name.startswith("BLEU") for name in names):
         statistics = bleu.statistics(references, counts)
         whole, each = bleu.bleu(statistics.sums()), bleu.bleu(statistics)
         for order, name in enumerate(NAMES[:ORDERS]):
             corpus[name], per_image[name] = float(whole[order]), each[:, order]
-    if "ROUGE_L" in names:
+    if "ROUGE-L" in names:
         pairs = zip(references.tokens, candidates, strict=True)
-        per_image["ROUGE_L"] = np.array([rouge.rouge_l(*pair) for pair in pairs])
+        per_image["ROUGE-L"] = np.array([rouge.rouge_l(*pair) for pair in pairs])
     if any(name.startswith("CIDEr") for name in names):
         frequencies = frequencies or DocumentFrequencies.of(references)
         per_image["CIDEr"], per_image["CIDEr-D"] = cider.cider(references, counts, frequencies)

@@ -35,20 +35,20 @@ class Diversity(NamedTuple):
 def diversity_scores(
     references: ReferenceCounts, captions: Captions, *, names: Sequence[str], frequencies: DocumentFrequencies
 ) -> Scores:
-    """Div_1, Div_2, self_CIDEr, mBleu_4 (of the corpus alone), and the `oracle` of each of `names`.
+    """Div-1, Div-2, self-CIDEr, mBLEU-4 (of the corpus alone), and the `oracle` of each of `names`.
 
     Raises:
         ValueError: as `diversity`.
     """
     found = diversity(captions, frequencies)
-    per_image = dict(zip(("Div_1", "Div_2", "self_CIDEr"), (*found.distinct, found.self_cider), strict=True))
+    per_image = dict(zip(("Div-1", "Div-2", "self-CIDEr"), (*found.distinct, found.self_cider), strict=True))
     corpus = {name: float(values.mean()) for name, values in per_image.items()}
-    corpus["mBleu_4"] = float(found.mbleu[-1])
+    corpus["mBLEU-4"] = float(found.mbleu[-1])
     best = oracle(references, captions, names=names, frequencies=frequencies)
-    corpus |= {f"oracle_{name}": value for name, value in best.corpus.items()}
-    per_image |= {f"oracle_{name}": values for name, values in best.per_image.items()}
-    summed = {f"oracle_{name}": each for name, each in best.summed.items()}
-    return Scores(corpus, per_image, summed={"mBleu_4": Summed(found.alike, _mbleu_4), **summed})
+    corpus |= {f"oracle-{name}": value for name, value in best.corpus.items()}
+    per_image |= {f"oracle-{name}": values for name, values in best.per_image.items()}
+    summed = {f"oracle-{name}": each for name, each in best.summed.items()}
+    return Scores(corpus, per_image, summed={"mBLEU-4": Summed(found.alike, _mbleu_4), **summed})
 
 
 def _mbleu_4(sums: Floats | Ints) -> Floats:
@@ -183,7 +183,7 @@ def oracle(
         each = np.stack([scores.per_image[name] for scores in found])  # (n, I)
         per_image[name] = each.max(axis=0)
         corpus[name] = float(per_image[name].mean())
-        if name.startswith("Bleu_"):
+        if name.startswith("BLEU-"):
             best = each.argmax(axis=0)
             statistics = [scores.bleu for scores in found if scores.bleu is not None]
             rows = range(len(best))

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from captioning.errors import UserError
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
+from captioning.metrics.coco_names import to_coco_name, to_coco_names
 from captioning.metrics.diversity import diversity_scores
 from captioning.metrics.further import further
 from captioning.records import ImageId
@@ -28,15 +29,15 @@ BAD_ENDINGS = frozenset(
 
 _TOKENIZER = "PTB as Stanford's 3.4.1, lower-cased, coco-caption's punctuation dropped"
 _VARIANTS = {
-    "Bleu": "corpus level, closest reference length, coco-caption's constants",
-    "ROUGE_L": "beta 1.2, best precision and best recall taken separately, mean over images",
+    "BLEU": "corpus level, closest reference length, coco-caption's constants",
+    "ROUGE-L": "beta 1.2, best precision and best recall taken separately, mean over images",
     "CIDEr": "no stemming, x10, mean over images",
     "CIDEr-D": "clipped counts, length penalty sigma 6 in bigrams, x10, mean over images",
 }
 _DIVERSITY_VARIANTS = {
-    "Div": "Div_1, Div_2: different n-grams among an image's captions over their tokens, mean over images",
-    "mBleu_4": "corpus BLEU-4 of each image's k-th caption against its others, mean over k",
-    "self_CIDEr": "Wang and Chan 2019: eigenvalues of the matrix of plain CIDEr, with CIDEr's document "
+    "Div": "Div-1, Div-2: different n-grams among an image's captions over their tokens, mean over images",
+    "mBLEU-4": "corpus BLEU-4 of each image's k-th caption against its others, mean over k",
+    "self-CIDEr": "Wang and Chan 2019: eigenvalues of the matrix of plain CIDEr, with CIDEr's document "
     "frequencies; -log_n(sqrt(largest) / sum of square roots), mean over images",
     "oracle": "each metric of the captions that are best by it in their image; corpus BLEU of the chosen",
     "all": "of all captions of all images, not only of the one scored",
@@ -108,11 +109,11 @@ class Evaluation(NamedTuple):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `scores_SPLIT.json`: scores, signature and each image's own scores, whole or not at all."""
-        each = {name: values.tolist() for name, values in self.per_image.per_image.items()}
+        each = {to_coco_name(name): values.tolist() for name, values in self.per_image.per_image.items()}
         write_json(
             path,
             {
-                "scores": self.scores,
+                "scores": to_coco_names(self.scores),
                 "signature": self.signature,
                 "per_image": [
                     {"image_id": image_id, **{name: round(values[row], 6) for name, values in each.items()}}
@@ -229,7 +230,7 @@ def shown(name: str, value: float) -> tuple[float, str]:
 
 
 def _family(name: str) -> str:
-    return "Bleu" if name.startswith("Bleu") else name
+    return "BLEU" if name.startswith("BLEU") else name
 
 
 def _by_id(

@@ -18,7 +18,7 @@ _JAVA: dict[str, tuple[Callable[..., java.JavaScores], str]] = {
     "METEOR": (java.meteor, "1.5, English, coco-caption's settings, aggregated over images"),
     "SPICE": (java.spice, "1.0, mean of the images' F over all tuples"),
 }
-_NLTK = tuple(f"NLTK_Bleu_{order}" for order in range(1, ORDERS + 1))
+_NLTK = tuple(f"NLTK-BLEU-{order}" for order in range(1, ORDERS + 1))
 
 FURTHER = (*_JAVA, *_NLTK)
 """What can be had beside `captioning.metrics.NAMES`."""
@@ -60,7 +60,7 @@ def further(
     if chosen := [name for name in _NLTK if name in names]:
         four, variant, notes = _nltk(references, candidates)
         found.corpus.update({name: four[_NLTK.index(name)] for name in chosen})
-        found.variants["NLTK_Bleu"] = variant
+        found.variants["NLTK-BLEU"] = variant
         found = found._replace(notes=found.notes + notes)
     return found
 
@@ -77,5 +77,5 @@ def _nltk(
         warnings.simplefilter("always")
         four = corpus_bleu(references, candidates, weights=weights)
     variant = f"corpus_bleu of nltk {nltk.__version__}, no smoothing, same tokens as the others"
-    zero = "NLTK_Bleu: some n-grams never match, and NLTK gives nearly 0 for them; Bleu_1 to Bleu_4 are what counts"
+    zero = "NLTK-BLEU: some n-grams never match, and NLTK gives nearly 0 for them; BLEU-1 to BLEU-4 are what counts"
     return [float(value) for value in four], variant, (zero,) if caught else ()

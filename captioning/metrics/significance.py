@@ -16,7 +16,7 @@ from captioning.metrics.ngrams import Floats, Ints
 _COVERED = 0.95
 _DRAWN = 1 << 21  # numbers drawn at a time: bounds memory, changes no result
 RESAMPLES = 10_000
-_BLEU = "Bleu_"
+_BLEU = "BLEU-"
 
 METHOD = (
     "paired bootstrap over images: BLEU, mBLEU and METEOR recomputed from summed counts, others from their means; "

@@ -170,7 +170,7 @@ class TrainingConfig:
     embedding_dropout: Share = 0.0
     scheduled_sampling: ScheduledSamplingConfig | None = None
     ema_decay: Share = 0.0
-    metric: Literal["CIDEr-D", "CIDEr", "Bleu_4", "Bleu_1", "ROUGE_L"] = "CIDEr-D"
+    metric: Literal["CIDEr-D", "CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L"] = "CIDEr-D"
     validate_every: Count = 1
     patience: Count = 5
     validation_images: Count = 50

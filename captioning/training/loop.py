@@ -338,8 +338,8 @@ def _judge(
         run.tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
         run.tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
     run.say(
-        f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['Bleu_4']:.1f}  "
-        f"ROUGE-L {100 * scores['ROUGE_L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  {pace}"
+        f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['BLEU-4']:.1f}  "
+        f"ROUGE-L {100 * scores['ROUGE-L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  {pace}"
         f"{'  *best' if better else ''}"
     )
     for _, reference, caption in rows[:3]:

@@ -22,7 +22,7 @@ from captioning.training.interruptions import Signals
 from captioning.training.losses import cross_entropy
 
 ALONE = World()
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr-D")
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
 
 
 class Validation(NamedTuple):

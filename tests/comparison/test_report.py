@@ -89,7 +89,7 @@ def test_pooled_seeds_are_the_corpus_of_all_their_captions():
         split_name="val",
         search=None,
     )
-    for name in ("Bleu_1", "Bleu_4", "ROUGE_L"):
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
         assert scored[0].pooled.corpus[name] == pytest.approx(whole.scores[name])
     each = [evaluation.scores["CIDEr-D"] for evaluation in scored[0].evaluations]
     assert scored[0].pooled.corpus["CIDEr-D"] == pytest.approx(statistics.fmean(each))

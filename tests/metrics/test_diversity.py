@@ -116,9 +116,9 @@ def test_oracle_is_the_best_of_all_choices() -> None:
         assert best.corpus[name] == pytest.approx(best.per_image[name].mean())
     chosen = [
         own[int(np.argmax(s))]
-        for own, s in zip(captions, each.per_image["Bleu_3"].reshape(IMAGES, N), strict=True)
+        for own, s in zip(captions, each.per_image["BLEU-3"].reshape(IMAGES, N), strict=True)
     ]
-    assert best.corpus["Bleu_3"] == pytest.approx(score(references, chosen).corpus["Bleu_3"])
+    assert best.corpus["BLEU-3"] == pytest.approx(score(references, chosen).corpus["BLEU-3"])
 
 
 @pytest.mark.parametrize("captions", [[], [[["a"]]], [[["a"], ["b"]], [["a"], ["b"], ["c"]]]])

@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_tokens_in_the_splits_order() -> None:
 def test_unknown_word_matches_nothing() -> None:
     references: dict[int | str, list[str]] = {1: ["<unk>"], 2: ["a dog"]}
     evaluation = evaluate(references, [(1, "<unk>"), (2, "a dog")], split_name="val", search=None)
-    assert evaluation.per_image.per_image["Bleu_1"].round(6).tolist() == [0, 1]
+    assert evaluation.per_image.per_image["BLEU-1"].round(6).tolist() == [0, 1]
 
 
 def test_what_captions_are_like() -> None:
@@ -119,9 +119,9 @@ def test_signature() -> None:
     assert signature["split"] == "val" and signature["clean_up"] == "none"
     assert signature["search"] == {"kind": "beam", "width": 3}
     assert signature["document_frequencies"] == "references of split val (5 images)"
-    assert set(signature["variants"]) == {"Bleu", "ROUGE_L", "CIDEr", "CIDEr-D"}
+    assert set(signature["variants"]) == {"BLEU", "ROUGE-L", "CIDEr", "CIDEr-D"}
     assert {"split_fingerprint", "predictions_fingerprint", "tokenizer", "code"} <= set(signature)
-    assert run(names=["Bleu_4"]).signature["variants"].keys() == {"Bleu"}
+    assert run(names=["BLEU-4"]).signature["variants"].keys() == {"BLEU"}
 
 
 def test_fingerprints_follow_the_content_not_the_order() -> None:
@@ -156,7 +156,10 @@ def test_scores_file(tmp_path: Path) -> None:
     evaluation = run()
     evaluation.write(tmp_path / "scores_val.json")
     written = json.loads((tmp_path / "scores_val.json").read_text())
-    assert written["scores"] == evaluation.scores and written["signature"] == evaluation.signature
+    assert written["signature"] == evaluation.signature
+    assert list(written["scores"].values()) == list(evaluation.scores.values())
+    coco_names = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "CIDEr-D"]
+    assert list(written["scores"])[: len(NAMES)] == coco_names
     assert [entry["image_id"] for entry in written["per_image"]] == list(REFERENCES)
     each = [entry["CIDEr-D"] for entry in written["per_image"]]
     assert each == pytest.approx(evaluation.per_image.per_image["CIDEr-D"].tolist(), abs=1e-6)
@@ -164,8 +167,8 @@ def test_scores_file(tmp_path: Path) -> None:
 
 def test_without_java_the_others_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    evaluation = run(others=["METEOR", "SPICE", "NLTK_Bleu_1"])
-    assert set(NAMES) | {"NLTK_Bleu_1"} <= evaluation.scores.keys()
+    evaluation = run(others=["METEOR", "SPICE", "NLTK-BLEU-1"])
+    assert set(NAMES) | {"NLTK-BLEU-1"} <= evaluation.scores.keys()
     assert not {"METEOR", "SPICE"} & evaluation.scores.keys()
     notes = evaluation.signature["notes"]
     assert [note.split(":")[0] for note in notes] == ["METEOR", "SPICE"]

@@ -56,7 +56,7 @@ def test_as_pycocoevalcap(seed: int) -> None:
     for order, name in enumerate(NAMES[:4]):
         assert ours.corpus[name] == pytest.approx(whole[order], abs=1e-12)
         np.testing.assert_allclose(ours.per_image[name], each[order], atol=1e-12)
-    for name, scorer in (("ROUGE_L", Rouge()), ("CIDEr-D", Cider())):  # its "Cider" is CIDEr-D
+    for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):  # its "Cider" is CIDEr-D
         whole, each = yardstick(scorer, references, candidates)
         assert whole > 0.1
         assert ours.corpus[name] == pytest.approx(whole, abs=1e-12)
@@ -129,7 +129,7 @@ def test_bleu_as_nltk_where_no_count_is_zero() -> None:
     assert len(long) > 7
     for order in (1, 2, 3, 4):
         theirs = corpus_bleu(references, candidates, weights=[1 / order] * order)
-        assert ours[f"Bleu_{order}"] == pytest.approx(theirs, abs=1e-7)
+        assert ours[f"BLEU-{order}"] == pytest.approx(theirs, abs=1e-7)
 
 
 def test_bleu_on_paper() -> None:
@@ -137,14 +137,14 @@ def test_bleu_on_paper() -> None:
     texts = ["a dog runs on a red mat", "some other text of a different length"]
     scores = score([[text.split() for text in texts]], [["a", "dog", "sits", "on", "a", "red"]]).corpus
     brevity = math.exp(1 - 7 / 6)
-    assert scores["Bleu_1"] == pytest.approx(5 / 6 * brevity)
-    assert scores["Bleu_2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 5) * brevity)
+    assert scores["BLEU-1"] == pytest.approx(5 / 6 * brevity)
+    assert scores["BLEU-2"] == pytest.approx(math.sqrt(5 / 6 * 3 / 5) * brevity)
 
 
 def test_corpus_bleu_is_not_the_mean_and_comes_from_sums() -> None:
     references, candidates = corpus(13)
     scores = score(references, candidates)
-    assert abs(scores.corpus["Bleu_4"] - scores.per_image["Bleu_4"].mean()) > 0.01
+    assert abs(scores.corpus["BLEU-4"] - scores.per_image["BLEU-4"].mean()) > 0.01
     assert scores.bleu is not None
     drawn = np.random.default_rng(17).integers(0, len(candidates), size=(5, len(candidates)))
     resampled = bleu(BleuStatistics(*(part[drawn].sum(axis=1) for part in scores.bleu)))  # (5, 4)
@@ -155,7 +155,7 @@ def test_corpus_bleu_is_not_the_mean_and_comes_from_sums() -> None:
 
 def test_rouge_takes_best_precision_and_best_recall_separately() -> None:
     # precision 2/2 from the long reference, recall 1/1 from the short one: no single reference gives both
-    assert score([[["a", "x", "dog", "y"], ["dog"]]], [["a", "dog"]]).corpus["ROUGE_L"] == pytest.approx(1)
+    assert score([[["a", "x", "dog", "y"], ["dog"]]], [["a", "dog"]]).corpus["ROUGE-L"] == pytest.approx(1)
 
 
 def test_longest_common_subsequence_as_by_the_table() -> None:

@@ -80,7 +80,7 @@ def test_diversity_as_by_scoring_every_resample_from_scratch() -> None:
 
     whole = scores(range(23))
     names = comparable(whole)
-    assert names == list(whole.corpus) and {"mBleu_4", "oracle_Bleu_1", "oracle_Bleu_4"} < set(names)
+    assert names == list(whole.corpus) and {"mBLEU-4", "oracle-BLEU-1", "oracle-BLEU-4"} < set(names)
     found = resampled([whole], names=names, resamples=17, seed=3)[0]
     again = [
         list(scores(images).corpus.values())
@@ -116,12 +116,12 @@ def test_bleu_as_sacrebleu() -> None:
     _, theirs = PairedTest(named, {"BLEU": metric}, references=None, test_type="bs", n_samples=401)()
 
     scores = [score(references, system) for system in systems]
-    runs = resampled(scores, names=["Bleu_4"], resamples=401, seed=12345)[..., 0]  # sacrebleu's own seed
+    runs = resampled(scores, names=["BLEU-4"], resamples=401, seed=12345)[..., 0]  # sacrebleu's own seed
     for run, result in zip(runs, theirs["BLEU"], strict=True):
         assert 100 * run.mean() == pytest.approx(result.mean, abs=1e-4)  # it sums in float32
         ordered = np.sort(run)
         assert 50 * (ordered[401 - 10 - 1] - ordered[10]) == pytest.approx(result.ci, abs=1e-4)
-    found = paired_bootstrap(*scores, names=["Bleu_4"], resamples=401, seed=12345)["Bleu_4"]
+    found = paired_bootstrap(*scores, names=["BLEU-4"], resamples=401, seed=12345)["BLEU-4"]
     assert 100 * found.a == pytest.approx(theirs["BLEU"][0].score, abs=1e-6)
     sizes = np.abs(runs[0] - runs[1])
     p = (1 + (sizes - sizes.mean() > abs(found.difference)).sum()) / 402
@@ -158,7 +158,7 @@ def test_seed_decides() -> None:
     references, systems = corpus(19, images=41, fidelity=(0.7, 0.6))
     scores = [score(references, system) for system in systems]
     one, same, other = (
-        paired_bootstrap(*scores, names=["Bleu_4"], resamples=71, seed=seed)["Bleu_4"] for seed in (1, 1, 2)
+        paired_bootstrap(*scores, names=["BLEU-4"], resamples=71, seed=seed)["BLEU-4"] for seed in (1, 1, 2)
     )
     assert one == same != other and one[:3] == other[:3]
 
@@ -168,15 +168,15 @@ def test_what_cannot_be_resampled() -> None:
     a, b = (score(references, system) for system in systems)
     fewer = score(references[1:], systems[0][1:])
     with pytest.raises(ValueError, match="of 6 and of 7 images"):
-        paired_bootstrap(a, fewer, names=["Bleu_4"])
-    with pytest.raises(ValueError, match=r"no score of METEOR can be resampled; of these it can: Bleu_1,"):
+        paired_bootstrap(a, fewer, names=["BLEU-4"])
+    with pytest.raises(ValueError, match=r"no score of METEOR can be resampled; of these it can: BLEU-1,"):
         paired_bootstrap(a, b, names=["METEOR"])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        paired_bootstrap(a, b, names=["Bleu_4"], resamples=0)
+        paired_bootstrap(a, b, names=["BLEU-4"], resamples=0)
     with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.bleu)
     assert comparable(with_meteor) == list(NAMES)
-    with pytest.raises(ValueError, match=r"no score of Bleu_4 can be resampled; of these it can: ROUGE_L"):
-        paired_bootstrap(a._replace(bleu=None), b, names=["Bleu_4"])
+    with pytest.raises(ValueError, match=r"no score of BLEU-4 can be resampled; of these it can: ROUGE-L"):
+        paired_bootstrap(a._replace(bleu=None), b, names=["BLEU-4"])
 
 
 def test_holm_on_paper() -> None:

@@ -67,7 +67,7 @@ def test_resumed_run_has_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> No
     def go(folder: str, first: int, last: int, resume_step: int | None = None) -> bytes:
         tracker = Tracker(OFF, tmp_path / folder, run_config={}, resume_step=resume_step)
         for step in range(first, last):
-            tracker.log({"loss": 1 / step, "val/Bleu_4": step**0.5}, step)
+            tracker.log({"loss": 1 / step, "val/BLEU-4": step**0.5}, step)
         return (tmp_path / folder / "metrics.jsonl").read_bytes()
 
     whole = go("whole", 1, 18)
