@@ -21,7 +21,7 @@ from captioning.loaders.batches import pack
 from captioning.models.cost import counting
 from captioning.models.decoders import Decoder, SoftAttentionLSTMConfig, build
 from captioning.models.decoders.soft_attention_lstm import SoftAttentionLSTM
-from captioning.ops.allocator import keep_freed_memory
+from captioning.ops.cpu_kernels import keep_freed_memory
 from captioning.tensors import Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention

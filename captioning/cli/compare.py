@@ -88,7 +88,7 @@ def main() -> int:
 def study(options: argparse.Namespace) -> Path | None:
     from captioning.comparison import report  # after the arguments are read: torch takes seconds
     from captioning.comparison import study as studies
-    from captioning.ops.allocator import keep_freed_memory
+    from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
     say = functools.partial(print, flush=True)

@@ -27,7 +27,7 @@ section.key=value; a wrong key is refused with the nearest right one.""",
 
     from captioning.config import read_config
     from captioning.experiment import Experiment
-    from captioning.ops.allocator import keep_freed_memory
+    from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
     experiment = Experiment(

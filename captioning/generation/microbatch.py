@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captioning.generation.scores import PAD
 from captioning.models.decoders.base import Decoder, tensors_of
-from captioning.ops.packed_linear import for_rows
+from captioning.ops.cpu_kernels import prepack_module
 from captioning.tensors import Hypotheses
 
 ROWS = 128
@@ -40,7 +40,7 @@ def search_in_microbatches(
     if not decoder.parallel or device.type != "cpu" or images * live <= ROWS:
         return find(decoder, memory, keys)
     size = math.ceil(images / math.ceil(images * live / ROWS))
-    decoder = for_rows(decoder, size * live)  # here, or each part would lay them out anew
+    decoder = prepack_module(decoder, size * live)  # here, or each part would lay them out anew
     if keys is None:
         keys = torch.arange(images, device=device)
     found = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from captioning.generation.processors import Limits, RuleIds, Rules, limits
 from captioning.generation.scores import first_tensor, next_logprobs
 from captioning.models.decoders.base import Decoder, reorder_state
-from captioning.ops.packed_linear import for_rows
+from captioning.ops.cpu_kernels import prepack_module
 
 
 class Opening(NamedTuple):
@@ -64,4 +64,6 @@ def prefill(
         state = reorder_state(state, torch.zeros_like(reading))
     words = torch.tensor(prefix, dtype=torch.int64, device=device).expand(images, width, -1)
     each = torch.stack(word_logprobs, -1) if word_logprobs else torch.zeros(images, 1, 0, device=device)
-    return Opening(for_rows(decoder, images * live), rules, state, reading, words, each.expand(-1, width, -1))
+    return Opening(
+        prepack_module(decoder, images * live), rules, state, reading, words, each.expand(-1, width, -1)
+    )

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from captioning.errors import UserError
 from captioning.models.decoders import Decoder, DecoderConfig, build, reorder_state
 from captioning.models.decoders.base import tensors_of
+from captioning.ops.cpu_kernels.probe import flop_formulas
 from captioning.tensors import Features
 
 WIDTHS = ("embedding", "hidden", "attention_size", "features", "feed_forward")
@@ -162,26 +163,14 @@ def _decoded(
 def counting() -> Iterator[FlopCounterMode]:
     """torch's counter, and what it leaves out: products of a matrix and a vector, and those of packed weights."""
     aten = torch.ops.aten
-    known = {aten.mv: _matrix_by_vector, aten.addmv: _matrix_by_vector_added}
-    if torch.backends.mkl.is_available():
-        known[torch.ops.mkl._mkl_linear] = _packed
-    if torch.backends.mkldnn.is_available():
-        known[torch.ops.mkldnn._linear_pointwise] = _blocked
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+    formulas = {aten.mv: _mv_flops, aten.addmv: _addmv_flops, **flop_formulas()}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         yield counter
 
 
-def _matrix_by_vector(matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
+def _mv_flops(matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
     return 2 * matrix[0] * matrix[1]
 
 
-def _matrix_by_vector_added(added: torch.Size, matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
-    return _matrix_by_vector(matrix, vector)
-
-
-def _packed(x: torch.Size, packed: Any, weight: torch.Size, bias: Any, rows: int, **_: Any) -> int:
-    return 2 * x[:-1].numel() * weight[0] * weight[1]
-
-
-def _blocked(x: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-    return 2 * out_shape.numel() * x[-1]
+def _addmv_flops(added: torch.Size, matrix: torch.Size, vector: torch.Size, **_: Any) -> int:
+    return _mv_flops(matrix, vector)

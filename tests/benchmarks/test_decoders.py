@@ -11,8 +11,7 @@ from captioning.benchmarks.training_and_decoding import Training, flops, memory_
 from captioning.errors import UserError
 from captioning.loaders.batches import pack
 from captioning.models.decoders import build
-from captioning.ops import packed_linear
-from captioning.ops.packed_linear import product
+from captioning.ops.cpu_kernels import prepack_linear, probe
 from captioning.text.vocabulary import Vocabulary
 from tests.helpers.running import tool
 
@@ -62,10 +61,12 @@ def test_nothing_is_drawn_at_random(kind):
 
 @pytest.mark.parametrize("mkl", [True, False], ids=["mkl", "onednn"])
 def test_products_of_packed_weights_are_counted(mkl, monkeypatch):
-    monkeypatch.setattr(packed_linear, "_mkl_leads", lambda: mkl)
+    monkeypatch.setattr(probe, "PREFERS_MKL", mkl)
     x, weight = torch.randn(3, 5, 7), torch.randn(11, 7)
     with torch.no_grad():
-        assert flops(lambda: product(weight, 15)(x)) == 2 * 15 * 7 * 11 == flops(lambda: x @ weight.t())
+        assert (
+            flops(lambda: prepack_linear(weight, 15)(x)) == 2 * 15 * 7 * 11 == flops(lambda: x @ weight.t())
+        )
 
 
 def test_memory_of_a_beam_on_paper():

@@ -1,111 +1,59 @@
-"""Where a captioner looks: the numbers, and where they lie on the photo."""
+"""Additive attention scores: the CPU kernel and the plain operation beside tanh written out."""
 
-import numpy as np
+from __future__ import annotations
+
 import pytest
 import torch
-from PIL import Image
 
-from captioning.errors import UserError
-from captioning.images.preprocessing import Preprocessing, prepare
-from captioning.inspection.attention_maps import attention_of, draw, seen_box, spread
-from captioning.models.decoders import unroll
-from tests.helpers.models import ATTENDING, GRID, PREPROCESSING, tiny_captioner
-
-WAYS = [
-    Preprocessing(size=70, resize=resize, crop=crop, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bilinear")
-    for resize in ("stretch", "short_side", "long_side")
-    for crop in (1.0, 0.8)
-]
-SIZES = [(131, 89), (61, 97), (211, 53)]
+from captioning.ops.attention import additive_scores
+from captioning.ops.cpu_kernels import probe
 
 
-@pytest.mark.parametrize("kind", ATTENDING)
-def test_attention_is_that_of_reading_the_words_one_by_one(kind):
-    captioner = tiny_captioner(kind)
-    pixels = torch.randn(
-        3, PREPROCESSING.size, PREPROCESSING.size, generator=torch.Generator().manual_seed(5)
+@pytest.fixture(params=[True, False], ids=["kernel", "plain"], autouse=True)
+def kernels(request, monkeypatch):
+    monkeypatch.setattr(probe, "ENABLED", request.param)
+
+
+def test_gradients():
+    torch.manual_seed(0)
+    keys, query, weight = (
+        torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((2, 5, 7), (2, 3, 7), (7,))
     )
-    words = ["the", "café", "dog", "on"]
-    maps = attention_of(captioner, pixels, words)
-    assert maps.shape == (4, GRID, GRID)
-    vocabulary = captioner.vocabulary
-    read = torch.tensor([[[vocabulary.start, *(vocabulary.ids[word] for word in words[:-1])]]])
+    assert torch.autograd.gradcheck(additive_scores, (keys, query, weight))
     with torch.no_grad():
-        memory = captioner.decoder.encode_memory(captioner.encoder(pixels[None]))
-        stepped = unroll(captioner.decoder, read, memory).attention
-    assert stepped is not None
-    for row in range(GRID):
-        for column in range(GRID):
-            expected = stepped[0, 0, :, GRID * row + column].numpy()
-            np.testing.assert_allclose(maps[:, row, column], expected, atol=1e-6)
-    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-5)
-    assert np.ptp(maps) > 0.01
+        plain = torch.stack([torch.tanh(keys + query[:, k, None]) @ weight for k in range(3)], 1)
+        torch.testing.assert_close(additive_scores(keys, query, weight), plain)
 
 
-def test_words_it_does_not_know():
-    pixels = torch.zeros(3, PREPROCESSING.size, PREPROCESSING.size)
-    with pytest.raises(UserError, match="'zebra' is not a word of the model's vocabulary"):
-        attention_of(tiny_captioner(), pixels, ["a", "zebra"])
-    assert len(attention_of(tiny_captioner(), pixels, [])) == 0
+def test_inputs_of_several_blocks():
+    torch.manual_seed(0)
+    shapes = ((11, 49, 512), (11, 5, 512), (512,))
+    keys, query, weight = (torch.randn(*shape, dtype=torch.double) for shape in shapes)
+    with torch.no_grad():
+        expected = torch.tanh(keys[:, None] + query[:, :, None]) @ weight
+        torch.testing.assert_close(additive_scores(keys, query, weight), expected)
 
 
-@pytest.mark.parametrize("preprocessing", WAYS, ids=lambda way: f"{way.resize} {way.crop}")
-@pytest.mark.parametrize("size", SIZES)
-def test_the_box_is_what_the_encoder_sees(preprocessing, size):
-    """A photo whose colour is its place, prepared: each pixel tells where it came from."""
-    width, height = size
-    rows, columns = np.mgrid[:height, :width] + 0.5
-    place = np.stack([columns / width, rows / height, np.ones_like(rows)], -1)
-    pixels = prepare(Image.fromarray((255 * place).round().astype(np.uint8)), preprocessing).numpy()
-    left, top, right, bottom = seen_box(width, height, preprocessing)
-    centres = (np.arange(preprocessing.size) + 0.5) / preprocessing.size
-    inside = pixels[2] > 0.99  # the rest is what was filled in
-    assert inside.any()
-    for channel, (low, high), length in ((0, (left, right), width), (1, (top, bottom), height)):
-        expected = np.broadcast_to(low + centres * (high - low), pixels[0].shape)
-        expected = expected if channel == 0 else expected.T
-        close = 3.5 * max(
-            1, (high - low) / preprocessing.size
-        )  # the edges, where nothing lies to interpolate with
-        assert np.abs(pixels[channel] * length - expected)[inside].max() < close
-        assert np.abs(pixels[channel] * length - expected)[inside].mean() < close / 4
+def test_as_exact_as_tanh_in_float32():
+    """Also where tanh has long been 1, where it is nearly 0, and where keys and query nearly cancel."""
+    torch.manual_seed(0)
+    keys, query, weight = torch.randn(3, 7, 61), torch.randn(3, 5, 61), torch.randn(61)
+    for scale in (1e-3, 1.0, 30.0, 1e3):
+        large, small = keys * scale, query - keys[:, :5] * scale
+        exact = torch.tanh((large[:, None] + small[:, :, None]).double()) @ weight.double()
+        torch.testing.assert_close(
+            additive_scores(large, small, weight).double(),
+            exact,
+            rtol=0,
+            atol=3e-7 * float(weight.abs().sum()),
+        )
 
 
-@pytest.mark.parametrize("preprocessing", WAYS, ids=lambda way: f"{way.resize} {way.crop}")
-@pytest.mark.parametrize("size", SIZES)
-def test_light_falls_where_the_region_lies(preprocessing, size):
-    """A photo that is white in one place: the region that sees the most of it is lit there and not elsewhere."""
-    width, height = size
-    photo = np.zeros((height, width, 3), np.uint8)
-    y, x = round(0.4 * height), round(0.55 * width)
-    photo[y - 8 : y + 8, x - 8 : x + 8] = 255
-    pixels = prepare(Image.fromarray(photo), preprocessing)[:1]
-    weights = torch.nn.functional.adaptive_avg_pool2d(pixels, 7)[0].numpy()  # (7, 7): what each region sees
-    light = spread(weights / weights.sum(), size, preprocessing)
-    assert light.shape == (height, width) and light.min() >= 0 and light.max() <= 1
-    total = light.sum()
-    left, top, right, bottom = seen_box(width, height, preprocessing)
-    cell = np.array([(bottom - top) / 7, (right - left) / 7])
-    centre = (
-        np.array([(light.sum(1) * np.arange(height)).sum(), (light.sum(0) * np.arange(width)).sum()]) / total
-    )
-    assert (np.abs(centre - [y, x]) < cell).all()
-    assert light[y, x] > 0.5 > 4 * np.median(light)
-
-
-def test_an_even_map_lights_all_that_is_seen():
-    even = np.full((5, 5), 0.04)
-    light = spread(even, (60, 40), Preprocessing(size=20, resize="short_side", crop=0.5))
-    assert light[12:28, 22:38].min() > 0.99
-    assert light[:8].max() == light[:, :18].max() == 0
-
-
-def test_drawing(tmp_path):
-    maps = np.random.default_rng(0).dirichlet(np.ones(25), 7).reshape(7, 5, 5)
-    image = Image.new("RGB", (67, 41), "orange")
-    words = ["a", "$", "café", "_{x}", "_x^2", "\\alpha", "end"]
-    path = tmp_path / "new" / "x.png"
-    draw(image, words, maps, path, preprocessing=PREPROCESSING)
-    drawn = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    assert ((drawn == (255, 165, 0)).all(1)).sum() > 1000  # the photo itself
-    assert len(np.unique(drawn, axis=0)) > 100
+def test_autocast_keeps_the_precision_of_the_weight():
+    torch.manual_seed(0)
+    keys, query, weight = torch.randn(3, 7, 61), torch.randn(3, 5, 61), torch.randn(61)
+    expected = torch.tanh(keys.bfloat16()[:, None].float() + query.bfloat16()[:, :, None].float()) @ weight
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = additive_scores(keys.bfloat16(), query.bfloat16(), weight)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)

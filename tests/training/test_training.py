@@ -31,7 +31,6 @@ from captioning.loaders.batches import (
 )
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.models.encoders import RegionsConfig
-from captioning.ops import packed_linear
 from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
@@ -625,8 +624,7 @@ MIXED = {
     ("kind", "precision"), [*((kind, "bf16") for kind in MIXED), ("transformer", "fp16")]
 )
 def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tmp_path, monkeypatch):
-    """As on a GPU: under autocast, with a scaler for fp16, without the CPU libraries' packed products."""
-    monkeypatch.setattr(packed_linear, "_plain", lambda weight: False)
+    """As on a GPU: under autocast, with a scaler for fp16."""
     decoder = "soft_attention_lstm" if kind == "self-critical" else kind
     lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 

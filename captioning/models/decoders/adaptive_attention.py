@@ -14,10 +14,9 @@ from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.cells import LSTM, CellState, between
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.attention import additive_energy, attend
-from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.attention import additive_scores, attend
+from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
@@ -127,7 +126,7 @@ class AdaptiveAttention(Decoder):
         state, gates = self.cell(entered, recalled, state)
         sentinel = torch.sigmoid(to_gate + gate) * torch.tanh(state[1])
         query = products.query(state[0])
-        energy = additive_energy(memory.keys, query, self.energy)  # (B, K, N)
+        energy = additive_scores(memory.keys, query, self.energy)  # (B, K, N)
         context, attention = attend(energy, memory.regions, memory.valid)
         own = torch.tanh(products.sentinel_key(sentinel) + query) @ self.energy  # (B, K)
         if memory.valid is not None:

@@ -14,9 +14,8 @@ from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.cells import CellState
 from captioning.models.decoders.region_attention import Additive, AttentionMemory, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
 from captioning.ops.time_loop import Product, read_word, read_words
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, Gates, SequenceOutput, StepOutput
 
 

@@ -16,10 +16,9 @@ from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.cells import LSTM, CellState
 from captioning.models.decoders.region_attention import mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
-from captioning.ops.attention import additive_energy, attention_weights
-from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.attention import additive_scores, attention_weights
+from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
 from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, SampledRegions, SequenceOutput, StepOutput
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -166,7 +165,7 @@ class HardAttentionLSTM(Decoder):
     ) -> tuple[StepOutput, CellState, Tensor]:
         """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]; and the regions (B, K)."""
         recalled, query = products.from_hidden(state[0]).split([self.gates, self.config.attention_size], -1)
-        attention = attention_weights(additive_energy(memory.keys, query, self.energy), memory.valid)
+        attention = attention_weights(additive_scores(memory.keys, query, self.energy), memory.valid)
         if memory.expected is None:
             region = attention.argmax(-1)
         else:

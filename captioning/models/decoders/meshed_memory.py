@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.transformer import Regions, check_sizes, in_heads, look, read_word, read_words
 from captioning.ops.attention import multi_head
+from captioning.ops.cpu_kernels import VocabProjection
 from captioning.ops.kv_cache import KVCache, no_words
 from captioning.ops.positions import sinusoids
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Size = Annotated[int, Field(ge=1)]

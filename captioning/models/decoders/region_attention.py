@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioning.ops.attention import additive_energy, attend
+from captioning.ops.attention import additive_scores, attend
 from captioning.tensors import Features
 
 
@@ -71,7 +71,7 @@ class Additive(RegionAttention):
         )
 
     def forward(self, query: Tensor, seen: AttentionMemory) -> tuple[Tensor, Tensor]:
-        return attend(additive_energy(seen.keys, query, self.energy), seen.values, seen.valid)
+        return attend(additive_scores(seen.keys, query, self.energy), seen.values, seen.valid)
 
 
 class Dot(RegionAttention):

@@ -13,9 +13,8 @@ from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.cells import CELLS, CellState
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig
-from captioning.ops.deferred_grad_linear import DeferredGradLinear
+from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
 from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from captioning.models.decoders.base import Decoder
 from captioning.ops.attention import multi_head
+from captioning.ops.cpu_kernels import VocabProjection
 from captioning.ops.kv_cache import KVCache, no_words
-from captioning.ops.packed_linear import GELULinear
 from captioning.ops.positions import apply_rope, sinusoids
-from captioning.ops.vocab_projection import VocabProjection
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Size = Annotated[int, Field(ge=1)]
@@ -286,7 +286,7 @@ class EncoderLayer(nn.Module):
             nn.Linear(size, size),
         )
         self.feed_norm = nn.LayerNorm(size)
-        self.wide, self.narrow = GELULinear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
+        self.wide, self.narrow = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
@@ -295,7 +295,7 @@ class EncoderLayer(nn.Module):
         inside = self.inside(_before(self.norm, regions, self.post)).chunk(3, -1)
         out = self.out(multi_head(*inside, heads=self.heads, allowed=allowed))
         regions = _behind(self.norm, regions + self.drop(out), self.post)
-        wide = self.wide(_before(self.feed_norm, regions, self.post))
+        wide = F.gelu(self.wide(_before(self.feed_norm, regions, self.post)))
         return _behind(self.feed_norm, regions + self.drop(self.narrow(self.drop(wide))), self.post)
 
 
@@ -314,7 +314,7 @@ class DecoderLayer(nn.Module):
         self.region_norm, self.region_query = nn.LayerNorm(size), nn.Linear(size, size)
         self.region_in, self.region_out = nn.Linear(size, 2 * size), nn.Linear(size, size)
         self.feed_norm = nn.LayerNorm(size)
-        self.wide, self.narrow = GELULinear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
+        self.wide, self.narrow = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.drop = nn.Dropout(config.dropout)
 
     def drop_rate(self) -> float:
@@ -335,7 +335,7 @@ class DecoderLayer(nn.Module):
         query = self.region_query(_before(self.region_norm, x, self.post))
         mixed, weights = look(query, regions, valid, dropout=self.drop_rate(), shown=not self.training)
         x = _behind(self.region_norm, x + self.drop(self.region_out(mixed)), self.post)
-        wide = self.wide(_before(self.feed_norm, x, self.post))
+        wide = F.gelu(self.wide(_before(self.feed_norm, x, self.post)))
         return _behind(self.feed_norm, x + self.drop(self.narrow(self.drop(wide))), self.post), weights
 
 
