@@ -52,17 +52,17 @@ def choose_device(name: str) -> torch.device:
 class Experiment:
     """A run: its settings, its data, its model; built in the order in which mistakes are cheap to find."""
 
-    def __init__(self, config: ExperimentConfig, *, say: Callable[[str], None] = print):
-        self.config, self._say = config, say
+    def __init__(self, config: ExperimentConfig, *, log: Callable[[str], None] = print):
+        self.config, self._log = config, log
         self.folder = config.folder
         self.device = choose_device(config.device)
         self.world = World()
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Tell a person, and the run's `train.log`; the first process of several does."""
         if not self.world.first:
             return
-        self._say(line)
+        self._log(line)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "train.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
@@ -134,7 +134,7 @@ class Experiment:
                 f"start: {folder} was trained with other preprocessing than this config's; use that run's"
             )
         load_weights(captioner, folder / "model.safetensors")
-        self.say(f"begins with the weights of {folder}")
+        self.log(f"begins with the weights of {folder}")
 
     def _refuse_other_features(self, holds: Mapping[str, Any], encoder: Encoder, *, augmented: bool) -> None:
         """Raises UserError where the features in the shards are not those that this model would compute."""
@@ -216,7 +216,7 @@ class Experiment:
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."
             )
-        kept = latest(folder, say=self.say) if resume else None
+        kept = latest(folder, log=self.log) if resume else None
         if not self.world.first:
             self.world.wait()
         collection = self.collect()
@@ -242,13 +242,13 @@ class Experiment:
             write_json(folder / "env.json", environment(self.device))
             vocabulary.save(str(folder / "vocabulary.json"))
         sizes = count_parameters(captioner.decoder)["parameters"], count_parameters(captioner)["trainable"]
-        self.say(
+        self.log(
             f"{len(training):,} images with {encoded[0].first[-1]:,} captions to train on, {len(validation):,} to "
             f"validate with; {len(vocabulary):,} words; decoder of {sizes[0] / 1e6:.2f} M parameters, "
             f"{sizes[1] / 1e6:.2f} M trained; images from {source.where}"
         )
         if encoded[0].cut:
-            self.say(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
+            self.log(f"{encoded[0].cut} captions cut to {config.vocabulary.max_length} words")
         data = Data(
             ids=PackedStrings(record.image_id for record in training),
             captions=encoded[0],
@@ -277,7 +277,7 @@ class Experiment:
                     seed=config.seed,
                     experiment=config.fingerprint,
                     card=lambda progress, scores: model_card(config.as_json(), captioner, progress, scores),
-                    say=self.say,
+                    log=self.log,
                     world=self.world,
                     device=self.device,
                     signals=signals,

@@ -22,7 +22,7 @@ from captioning.models.decoders import SoftAttentionLSTMConfig
 from captioning.models.encoders import SmallCNNConfig
 from captioning.tensors import Batch, Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References, Rewards
 from captioning.training.self_critical import SelfCritical
@@ -231,7 +231,7 @@ def _step(samples: Samples, references: _Watched, *, repeats: int) -> tuple[floa
     for number in range(repeats + 1):
         began, before = time.perf_counter(), references.seconds
         optimizer.zero_grad()
-        goal(batch, Size(1, 1, len(batch.image_ids), number)).value.backward()
+        goal(batch, BatchStats(1, 1, len(batch.image_ids), number)).value.backward()
         optimizer.step()
         taken.append(time.perf_counter() - began)
         rewarded.append(references.seconds - before)

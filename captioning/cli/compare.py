@@ -91,14 +91,14 @@ def study(options: argparse.Namespace) -> Path | None:
     from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
-    say = functools.partial(print, flush=True)
+    log = functools.partial(print, flush=True)
     plan = studies.plan(studies.read_study(options.what[0], options.what[1:]))
-    say("\n".join(studies.generate_captions(plan)))
+    log("\n".join(studies.generate_captions(plan)))
     if options.dry_run:
         return None
     if not options.report_only:
-        studies.execute(plan, say=say, jobs=options.jobs or studies.usual_jobs())
-    return report.report_study(plan, say=say, speed=not options.no_speed)
+        studies.execute(plan, log=log, jobs=options.jobs or studies.usual_jobs())
+    return report.report_study(plan, log=log, speed=not options.no_speed)
 
 
 def report_runs(options: argparse.Namespace) -> Path:
@@ -108,7 +108,7 @@ def report_runs(options: argparse.Namespace) -> Path:
         [Path(each) for each in options.what],
         split=options.split or "val",
         out=Path(options.out or "reports/compare"),
-        say=print,
+        log=print,
         speed=not options.no_speed,
     )
 

@@ -363,7 +363,7 @@ def experiment_of(run: Path, args: argparse.Namespace) -> Experiment:
     config = read_config(run / "config.yaml")
     # a run that was moved or renamed is where it is now
     config = replace(config, runs=str(run.parent), name=run.name, device=args.device or config.device)
-    return Experiment(config, say=lambda line: print(line, file=sys.stderr))
+    return Experiment(config, log=lambda line: print(line, file=sys.stderr))
 
 
 def errors_line(split: str, shares: Mapping[str, float]) -> str:

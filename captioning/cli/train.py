@@ -31,7 +31,7 @@ section.key=value; a wrong key is refused with the nearest right one.""",
 
     keep_freed_memory()
     experiment = Experiment(
-        read_config(options.config, options.overrides), say=functools.partial(print, flush=True)
+        read_config(options.config, options.overrides), log=functools.partial(print, flush=True)
     )
     progress = experiment.train(resume=options.resume)
     metric = experiment.config.training.metric

@@ -27,12 +27,12 @@ from captioning.models.decoders import DecoderConfig
 from captioning.records import ImageRecord
 from captioning.utils.files import fingerprint, read_json, sha256, write_json
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 MEASURED = 64
 """Images whose decoding is timed."""
 
 
-def report_study(plan: Plan, *, say: Say, speed: bool = True) -> Path:
+def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
     """Report on what a study has done so far; the report's folder.
 
     Raises:
@@ -65,12 +65,12 @@ def report_study(plan: Plan, *, say: Say, speed: bool = True) -> Path:
     if speed:
         firsts = {name: next(run for run in shown if run.system == name) for name in _names(shown)}
         found["costs"] = _costs(
-            study.folder / "costs.json", {n: r.config.folder for n, r in firsts.items()}, say
+            study.folder / "costs.json", {n: r.config.folder for n, r in firsts.items()}, log
         )
         found["measured_on"] = _machine()
     extra: list[Any] = []
     if study.lengths:
-        numbers = _length_numbers(plan, done, say, speed=speed)
+        numbers = _length_numbers(plan, done, log, speed=speed)
         answers = length_page.claims(numbers)
         found["headline"] = length_page.headline(answers)
         found["length_study"] = {**numbers, "claims": [each._asdict() for each in answers]}
@@ -78,7 +78,7 @@ def report_study(plan: Plan, *, say: Say, speed: bool = True) -> Path:
         extra = length_page.blocks(numbers)
     folder = study.folder / "report"
     page.write_report(folder, found, compared, kept, title=f"Study {study.name}", extra=extra)
-    say(found["headline"].replace("**", ""))
+    log(found["headline"].replace("**", ""))
     return folder
 
 
@@ -157,7 +157,7 @@ def _machine() -> str:
     return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def report_runs(folders: Sequence[Path], *, split: str, out: Path, say: Say, speed: bool = True) -> Path:
+def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, speed: bool = True) -> Path:
     """Report on finished runs; those that differ in their seed only are one system."""
     settings = [system_files.read_settings(folder) for folder in folders]
     systems = system_files.systems_of(settings, split)
@@ -180,10 +180,10 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, say: Say, spe
         ],
     }
     if speed:
-        found["costs"] = _costs(out / "costs.json", {name: each.folder for name, each in first.items()}, say)
+        found["costs"] = _costs(out / "costs.json", {name: each.folder for name, each in first.items()}, log)
         found["measured_on"] = _machine()
     page.write_report(out, found, compared, kept, title="Comparison of " + ", ".join(first))
-    say(found["headline"].replace("**", ""))
+    log(found["headline"].replace("**", ""))
     return out
 
 
@@ -247,12 +247,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _costs(file: Path, folders: Mapping[str, Path], say: Say) -> dict[str, Any]:
+def _costs(file: Path, folders: Mapping[str, Path], log: Log) -> dict[str, Any]:
     """Speed and memory of one model of each system, measured once and kept in `file`."""
     key = fingerprint({name: sha256(folder / "model" / "manifest.json") for name, folder in folders.items()})
     if file.is_file() and (kept := read_json(file)).get("models") == key:
         return kept["costs"]
-    say("measuring speed and memory")
+    log("measuring speed and memory")
     captioners, features = {}, {}
     chosen: list[ImageRecord] = []
     captions = 5
@@ -272,10 +272,10 @@ def _costs(file: Path, folders: Mapping[str, Path], say: Say) -> dict[str, Any]:
 
 def _experiment(folder: Path) -> Experiment:
     config = replace(read_config(folder / "config.yaml"), runs=str(folder.parent), name=folder.name)
-    return Experiment(config, say=lambda line: None)
+    return Experiment(config, log=lambda line: None)
 
 
-def _length_numbers(plan: Plan, done: Sequence[Run], say: Say, *, speed: bool) -> dict[str, Any]:
+def _length_numbers(plan: Plan, done: Sequence[Run], log: Log, *, speed: bool) -> dict[str, Any]:
     """What the length study measured: `compare_length.claims` says of what form."""
     study = plan.study
     lengths = [words for words in sorted(study.lengths) if any(run.words == words for run in done)]
@@ -287,7 +287,7 @@ def _length_numbers(plan: Plan, done: Sequence[Run], say: Say, *, speed: bool) -
         assert run.words is not None
         scores = read_scores(run.config.folder / f"scores_{study.split}.json")
         predictions = read_json(run.config.folder / f"predictions_{study.split}.json")
-        foreseen = _recall(run, study.split, say)
+        foreseen = _recall(run, study.split, log)
         values = {
             "quality": scores[metric],
             "recall": foreseen.get("among_names"),
@@ -301,16 +301,16 @@ def _length_numbers(plan: Plan, done: Sequence[Run], say: Say, *, speed: bool) -
         "metric": metric,
         "lengths": lengths,
         "labels": {name: study.decoders[name].label or name for name in plan.sizes},
-        "costs": _length_costs(plan, lengths, say) if speed else {},
+        "costs": _length_costs(plan, lengths, log) if speed else {},
     }
 
 
-def _recall(run: Run, split: str, say: Say) -> dict[str, float]:
+def _recall(run: Run, split: str, log: Log) -> dict[str, float]:
     folder = run.config.folder
     file, model = folder / f"recall_{split}.json", sha256(folder / "model" / "manifest.json")[:16]
     if file.is_file() and (kept := read_json(file)).get("model") == model:
         return kept["recall"]
-    say(f"{run.config.name}: what it remembers of the first sentence")
+    log(f"{run.config.name}: what it remembers of the first sentence")
     experiment = _experiment(folder)
     captioner = Captioner.open(folder / "model", device=experiment.device)
     records = of_split(experiment.collect(), split)
@@ -326,7 +326,7 @@ def _recall(run: Run, split: str, say: Say) -> dict[str, float]:
     return found
 
 
-def _length_costs(plan: Plan, lengths: Sequence[int], say: Say) -> dict[str, list[dict[str, float]]]:
+def _length_costs(plan: Plan, lengths: Sequence[int], log: Log) -> dict[str, list[dict[str, float]]]:
     decoders = {
         name: TypeAdapter(DecoderConfig).validate_python(size.decoder) for name, size in plan.sizes.items()
     }
@@ -334,7 +334,7 @@ def _length_costs(plan: Plan, lengths: Sequence[int], say: Say) -> dict[str, lis
     key = fingerprint([{name: size.decoder for name, size in plan.sizes.items()}, list(lengths)])
     if file.is_file() and (kept := read_json(file)).get("key") == key:
         return kept["costs"]
-    say("measuring what a word costs at each length")
+    log("measuring what a word costs at each length")
     shape = plan.shape
     costs = length.cost_by_length(
         decoders,

@@ -405,7 +405,7 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 
 def execute(
-    plan: Plan, *, say: Callable[[str], None], tool: Tool | None = None, jobs: int = 1
+    plan: Plan, *, log: Callable[[str], None], tool: Tool | None = None, jobs: int = 1
 ) -> dict[str, float]:
     """Run what isn't there yet: trials of learning rates, trainings, captions and scores of the split.
 
@@ -425,14 +425,14 @@ def execute(
         tool = tool or process(lock, jobs)
         if any(state(run.config) != "trained" for run in plan.runs):
             write_json(study.folder / "plan.json", {**as_json(plan), "jobs": jobs})
-        rates = _try_rates(plan, tool, say, jobs)
+        rates = _try_rates(plan, tool, log, jobs)
 
         def work(number: int, run: Run) -> None:
             config = with_rate(run.config, rates.get(run.system))
             began = time.perf_counter()
-            if _train(config, tool, say, title=f"run {number} of {len(plan.runs)}"):
-                say(f"{config.name}: trained in {(time.perf_counter() - began) / 60:.1f} minutes")
-            _evaluate(config, study.split, tool, say)
+            if _train(config, tool, log, title=f"run {number} of {len(plan.runs)}"):
+                log(f"{config.name}: trained in {(time.perf_counter() - began) / 60:.1f} minutes")
+            _evaluate(config, study.split, tool, log)
 
         _at_once(jobs, [functools.partial(work, *each) for each in enumerate(plan.runs, 1)], "runs")
     return rates
@@ -479,12 +479,12 @@ def with_rate(config: ExperimentConfig, rate: float | None) -> ExperimentConfig:
     return config if rate is None else replace(config, training=replace(config.training, learning_rate=rate))
 
 
-def _try_rates(plan: Plan, tool: Tool, say: Callable[[str], None], jobs: int = 1) -> dict[str, float]:
+def _try_rates(plan: Plan, tool: Tool, log: Callable[[str], None], jobs: int = 1) -> dict[str, float]:
     """Every trial not there yet; the best rate of each system."""
 
     def work(number: int, run: Run) -> None:
         if not _diverged(run.config).is_file():
-            _train(run.config, tool, say, title=f"learning rate {number} of {len(plan.trials)}", trial=True)
+            _train(run.config, tool, log, title=f"learning rate {number} of {len(plan.trials)}", trial=True)
 
     tries = [functools.partial(work, number, run) for number, (_, _, run) in enumerate(plan.trials, 1)]
     _at_once(jobs, tries, "learning rates")
@@ -498,7 +498,7 @@ def _try_rates(plan: Plan, tool: Tool, say: Callable[[str], None], jobs: int = 1
             )
         rates[name] = max(known, key=lambda rate: known[rate])
         edge = len(values) > 1 and rates[name] in (min(values), max(values))
-        say(
+        log(
             f"{name}: learning rate {rates[name]:g} of "
             + ", ".join(
                 f"{rate:g} ({'diverged' if value is None else f'{100 * value:.1f}'})"
@@ -525,7 +525,7 @@ def _diverged(config: ExperimentConfig) -> Path:
 
 
 def _train(
-    config: ExperimentConfig, tool: Tool, say: Callable[[str], None], *, title: str, trial: bool = False
+    config: ExperimentConfig, tool: Tool, log: Callable[[str], None], *, title: str, trial: bool = False
 ) -> bool:
     """Train a run, from the start or on from its last checkpoint; whether there was anything to do."""
     where = state(config)
@@ -533,7 +533,7 @@ def _train(
         _refuse_other(config)
     if where == "trained":
         return False
-    say(f"{title}: {config.folder} {'goes on' if where == 'begun' else 'begins'}")
+    log(f"{title}: {config.folder} {'goes on' if where == 'begun' else 'begins'}")
     if where == "new":
         # killed before its first checkpoint was whole
         shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
@@ -542,7 +542,7 @@ def _train(
     code, said = tool("train", str(file), *(["--resume"] if where == "begun" else []))
     if code and trial and TOO_FAST in said:
         write_json(_diverged(config), {"said": said.strip()})
-        say(f"{config.name}: {said.strip()}")
+        log(f"{config.name}: {said.strip()}")
     elif code:
         raise UserError(f"{config.folder}: training stopped with code {code}: {said.strip()[-500:]}")
     return True
@@ -574,10 +574,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _evaluate(config: ExperimentConfig, split: str, tool: Tool, say: Callable[[str], None]) -> None:
+def _evaluate(config: ExperimentConfig, split: str, tool: Tool, log: Callable[[str], None]) -> None:
     if scored(config.folder, split):
         return
-    say(f"{config.name}: captions and scores of {split}")
+    log(f"{config.name}: captions and scores of {split}")
     code, said = tool("evaluate", str(config.folder), "--split", split)
     if code:
         raise UserError(f"{config.folder}: evaluation stopped with code {code}: {said.strip()[-500:]}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from captioning.tensors import Batch
 
 
-class Size(NamedTuple):
+class BatchStats(NamedTuple):
     """How much there is in a batch, or in all batches of an update, over all processes."""
 
     tokens: float  # targets that count
@@ -19,7 +19,7 @@ class Size(NamedTuple):
     epoch: int = 0  # of the phase, from 0
 
     @classmethod
-    def of(cls, batch: Batch, pad: int) -> Size:
+    def of(cls, batch: Batch, pad: int) -> BatchStats:
         return cls(batch.tokens, int((batch.ids[..., 1] != pad).sum()), len(batch.image_ids))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from captioning.captioner.captioner import Captioner, load_weights, save_weights
 from captioning.errors import UserError
 from captioning.training.config import TrainingConfig
-from captioning.training.ema import Average
+from captioning.training.ema import EMA
 from captioning.utils.files import (
     check_manifest,
     filled_folder,
@@ -40,7 +40,7 @@ class Progress:
     batch: int = 0  # updates of this epoch
     step: int = 0  # updates of the run
     phase_step: int = 0  # and of the phase
-    bad_steps: int = 0  # the last so many had no finite gradient
+    nonfinite_steps: int = 0  # the last so many had no finite gradient
     sums: dict[str, float] = field(default_factory=dict)  # of the losses' parts since they were last logged
     best: float | None = None
     best_epoch: int = 0
@@ -52,7 +52,7 @@ class Progress:
 
     def begin_phase(self) -> None:
         self.phase, self.epochs_before = self.phase + 1, self.epochs_before + self.epoch
-        self.epoch = self.phase_step = self.bad_steps = self.stale = 0
+        self.epoch = self.phase_step = self.nonfinite_steps = self.stale = 0
         self.scores, self.sums, self.done = [], {}, False
 
     def add(self, parts: dict[str, float]) -> None:
@@ -72,7 +72,7 @@ class State(NamedTuple):
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    average: Average
+    average: EMA
     scaler: torch.amp.GradScaler
 
     @classmethod
@@ -91,7 +91,7 @@ class State(NamedTuple):
                 weight_decay=config.weight_decay,
                 fused=True,
             ),
-            average=Average(captioner, config.ema_decay),
+            average=EMA(captioner, config.ema_decay),
             scaler=torch.amp.GradScaler(
                 device.type, enabled=config.precision == "fp16" and device.type != "cpu"
             ),
@@ -116,7 +116,7 @@ def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: 
     }
     with filled_folder(folder / ".part") as part:
         save_weights(state.module.state_dict(), part / "model.safetensors")
-        save_weights(state.average.state_dict(), part / "average.safetensors")
+        save_weights(state.average.state_dict(), part / "ema.safetensors")
         save_weights(moments, part / "optimizer.safetensors")
         write_json(
             part / "progress.json",
@@ -161,7 +161,7 @@ def load(folder: Path, state: State) -> None:
     """Fill `state` from the checkpoint `folder`, of `latest`."""
     _, rest = _progress(folder, None)
     load_weights(state.module, folder / "model.safetensors")
-    state.average.load_state_dict(load_file(folder / "average.safetensors"))
+    state.average.load_state_dict(load_file(folder / "ema.safetensors"))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         number, key = name.split(".", 1)
@@ -170,8 +170,8 @@ def load(folder: Path, state: State) -> None:
     state.scaler.load_state_dict(rest["scaler"])
 
 
-def latest(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The newest checkpoint whose files are as they were written; `say` is told of newer ones that are not.
+def latest(run: Path, *, log: Callable[[str], None] = lambda _: None) -> Path:
+    """The newest checkpoint whose files are as they were written; `log` is told of newer ones that are not.
 
     Raises:
         UserError: there is none.
@@ -191,7 +191,7 @@ def latest(run: Path, *, say: Callable[[str], None] = lambda _: None) -> Path:
             problems.append(str(error))
             continue
         for problem in problems:
-            say(f"{problem}; going on from {folder / name}")
+            log(f"{problem}; going on from {folder / name}")
         return folder / name
     if problems:
         raise UserError(f"{problems[0]}; no earlier checkpoint is whole either, start anew")

@@ -9,7 +9,7 @@ import torch
 
 
 def compiled(
-    function: Callable[..., Any], device: torch.device, *, say: Callable[[str], None]
+    function: Callable[..., Any], device: torch.device, *, log: Callable[[str], None]
 ) -> Callable[..., Any]:
     """`function`, compiled for tensors of any size; as it is, and said in one sentence, where nothing compiles.
 
@@ -19,7 +19,7 @@ def compiled(
         torch.compile(_line, fullgraph=True)(torch.ones(2, device=device, requires_grad=True)).backward()
     except Exception as error:  # each backend has its own
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        say(f"training.compile: nothing is compiled, for torch cannot on this machine ({reason[0][:200]})")
+        log(f"training.compile: nothing is compiled, for torch cannot on this machine ({reason[0][:200]})")
         return function
     return torch.compile(function, dynamic=True)
 

@@ -25,11 +25,11 @@ class World(NamedTuple):
         """Of the process that writes files and talks to the user."""
         return self.rank == 0
 
-    def part(self, items: Any) -> Any:
+    def shard(self, items: Any) -> Any:
         """This process's share of a sequence or an array: every `size`-th from `rank` on."""
         return items[self.rank :: self.size]
 
-    def summed(self, values: Sequence[float]) -> list[float]:
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes, in float64."""
         if self.size == 1:
             return [float(value) for value in values]
@@ -37,8 +37,8 @@ class World(NamedTuple):
         distributed.all_reduce(total)
         return total.tolist()
 
-    def joined(self, items: list[Value]) -> list[Value]:
-        """What `part` divided, put together again in its order; `items` is what this process made of its share."""
+    def gather(self, items: list[Value]) -> list[Value]:
+        """What `shard` divided, put together again in its order; `items` is what this process made of its share."""
         if self.size == 1:
             return items
         parts: list[list[Value]] = [[] for _ in range(self.size)]

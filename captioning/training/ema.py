@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Average of a module's trainable parameters: `average <- decay * average + (1 - decay) * weights`.
 
     The decay rises with the steps, `min(decay, (1 + step) / (10 + step))`, so that the start is soon forgotten.

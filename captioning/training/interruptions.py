@@ -53,7 +53,7 @@ class Signals:
 
 @contextlib.contextmanager
 def disk_may_fill(
-    what: str, folder: Path, needed: Callable[[], int], say: Callable[[str], None]
+    what: str, folder: Path, needed: Callable[[], int], log: Callable[[str], None]
 ) -> Iterator[None]:
     """A save inside the block that fails for lack of space is told in one line, and the run goes on."""
     try:
@@ -62,7 +62,7 @@ def disk_may_fill(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         free = shutil.disk_usage(_existing(folder)).free
-        say(
+        log(
             f"{what} is not saved: {folder} has {free / 1e6:.1f} MB free and it takes {needed() / 1e6:.1f} MB; "
             "training goes on, what was saved before is kept"
         )

@@ -30,7 +30,7 @@ from captioning.loaders.batches import (
 )
 from captioning.tensors import Batch
 from captioning.training import checkpoint
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.checkpoint import Progress, State
 from captioning.training.config import TrainingConfig
 from captioning.training.distributed import World
@@ -60,12 +60,12 @@ class Run(NamedTuple):
     seed: int
     experiment: str  # fingerprint of the settings that a checkpoint must have been made with
     card: Callable[[Progress, dict[str, float]], str]  # writes the model card
-    say: Callable[[str], None]  # takes the lines that tell a person how it goes
+    log: Callable[[str], None]  # takes the lines that tell a person how it goes
     world: World
     device: torch.device
     signals: Signals
 
-    def log(self, values: dict[str, float], step: int) -> None:
+    def record(self, values: dict[str, float], step: int) -> None:
         if self.tracker:
             self.tracker.log(values, step=step)
 
@@ -114,11 +114,11 @@ def _phase(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if resume:
         checkpoint.load(resume, state)
-        run.say(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
+        run.log(f"resuming in epoch {progress.epoch + 1}, after step {progress.step}")
     ids = list(data.ids)
     weights = compute_loss_weights(data.captions, captioner.vocabulary, config)
     goal: Any = objective(
-        captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed, say=run.say
+        captioner, config, ids=ids, captions=data.captions, weights=weights, seed=run.seed, log=run.log
     )
     if world.size > 1:
         goal = DistributedDataParallel(goal, device_ids=[device.index] if device.type == "cuda" else None)
@@ -138,9 +138,11 @@ def _phase(
             asked = time.perf_counter()
             batches = list(itertools.islice(updates.batches, config.accumulate))
             waited += time.perf_counter() - asked
-            mine = [Size.of(each, captioner.vocabulary.pad) for each in batches]
-            *total, stop = world.summed([*map(sum, zip(*mine, strict=True)), run.signals.caught is not None])
-            update = Size._make(total)._replace(step=progress.step, epoch=progress.epoch)
+            mine = [BatchStats.of(each, captioner.vocabulary.pad) for each in batches]
+            *total, stop = world.all_reduce(
+                [*map(sum, zip(*mine, strict=True)), run.signals.caught is not None]
+            )
+            update = BatchStats._make(total)._replace(step=progress.step, epoch=progress.epoch)
             factor = config.schedule.factor(
                 progress.phase_step,
                 steps_per_epoch=per_epoch,
@@ -164,16 +166,16 @@ def _phase(
             scaler.unscale_(optimizer)
             norm = get_total_norm([each.grad for each in trained if each.grad is not None])
             if torch.isfinite(norm):
-                progress.bad_steps = 0
+                progress.nonfinite_steps = 0
                 if config.grad_clip_norm and norm > config.grad_clip_norm:
                     clip_grads_with_norm_(trained, config.grad_clip_norm, norm)
                 if config.grad_clip_value:
                     clip_grad_value_(trained, config.grad_clip_value)
                 scaler.step(optimizer)
                 average.update(progress.phase_step)
-                progress.add(dict(zip(parts, world.summed(list(parts.values())), strict=True)))
+                progress.add(dict(zip(parts, world.all_reduce(list(parts.values())), strict=True)))
             elif scaler.get_scale() <= 1:  # above it fp16 has overflowed, and finds its scale by that
-                _bad_step(batches, float(norm), config, run, progress)
+                skip_nonfinite(batches, float(norm), config, run, progress)
             scaler.update()
             progress.step, progress.phase_step = progress.step + 1, progress.phase_step + 1
             progress.batch += 1
@@ -181,7 +183,7 @@ def _phase(
             bar.update()
             if progress.step % config.log_every == 0:
                 means = {f"train/{name}": value for name, value in progress.means().items()}
-                run.log(
+                run.record(
                     {**means, "train/gradient": float(norm), "train/rate": rates[0] * factor}, progress.step
                 )
                 bar.set_postfix_str(" ".join(f"{name[6:]} {value:.3f}" for name, value in means.items()))
@@ -216,7 +218,7 @@ def _phase(
             try:
                 with average.in_place():
                     shown = data.validator(captioner, device, world=world, signals=run.signals)
-                    _judge(captioner, shown, data, config, run, progress, pace)
+                    record_validation(captioner, shown, data, config, run, progress, pace)
             except Interrupted:
                 _save(state, config, run, progress)  # the epoch is trained; it is validated when it goes on
                 raise run.signals.stopped() from None
@@ -246,7 +248,7 @@ def _updates(
     count = _count(batches, config)
     left = batches[progress.batch * config.accumulate :]
     # a process that gets nothing of a small batch computes with one image that does not count
-    shares = [part if len(part := run.world.part(each)) else each[:1] for each in left]
+    shares = [part if len(part := run.world.shard(each)) else each[:1] for each in left]
     dataset = TrainingBatches(
         data.ids,
         data.captions,
@@ -285,24 +287,24 @@ def _seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _bad_step(
+def skip_nonfinite(
     batches: Sequence[Batch], norm: float, config: TrainingConfig, run: Run, progress: Progress
 ) -> None:
     """Pass over an update without a finite gradient; too many in a row end the run."""
-    progress.bad_steps += 1
+    progress.nonfinite_steps += 1
     ids = [image for batch in batches for image in batch.image_ids]
-    path = run.folder / "bad_steps.jsonl"
+    path = run.folder / "nonfinite_steps.jsonl"
     if run.world.first:
         append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
-    if progress.bad_steps >= config.max_nonfinite_steps:
+    if progress.nonfinite_steps >= config.max_nonfinite_steps:
         raise Diverged(
-            f"step {progress.step}: the gradient is {norm}, for {progress.bad_steps} updates in a row ({path} lists "
+            f"step {progress.step}: the gradient is {norm}, for {progress.nonfinite_steps} updates in a row ({path} lists "
             "their images); lower training.learning_rate"
         )
-    run.say(f"step {progress.step} is skipped: its gradient is {norm} (images {ids[:5]})")
+    run.log(f"step {progress.step} is skipped: its gradient is {norm} (images {ids[:5]})")
 
 
-def _judge(
+def record_validation(
     captioner: Captioner,
     shown: Validation,
     data: Data,
@@ -321,13 +323,13 @@ def _judge(
         progress.best, progress.best_epoch, progress.stale = score, epoch, 0
         if run.world.first:
             folder = run.folder / "model"
-            with disk_may_fill("the best model", folder, lambda: _size(captioner), run.say):
+            with disk_may_fill("the best model", folder, lambda: _size(captioner), run.log):
                 captioner.save(folder, card=run.card(progress, scores))
     else:
         progress.stale += 1
     progress.done = progress.stale >= config.patience
     progress.history.append({"epoch": epoch, "step": progress.step, **scores})
-    run.log({f"val/{name}": value for name, value in scores.items()}, progress.step)
+    run.record({f"val/{name}": value for name, value in scores.items()}, progress.step)
     rows: list[list[Path | str]] = [
         [Path(record.path), record.captions[0], prediction.caption]
         for record, prediction in zip(
@@ -337,20 +339,20 @@ def _judge(
     if run.tracker:
         run.tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
         run.tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
-    run.say(
+    run.log(
         f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['BLEU-4']:.1f}  "
         f"ROUGE-L {100 * scores['ROUGE-L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  {pace}"
         f"{'  *best' if better else ''}"
     )
     for _, reference, caption in rows[:3]:
-        run.say(f"           {caption!r}  ({reference!r})")
+        run.log(f"           {caption!r}  ({reference!r})")
 
 
 def _save(state: State, config: TrainingConfig, run: Run, progress: Progress) -> None:
     if run.world.first:
         folder = run.folder / "checkpoints"
         needed = lambda: 3 * _size(state.module)  # noqa: E731  with the optimizer's two moments
-        with disk_may_fill("the checkpoint", folder, needed, run.say):
+        with disk_may_fill("the checkpoint", folder, needed, run.log):
             checkpoint.save(run.folder, state, progress, experiment=run.experiment, keep=config.keep)
 
 

@@ -15,7 +15,7 @@ from captioning.errors import UserError
 from captioning.loaders.batches import EncodedCaptions
 from captioning.records import ImageId
 from captioning.tensors import Batch, SequenceOutput
-from captioning.training.batch_stats import Loss, Size
+from captioning.training.batch_stats import BatchStats, Loss
 from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
 from captioning.training.loss_weights import Weights
@@ -60,7 +60,7 @@ class CrossEntropy(nn.Module):
         self.captioner, self.config, self.forward_of_decoder = captioner, config, forward_of_decoder
         self.register_buffer("word_weights", word_weights, persistent=False)
 
-    def forward(self, batch: Batch, update: Size) -> Loss:
+    def forward(self, batch: Batch, update: BatchStats) -> Loss:
         captioner, config = self.captioner, self.config
         decoder, pad = captioner.decoder, captioner.vocabulary.pad
         device = next(decoder.parameters()).device
@@ -149,7 +149,7 @@ def objective(
     captions: EncodedCaptions,
     weights: Weights,
     seed: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> nn.Module:
     """What `config` asks for: a module (batch, size of the update) -> Loss.
 
@@ -172,7 +172,7 @@ def objective(
                     "training.compile: this decoder reads word by word, and every length of caption would be "
                     "compiled anew; set it to false, or take a decoder of kind transformer or meshed_memory"
                 )
-            forward = compiled(captioner.decoder.forward, device, say=say)
+            forward = compiled(captioner.decoder.forward, device, log=log)
         return CrossEntropy(captioner, config, word_weights=words, forward_of_decoder=forward).to(device)
     references = References(captions, vocabulary_size=len(captioner.vocabulary))
     return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)

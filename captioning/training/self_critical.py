@@ -19,7 +19,7 @@ from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.records import ImageId
 from captioning.tensors import Batch, Hypotheses
 from captioning.text.vocabulary import Vocabulary
-from captioning.training.batch_stats import Loss, Size
+from captioning.training.batch_stats import BatchStats, Loss
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
 from captioning.training.validation import to_device
@@ -53,7 +53,7 @@ class SelfCritical(nn.Module):
         known = captioner.vocabulary.ids
         self.endings = [known[word] for word in BAD_ENDINGS if word in known]
 
-    def forward(self, batch: Batch, update: Size) -> Loss:
+    def forward(self, batch: Batch, update: BatchStats) -> Loss:
         """The sums are over samples; a length counts words and no `<end>`."""
         captioner, config = self.captioner.eval(), self.config
         decoder, vocabulary = captioner.decoder, captioner.vocabulary

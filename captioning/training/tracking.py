@@ -190,7 +190,7 @@ class _Lines:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)  # no half lines
             if len(self._pending) == 1:
-                _say(f"{self._path}: cannot be written ({error}); free some space, its lines wait in memory")
+                _log(f"{self._path}: cannot be written ({error}); free some space, its lines wait in memory")
             return
         self._size += len(data)
         self._pending.clear()
@@ -200,7 +200,7 @@ class _Lines:
             if self._pending:
                 self._flush()
             if self._pending:
-                _say(f"{self._path}: its last {len(self._pending)} lines could not be written")
+                _log(f"{self._path}: its last {len(self._pending)} lines could not be written")
             with contextlib.suppress(OSError):
                 os.fsync(self._file.fileno())
             self._file.close()
@@ -247,7 +247,7 @@ class _Wandb:
         try:
             line = json.dumps(message, default=str).encode() + b"\n"
         except (TypeError, ValueError) as error:
-            _say(f"wandb: a {message['kind']} message is left out ({error})")
+            _log(f"wandb: a {message['kind']} message is left out ({error})")
             return
         if self._waiting + len(line) > _BACKLOG:
             self._dropped += 1
@@ -288,19 +288,19 @@ class _Wandb:
                 if line == b"done":
                     self._done = True
                 else:
-                    _say(f"wandb: {line.decode(errors='replace')}")
+                    _log(f"wandb: {line.decode(errors='replace')}")
 
     def _give_up(self, reason: str | None) -> None:
         """Go on without wandb; say why, where it has not said so itself."""
         self._process = None
         self._backlog.clear()
         if reason:
-            _say(f"wandb: {reason}; the run goes on, {self.folder / 'metrics.jsonl'} has every value")
+            _log(f"wandb: {reason}; the run goes on, {self.folder / 'metrics.jsonl'} has every value")
 
     def finish(self, exit_code: int) -> None:
         deadline = time.monotonic() + _PATIENCE
         if self._dropped:
-            _say(f"wandb: did not keep up, {self._dropped} messages were left out (metrics.jsonl has all)")
+            _log(f"wandb: did not keep up, {self._dropped} messages were left out (metrics.jsonl has all)")
         self._backlog.append(json.dumps({"kind": "finish", "exit_code": exit_code}).encode() + b"\n")
         while self._process and (left := deadline - time.monotonic()) > 0:
             ended = self._process.poll() is not None
@@ -315,12 +315,12 @@ class _Wandb:
         if not self._process:
             return
         if not self._done:
-            _say(f"wandb: still at work on {self.folder / 'wandb'}, and finishes by itself")
+            _log(f"wandb: still at work on {self.folder / 'wandb'}, and finishes by itself")
         for pipe in (self._process.stdin, self._process.stdout):
             pipe.close()  # type: ignore[union-attr]
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -355,17 +355,17 @@ def serve() -> None:
     pipe, voice = os.fdopen(os.dup(0), "rb"), os.dup(1)  # wandb's own use of 0, 1 and 2 goes to files
     threading.Thread(target=_read, args=(pipe, messages), daemon=True).start()
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         with contextlib.suppress(OSError):  # the run may be over
             os.write(voice, line.replace("\n", " ").encode() + b"\n")
 
     start = messages.get()
     _redirect(Path(start["folder"]) / "wandb" / "tracking.log")
     try:
-        _follow(start, messages, say)
+        _follow(start, messages, log)
     except BaseException as error:
-        say(f"{type(error).__name__}: {error}; the run goes on, metrics.jsonl has every value")
-    say("done")
+        log(f"{type(error).__name__}: {error}; the run goes on, metrics.jsonl has every value")
+    log("done")
     os._exit(0)  # wandb's exit handlers could hang
 
 
@@ -389,11 +389,11 @@ def _redirect(log: Path) -> None:
     os.dup2(output, 2)
 
 
-def _follow(start: dict[str, Any], messages: queue.Queue[dict[str, Any]], say: Callable[[str], None]) -> None:
+def _follow(start: dict[str, Any], messages: queue.Queue[dict[str, Any]], log: Callable[[str], None]) -> None:
     """Do with wandb what the messages say, until the last one."""
     import wandb
 
-    run, failures, defined = _begin(wandb, start, say), 0, set()
+    run, failures, defined = _begin(wandb, start, log), 0, set()
     while (message := messages.get())["kind"] != "finish":
         try:
             if message["kind"] == "log":
@@ -410,13 +410,13 @@ def _follow(start: dict[str, Any], messages: queue.Queue[dict[str, Any]], say: C
         except Exception as error:
             failures += 1
             if failures == 1:
-                say(f"{type(error).__name__}: {error}; the run goes on, metrics.jsonl has every value")
+                log(f"{type(error).__name__}: {error}; the run goes on, metrics.jsonl has every value")
     if failures > 1:
-        say(f"{failures} messages could not be recorded")
+        log(f"{failures} messages could not be recorded")
     run.finish(exit_code=message["exit_code"])
 
 
-def _begin(wandb: Any, start: dict[str, Any], say: Callable[[str], None]) -> Any:
+def _begin(wandb: Any, start: dict[str, Any], log: Callable[[str], None]) -> Any:
     """A wandb run; an offline one where an online one cannot be had."""
     folder = start["folder"]
 
@@ -451,7 +451,7 @@ def _begin(wandb: Any, start: dict[str, Any], say: Callable[[str], None]) -> Any
         if start["mode"] == "offline":
             raise
         reason = str(error).strip().split("\n")[0]
-        say(
+        log(
             f"cannot go online ({reason}); goes on offline, `wandb sync {folder}/wandb/offline-run-*` uploads"
         )
         run = begin("offline")

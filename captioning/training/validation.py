@@ -74,15 +74,15 @@ class Validator:
         """
         shown: list[Prediction] = []
         loss, tokens = 0.0, 0.0
-        mine = np.asarray(world.part(range(len(self.records))))
+        mine = np.asarray(world.shard(range(len(self.records))))
         for numbers, ids, features in self._features(captioner, device, mine):
             if signals and signals.caught:
                 raise Interrupted
             shown += generate_captions(captioner, features, ids, config=self.search)
             more, counted = self._loss(captioner, features, numbers)
             loss, tokens = loss + more, tokens + counted
-        predictions = world.joined(shown)
-        loss, tokens = world.summed([loss, tokens])
+        predictions = world.gather(shown)
+        loss, tokens = world.all_reduce([loss, tokens])
         candidates = [tokenize(prediction.caption) for prediction in predictions]
         found = metrics.score(self.references, candidates, names=METRICS)
         scores = {name: float(value) for name, value in found.corpus.items()}

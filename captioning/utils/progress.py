@@ -101,7 +101,9 @@ class ProgressLines(Generic[Item]):
             rate = (self.n - self.initial) / (now - self.started)
             left = f"{duration((self.total - self.n) / rate)} left" if self.total and rate else ""
             per_second = f"{self._number(rate) if rate >= 10 else f'{rate:.2g}'} {self.unit}s/s"
-            self.log(f"{self.desc}: " + ", ".join(filter(None, (self._count(), self.postfix, per_second, left))))
+            self.log(
+                f"{self.desc}: " + ", ".join(filter(None, (self._count(), self.postfix, per_second, left)))
+            )
 
     def set_postfix_str(self, text: str = "", refresh: bool = True) -> None:
         self.postfix = text

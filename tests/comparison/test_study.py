@@ -141,7 +141,7 @@ def test_a_study_is_gone_on_with_wherever_it_was_killed(tmp_path):
         return run
 
     with pytest.raises(KeyboardInterrupt):
-        studies.execute(plan, say=lambda line: None, tool=killed(5))  # four trials and a training
+        studies.execute(plan, log=lambda line: None, tool=killed(5))  # four trials and a training
     first = plan.runs[0].config.folder
     assert studies.state(studies.with_rate(plan.runs[0].config, 0.02)) == "trained"
 
@@ -155,7 +155,7 @@ def test_a_study_is_gone_on_with_wherever_it_was_killed(tmp_path):
     }
     assert json.loads(progress.read_text())["done"]
 
-    rates = studies.execute(plan, say=lambda line: None, tool=killed(-1))
+    rates = studies.execute(plan, log=lambda line: None, tool=killed(-1))
     trained = [call[1] for call in done if call[0] == "train"]
     assert len(trained) == len(set(trained)) == 4 + 2  # nothing twice
     scored = [call[1] for call in done if call[0] == "evaluate"]
@@ -164,13 +164,13 @@ def test_a_study_is_gone_on_with_wherever_it_was_killed(tmp_path):
     assert rates == {name: max(values, key=values.get) for name, values in found.items()}
 
     # nothing left to do; scores of another model are made again; another study's runs are refused
-    studies.execute(plan, say=lambda line: None, tool=killed(len(done)))
+    studies.execute(plan, log=lambda line: None, tool=killed(len(done)))
     (first / "scores_test.json").write_text('{"signature": {"model": "0"}}')
-    studies.execute(plan, say=lambda line: None, tool=killed(len(done) + 1))
+    studies.execute(plan, log=lambda line: None, tool=killed(len(done) + 1))
     assert done[-1][:2] == ("evaluate", str(first))
     other = studies.plan(studies.read_study(path, ["training.label_smoothing=0.3"]))
     with pytest.raises(UserError, match=r"label_smoothing 0\.0, now 0\.3"):
-        studies.execute(other, say=lambda line: None, tool=call)
+        studies.execute(other, log=lambda line: None, tool=call)
     shutil.rmtree(second)
     assert studies.state(plan.runs[1].config) == "new"
 
@@ -199,7 +199,7 @@ def test_jobs_are_at_work_together_with_their_share_of_the_cores(tmp_path):
             (folder.parent / "checkpoints/last/progress.json").write_text('{"done": true, "phase": 0}')
         return 0, ""
 
-    studies.execute(plan, say=lambda line: None, tool=both, jobs=2)
+    studies.execute(plan, log=lambda line: None, tool=both, jobs=2)
     assert called == ["train", "train", "evaluate", "evaluate"] * 2
     cores = torch.get_num_threads()
     assert studies.threads_each(1) == cores and studies.threads_each(2 * cores) == 1

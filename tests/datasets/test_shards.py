@@ -384,5 +384,5 @@ def test_the_tool_writes_lists_and_trains(tmp_path, pictures):
         "tracking": {"mode": "disabled"},
     }  # fmt: skip
     told = []
-    Experiment(parse(values, where="test"), say=told.append).train()
+    Experiment(parse(values, where="test"), log=told.append).train()
     assert "17 images" in told[0] and "in the shards of" in told[0]

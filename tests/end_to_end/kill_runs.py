@@ -28,12 +28,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from captioning.config import parse
-from captioning.experiment import Experiment
 from captioning.training.checkpoint import begun
-from tests.training.test_training import tiny
+from tests.helpers.training import experiment, tiny_settings
 
-FILES = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 class Result(NamedTuple):
@@ -59,7 +57,7 @@ def configurations() -> dict[str, dict[str, Any]]:
 def settings(
     folder: Path, name: str, *, decoder: str, workers: int, phases: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    values = tiny(folder, name, decoder, epochs=4)
+    values = tiny_settings(folder, name, decoder, epochs=4)
     values["training"] |= {"workers": workers, "save_every": 1, "log_every": 1}
     values["phases"] = [{**values["training"], **phase} for phase in phases]
     return values
@@ -74,7 +72,7 @@ def attempt(values: dict[str, Any], *, resume: bool) -> int:
     torch.set_num_threads(1)
     code = 1
     try:
-        Experiment(parse(values, where="kill_runs"), say=lambda _: None).train(resume=resume)
+        experiment(values).train(resume=resume)
         code = 0
     except BaseException:
         traceback.print_exc()

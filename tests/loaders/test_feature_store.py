@@ -533,7 +533,7 @@ features: {{root: {tmp_path / "features"}}}
     assert (code, errors) == (0, "") and "23 images, as they are and mirrored" in printed
     (folder,) = (tmp_path / "features").iterdir()
     written = (folder / "index.json").stat().st_mtime_ns
-    experiment = Experiment(read_config(config, ["features.flip=true"]), say=lambda _: None)
+    experiment = Experiment(read_config(config, ["features.flip=true"]), log=lambda _: None)
     records = experiment.collect().records
     captioner = experiment.build(Vocabulary.build(["a picture of noise"], min_count=1))
     source = experiment.source(captioner, records)

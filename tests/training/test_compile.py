@@ -8,16 +8,15 @@ import torch
 
 from captioning.config import parse
 from captioning.errors import UserError
-from captioning.experiment import Experiment
 from captioning.training import TrainingConfig
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.loss_weights import Weights
 from captioning.training.objective import objective
+from tests.helpers.training import experiment, tiny_settings
 from tests.training.test_options import made
-from tests.training.test_training import tiny
 
 
-def goal_of(holder, captions, say, **settings):
+def goal_of(holder, captions, log, **settings):
     return objective(
         holder,
         TrainingConfig(**settings),
@@ -25,7 +24,7 @@ def goal_of(holder, captions, say, **settings):
         captions=captions,
         weights=Weights(),
         seed=0,
-        say=say,
+        log=log,
     )
 
 
@@ -44,7 +43,7 @@ def test_a_compiled_decoder_gives_the_same_loss_and_gradients():
         for numbers in ([0, 1, 2, 3, 4], [1, 3]):  # of several sizes; compiled once
             each = batch(np.array(numbers))
             each = each._replace(images=each.images._replace(regions=each.images.regions.float()))
-            loss = goal(each, Size.of(each, 0)).value
+            loss = goal(each, BatchStats.of(each, 0)).value
             holder.zero_grad()
             loss.backward()
             losses.append(loss.detach())
@@ -65,11 +64,11 @@ def test_without_a_compiler_one_sentence_is_said_and_the_run_goes_on(tmp_path, m
 
     runs = []
     for name, settings in (("plain", {}), ("compiled", {"compile": True})):
-        values, said = tiny(tmp_path, name, "transformer", epochs=1), []
+        values, said = tiny_settings(tmp_path, name, "transformer", epochs=1), []
         values["training"] |= settings
         with monkeypatch.context() as patch:
             patch.setattr(torch, "compile", broken)
-            run = Experiment(parse(values, where="test"), say=said.append)
+            run = experiment(values, said.append)
             run.train()
         runs.append(run.folder)
     told = [line for line in said if "compile" in line]
@@ -84,7 +83,7 @@ def test_what_cannot_be_compiled_is_told(tmp_path):
     holder, captions, _ = made("lstm")
     with pytest.raises(UserError, match=r"training\.compile: this decoder reads word by word"):
         goal_of(holder, captions, print, compile=True)
-    values = tiny(tmp_path, "run", "transformer")
+    values = tiny_settings(tmp_path, "run", "transformer")
     values["training"] |= {"compile": True, "embedding_dropout": 0.1}
     with pytest.raises(UserError, match=r"leave out embedding_dropout"):
         parse(values, where="test")

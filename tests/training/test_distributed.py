@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from captioning.training.distributed import World
-from tests.training.test_training import tiny
+from tests.helpers.training import metrics_of, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def start(config: Path, *, processes=2, restarts=0):
 
 def settings(folder, name, **training):
     """Nothing drawn and no BatchNorm: what one process computes, two must."""
-    values = tiny(folder, name, epochs=4)
+    values = tiny_settings(folder, name, epochs=4)
     values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
     values["features"] = {"root": str(folder / "features"), "dtype": "float32"}
     values["decoder"]["dropout"] = 0.0
@@ -43,13 +43,13 @@ def settings(folder, name, **training):
 
 
 def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return metrics_of(run)
 
 
 def test_shares_put_together_are_the_whole():
     items = list(range(7))
     for size in (1, 2, 3):
-        parts = [list(World(rank, size).part(items)) for rank in range(size)]
+        parts = [list(World(rank, size).shard(items)) for rank in range(size)]
         assert sorted(itertools.chain(*parts)) == items and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(tmp_path, images):
     epochs = 4 if images == 5 else 1
     runs = []
     for name, processes in (("one", 1), ("two", 2)):
-        path, run = settings(tmp_path, name, images=images, epochs=epochs)
+        path, run = settings(tmp_path, name, batch_size=images, epochs=epochs)
         process = start(path, processes=processes)
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out

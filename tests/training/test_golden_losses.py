@@ -15,9 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from captioning.config import parse
-from captioning.experiment import Experiment
-from tests.training.test_training import tiny
+from tests.helpers.training import experiment, metrics_of, tiny_settings
 
 STORED = Path(__file__).with_name("golden_losses.json")
 KINDS = ("soft_attention_lstm", "transformer")
@@ -25,18 +23,18 @@ KINDS = ("soft_attention_lstm", "transformer")
 
 def losses(folder: Path, kind: str) -> dict[str, list[float]]:
     """What fifty updates of cross-entropy and then of self-critical training log, an entry an update."""
-    values = tiny(folder, kind, kind, epochs=10)  # of five updates each
+    values = tiny_settings(folder, kind, kind, epochs=10)  # of five updates each
     values["training"] |= {"log_every": 1, "validate_every": 10}
     reward = {"self_critical": {"samples": 3, "max_length": 12}, "learning_rate": 1e-3}
     values["phases"] = [{**values["training"], **reward}]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order
     try:
-        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run = experiment(values)
         run.train()
     finally:
         torch.set_num_threads(threads)
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of(run.folder)
     steps = [line for line in lines if "train/loss" in line]
     first, second = steps[:50], steps[50:]
     return {

@@ -19,13 +19,13 @@ from captioning.loaders.batches import TrainingBatches
 from captioning.training import checkpoint, loop
 from captioning.training.objective import CrossEntropy, Loss
 from captioning.utils.files import check_manifest
-from tests.training.test_training import tiny
+from tests.helpers.training import metrics_of, tiny_settings
 
 
-def experiment(folder, name="run", *, said=None, epochs=2, **training):
-    values = tiny(folder, name, epochs=epochs)
+def small_run(folder, name="run", *, said=None, epochs=2, **training):
+    values = tiny_settings(folder, name, epochs=epochs)
     values["training"] |= training
-    return Experiment(parse(values, where="test"), say=(lambda _: None) if said is None else said.append)
+    return Experiment(parse(values, where="test"), log=(lambda _: None) if said is None else said.append)
 
 
 def weights(run):
@@ -34,10 +34,10 @@ def weights(run):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, damage):
-    whole = experiment(tmp_path, "whole")
+    whole = small_run(tmp_path, "whole")
     whole.train()
     said = []
-    run = experiment(tmp_path, said=said)
+    run = small_run(tmp_path, said=said)
     run.train()
     path = run.folder / "checkpoints" / "last" / "optimizer.safetensors"
     content = bytearray(path.read_bytes())
@@ -54,7 +54,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path, damag
 
 
 def test_no_whole_checkpoint_is_an_error(tmp_path):
-    run = experiment(tmp_path, epochs=1)
+    run = small_run(tmp_path, epochs=1)
     run.train()
     for folder in (run.folder / "checkpoints").iterdir():
         (folder / "model.safetensors").write_bytes(b"")
@@ -63,7 +63,7 @@ def test_no_whole_checkpoint_is_an_error(tmp_path):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
-    run = experiment(tmp_path, epochs=1)
+    run = small_run(tmp_path, epochs=1)
     (run.folder / "checkpoints" / ".part").mkdir(parents=True)
     (run.folder / "checkpoints" / ".part" / "model.safetensors").write_bytes(b"half")
     assert run.train().epoch == 1
@@ -72,9 +72,9 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize("where", ["step", "validation"])
 def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tmp_path, number, where, monkeypatch):
-    whole = experiment(tmp_path, "whole", validation_images=2)  # in several batches, a signal between them
+    whole = small_run(tmp_path, "whole", validation_images=2)  # in several batches, a signal between them
     whole.train()
-    run = experiment(tmp_path, validation_images=2)
+    run = small_run(tmp_path, validation_images=2)
     at = "forward" if where == "step" else "_loss"
     owner = CrossEntropy if where == "step" else loop.Validator
     real, calls = getattr(owner, at), []
@@ -101,7 +101,7 @@ def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tmp_path, numbe
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch):
     said = []
-    run = experiment(tmp_path, said=said)
+    run = small_run(tmp_path, said=said)
     real, calls = checkpoint.save_weights, []
 
     def full(*args):
@@ -119,9 +119,9 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch)
     assert [folder.name for folder in folders] == ["last"]  # no debris
     check_manifest(folders[0])
     monkeypatch.undo()
-    whole = experiment(tmp_path, "whole")
+    whole = small_run(tmp_path, "whole")
     whole.train()
-    experiment(tmp_path).train(resume=True)  # from the first epoch's end
+    small_run(tmp_path).train(resume=True)  # from the first epoch's end
     assert weights(run) == weights(whole)
 
 
@@ -130,7 +130,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
     """Each write, rename and fsync of a save fails in turn; there is always a whole one, and it is old or new."""
     from pathlib import Path
 
-    run = experiment(tmp_path, epochs=1)
+    run = small_run(tmp_path, epochs=1)
     run.train()
     config = run.config.training
     captioner = run.build(checkpoint_vocabulary(run))
@@ -178,7 +178,7 @@ def checkpoint_vocabulary(run):
 
 def test_an_update_without_a_finite_gradient_is_skipped_and_noted(tmp_path, monkeypatch):
     said = []
-    run = experiment(tmp_path, said=said, epochs=1)
+    run = small_run(tmp_path, said=said, epochs=1)
     real, calls = CrossEntropy.forward, []
 
     def poisoned(self, batch, update):
@@ -189,16 +189,16 @@ def test_an_update_without_a_finite_gradient_is_skipped_and_noted(tmp_path, monk
     monkeypatch.setattr(CrossEntropy, "forward", poisoned)
     run.train()
     assert any("step 1 is skipped: its gradient is nan" in line for line in said)
-    (noted,) = [json.loads(line) for line in (run.folder / "bad_steps.jsonl").read_text().splitlines()]
+    (noted,) = [json.loads(line) for line in (run.folder / "nonfinite_steps.jsonl").read_text().splitlines()]
     assert noted["step"] == 1 and noted["images"] == calls[1]
 
 
 def test_a_killed_loader_process_is_one_sentence_and_the_run_goes_on_from_its_checkpoint(
     tmp_path, monkeypatch
 ):
-    whole = experiment(tmp_path, "whole", workers=1)
+    whole = small_run(tmp_path, "whole", workers=1)
     whole.train()
-    run = experiment(tmp_path, workers=1)
+    run = small_run(tmp_path, workers=1)
     real, parent = TrainingBatches.__getitem__, os.getpid()
 
     def dying(self, numbers):
@@ -237,12 +237,12 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
     """With nothing drawn: two batches of 6 images give the gradient of one of 12."""
     runs = []
     for name, images, accumulate in (("large", 12, 1), ("small", 6, 2)):
-        values = tiny(tmp_path, name, epochs=1)
+        values = tiny_settings(tmp_path, name, epochs=1)
         values["decoder"]["dropout"] = 0.0
         values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
         values["features"] = {"root": str(tmp_path / "features"), "dtype": "float32"}
         values["training"] |= {"batch_size": images, "accumulate": accumulate, "ema_decay": 0, "log_every": 1}
-        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run = small_run(values)
         large = [each.tolist() for each in loop.bucketed_batches(_captions(run), size=12, seed=0, epoch=0)]
         with pytest.MonkeyPatch.context() as patch:  # the same images in the same updates
             halves = [loop.np.array(half) for each in large for half in (each[:6], each[6:])]
@@ -253,9 +253,7 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
             torch.manual_seed(3)
             run.train()
         runs.append(run)
-    lines = [
-        [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()] for run in runs
-    ]
+    lines = [metrics_of(run.folder) for run in runs]
     assert len(lines[0]) == 3
     for one, other in zip(*lines, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
@@ -272,9 +270,9 @@ def _captions(run):
 
 
 def test_a_second_phase_begins_with_the_best_model_and_counts_on(tmp_path):
-    values = tiny(tmp_path, "two", epochs=2)
+    values = tiny_settings(tmp_path, "two", epochs=2)
     values["phases"] = [{**values["training"], "epochs": 1, "learning_rate": 1e-9}]
-    run = Experiment(parse(values, where="test"), say=lambda _: None)
+    run = small_run(values)
     best = []
     real = checkpoint.Progress.begin_phase
     with pytest.MonkeyPatch.context() as patch:

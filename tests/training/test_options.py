@@ -14,13 +14,13 @@ from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.config import ConsensusConfig, EffectiveNumberConfig, FrequencyConfig
 from captioning.training.loss_weights import compute_loss_weights, consensus
 from captioning.training.losses import cross_entropy, divergence
 from captioning.training.objective import CrossEntropy
+from tests.helpers.training import CAPTIONS, records
 from tests.training.test_rewards import WORDS, drawn, encoded, slow_cider
-from tests.training.test_training import CAPTIONS, records
 
 NAMES = Vocabulary(words=("<pad>", "<start>", "<end>", "<unk>", *(f"w{n}" for n in range(WORDS - 4))))
 DECODERS = {
@@ -65,7 +65,7 @@ def loss_of(holder, batch, update=None, *, words=None, seed=None, **settings):
         goal = CrossEntropy(holder, TrainingConfig(**settings), word_weights=words)
         if seed is not None:
             torch.manual_seed(seed)
-        return goal(batch, update or Size.of(batch, 0))
+        return goal(batch, update or BatchStats.of(batch, 0))
 
 
 def plain_loss(holder, batch, *, word_weights, caption_weights, smoothing):
@@ -215,7 +215,7 @@ def test_weighted_parts_add_up_to_the_whole(kind):
     holder, captions, batch = made(kind)
     own = np.random.default_rng(0).uniform(0, 2, captions.first[-1]).astype(np.float32)
     whole = batch(range(5), own)
-    size = Size.of(whole, 0)
+    size = BatchStats.of(whole, 0)
     settings = {"r_drop": 1.0, "doubly_stochastic": 0.0 if kind == "transformer" else 0.5}
     parts = [loss_of(holder, batch(numbers, own), size, **settings).value for numbers in ([0, 3], [1, 2, 4])]
     torch.testing.assert_close(sum(parts), loss_of(holder, whole, **settings).value, rtol=1e-6, atol=1e-7)

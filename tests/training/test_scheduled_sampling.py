@@ -12,14 +12,14 @@ from captioning.models.decoders.base import unroll
 from captioning.tensors import Batch, Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training import TrainingConfig
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.config import ScheduledSamplingConfig
 from captioning.training.objective import CrossEntropy
 from captioning.training.scheduled_sampling import own_words
 from tests.helpers.models import tiny_captioner
 from tests.helpers.toy import Toy
+from tests.helpers.training import tiny_settings
 from tests.models.decoders.test_contract import CONFIGS, VOCABULARY, make, scene
-from tests.training.test_training import tiny
 
 WORDS = Vocabulary(words=(*SPECIALS, *(f"w{n}" for n in range(VOCABULARY - len(SPECIALS)))))
 
@@ -133,17 +133,17 @@ def test_probability_0_changes_no_number(kind):
     ):
         goal = CrossEntropy(captioner, TrainingConfig(scheduled_sampling=scheduled))
         torch.manual_seed(11)
-        losses.append(goal(batch, Size.of(batch, 0)._replace(epoch=epoch)).value.item())
+        losses.append(goal(batch, BatchStats.of(batch, 0)._replace(epoch=epoch)).value.item())
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
 
 
 def test_settings_of_cross_entropy_are_refused_where_nothing_would_read_them(tmp_path):
-    values = tiny(tmp_path, "run")
+    values = tiny_settings(tmp_path, "run")
     values["training"] |= {"self_critical": {}, "scheduled_sampling": {}}
     with pytest.raises(UserError, match=r"scheduled_sampling is of cross-entropy; leave it out"):
         parse(values, where="test")
-    values = tiny(tmp_path, "run")
+    values = tiny_settings(tmp_path, "run")
     values["training"]["scheduled_sampling"] = {"start": 0.5}
     with pytest.raises(UserError, match=r"start cannot be above most, got 0\.5 and 0\.25"):
         parse(values, where="test")
@@ -154,7 +154,7 @@ def test_a_setting_that_is_off_leaves_the_fingerprint_alone(tmp_path):
     from captioning.training.config import LATER
     from captioning.utils.files import fingerprint
 
-    values = tiny(tmp_path, "run")
+    values = tiny_settings(tmp_path, "run")
     values["phases"] = [{"epochs": 1}]
     config = parse(values, where="test")
     before = config.as_json()
@@ -167,6 +167,6 @@ def test_a_setting_that_is_off_leaves_the_fingerprint_alone(tmp_path):
     assert config.fingerprint == fingerprint(before)
     values["phases"][0]["scheduled_sampling"] = {}
     assert parse(values, where="test").fingerprint != config.fingerprint
-    values = tiny(tmp_path, "run")
+    values = tiny_settings(tmp_path, "run")
     values["phases"], values["encoder"]["recompute"] = [{"epochs": 1}], True
     assert parse(values, where="test").fingerprint != config.fingerprint

@@ -17,13 +17,13 @@ from captioning.loaders.batches import EncodedCaptions
 from captioning.tensors import Batch, Features, Hypotheses
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training import checkpoint
-from captioning.training.batch_stats import Size
+from captioning.training.batch_stats import BatchStats
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
 from captioning.training.self_critical import SelfCritical, caption_logprobs, found
 from tests.helpers.models import DECODERS
 from tests.helpers.toy import Toy
-from tests.training.test_training import tiny
+from tests.helpers.training import experiment, tiny_settings
 
 VOCABULARY = Vocabulary(words=(*SPECIALS, "the", "dog"))
 END, THE, DOG = VOCABULARY.end, 4, 5
@@ -66,7 +66,7 @@ def batch_of(ids):
 
 def gradient(goal, batch, step=0, images=None):
     goal.zero_grad()
-    loss = goal(batch, Size(1, 1, images or len(batch.image_ids), step=step))
+    loss = goal(batch, BatchStats(1, 1, images or len(batch.image_ids), step=step))
     loss.value.backward()
     return torch.cat([p.grad.flatten() for p in goal.parameters()]), loss
 
@@ -172,7 +172,7 @@ def test_the_greedy_captions_reward_is_the_baseline():
     decoder = Toy(channels=3, vocabulary_size=len(VOCABULARY))
     goal = objective(decoder, samples=5, baseline="greedy", cider=0.0, bleu=3.0, max_length=4)
     batch = batch_of(IDS)
-    loss = goal(batch, Size(1, 1, 3, step=2))
+    loss = goal(batch, BatchStats(1, 1, 3, step=2))
     memory = decoder.encode_memory(goal.captioner.features(batch.images))
     greedy = found(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
     baseline = 3 * goal.references.score(np.arange(3), greedy.ids.numpy(), greedy.lengths.numpy()).bleu
@@ -187,7 +187,7 @@ def test_bad_endings_and_lengths_are_counted(monkeypatch):
     lengths, finished = torch.tensor([[4, 3, 2]]), torch.tensor([[False, True, True]])
     fixed = Hypotheses(words, lengths, *[torch.zeros(1, 3)] * 3, finished)
     monkeypatch.setattr("captioning.training.self_critical.found", lambda *_: fixed)
-    sums = goal(batch_of(["one"]), Size(1, 1, 1)).sums
+    sums = goal(batch_of(["one"]), BatchStats(1, 1, 1)).sums
     assert (float(sums["length"]), float(sums["bad_ending"])) == (4 + 2 + 1, 2)  # "dog the", "the"
     reward = goal.references.score(np.array([0]), words.numpy(), lengths.numpy()).cider
     assert float(sums["reward"]) == pytest.approx(reward.sum())
@@ -202,7 +202,7 @@ def test_training_raises_the_reward():
     rewards = []
     for step in range(80):
         optimizer.zero_grad()
-        loss = goal(batch_of(IDS), Size(1, 1, 3, step=step))
+        loss = goal(batch_of(IDS), BatchStats(1, 1, 3, step=step))
         loss.value.backward()
         optimizer.step()
         rewards.append(float(loss.sums["reward"]) / loss.of)
@@ -227,7 +227,7 @@ def test_dropout_takes_no_part():
 
 
 def phased(folder, name, **self_critical):
-    values = tiny(folder, name, epochs=1)
+    values = tiny_settings(folder, name, epochs=1)
     values["phases"] = [
         {**values["training"], "epochs": 2, "learning_rate": 1e-3, "save_every": 2,
          "self_critical": {"samples": 3, "max_length": 12, **self_critical}}
@@ -237,7 +237,7 @@ def phased(folder, name, **self_critical):
 
 @pytest.mark.parametrize("baseline", ["greedy", "mean"])
 def test_a_run_resumed_within_the_phase_equals_an_uninterrupted_one(baseline, tmp_path, monkeypatch):
-    whole = Experiment(parse(phased(tmp_path, "whole", baseline=baseline), where="test"), say=lambda _: None)
+    whole = experiment(phased(tmp_path, "whole", baseline=baseline))
     whole.train()
     cut = parse(phased(tmp_path, "cut", baseline=baseline), where="test")
     real, saves = checkpoint.save, []
@@ -250,13 +250,13 @@ def test_a_run_resumed_within_the_phase_equals_an_uninterrupted_one(baseline, tm
 
     monkeypatch.setattr(checkpoint, "save", killed_at_the_fourth_save)
     with pytest.raises(KeyboardInterrupt):
-        Experiment(cut, say=lambda _: None).train()
+        Experiment(cut, log=lambda _: None).train()
     monkeypatch.setattr(checkpoint, "save", real)
     told = json.loads((tmp_path / "runs" / "cut" / "checkpoints" / "last" / "progress.json").read_text())
     assert (told["phase"], told["step"], told["batch"]) == (1, 8, 3)
     torch.manual_seed(12345)
-    Experiment(cut, say=lambda _: None).train(resume=True)
-    for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+    Experiment(cut, log=lambda _: None).train(resume=True)
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (tmp_path / "runs" / n / "checkpoints" / "last" / file for n in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes(), f"{file} differs"
     one, other = ((tmp_path / "runs" / n / "metrics.jsonl").read_bytes() for n in ("whole", "cut"))
@@ -264,16 +264,16 @@ def test_a_run_resumed_within_the_phase_equals_an_uninterrupted_one(baseline, tm
 
 
 def test_a_run_starts_from_a_finished_one(tmp_path):
-    first = Experiment(parse(tiny(tmp_path, "first", epochs=1), where="test"), say=lambda _: None)
+    first = experiment(tiny_settings(tmp_path, "first", epochs=1))
     first.train()
-    values = tiny(tmp_path, "second", epochs=1)
+    values = tiny_settings(tmp_path, "second", epochs=1)
     values["training"] |= {"learning_rate": 1e-12, "ema_decay": 0.0, "self_critical": {"samples": 2}}
     for start in (first.folder, first.folder / "model"):
         values |= {"start": str(start), "name": start.name}
         if start == first.folder:
             values["name"] = "from_run"
         said = []
-        second = Experiment(parse(values, where="test"), say=said.append)
+        second = experiment(values, said.append)
         second.train()
         assert any(str(first.folder / "model") in line for line in said)
         one, other = (Captioner.open(run.folder / "model").decoder.state_dict() for run in (first, second))
@@ -287,7 +287,7 @@ def test_a_run_starts_from_a_finished_one(tmp_path):
         ({"start": str(tmp_path)}, r"not a model folder"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            Experiment(parse({**values, "name": "x", **change}, where="test"), say=lambda _: None).train()
+            experiment({**values, "name": "x", **change}).train()
         assert "\n" not in str(caught.value)
 
 
@@ -301,7 +301,7 @@ def test_a_run_starts_from_a_finished_one(tmp_path):
     ],
 )  # fmt: skip
 def test_wrong_settings_are_told_in_one_sentence(settings, message, tmp_path):
-    values = tiny(tmp_path, "run", "transformer")
+    values = tiny_settings(tmp_path, "run", "transformer")
     values["training"]["self_critical"] = settings
     with pytest.raises(UserError, match=message) as caught:
         parse(values, where="test")

@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from captioning.captioner.captioner import Captioner
-from captioning.config import parse, read_config
+from captioning.config import read_config
 from captioning.errors import Diverged, UserError
 from captioning.experiment import Experiment
 from captioning.images.augmentation import AugmentationConfig
@@ -35,36 +35,17 @@ from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig, loop
-from captioning.training.ema import Average
+from captioning.training.ema import EMA
 from captioning.training.losses import cross_entropy, doubly_stochastic
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
+from tests.helpers.training import CAPTIONS, encoded_captions, experiment, metrics_of, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
-CAPTIONS = [
-    "a red dog runs .",
-    "a dog",
-    "the cat sits on a mat and looks",
-    "one two three",
-    "dog dog dog dog dog",
-]
-
-
-def records(count):
-    rng = np.random.default_rng(0)
-    return [
-        ImageRecord(number, f"{number}.png", tuple(rng.choice(CAPTIONS, rng.integers(1, 5))), "train")
-        for number in range(count)
-    ]
-
-
-def encoded(count):
-    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    return EncodedCaptions.of(records(count), vocabulary, max_length=6), vocabulary
 
 
 def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
-    captions, _ = encoded(301)
+    captions, _ = encoded_captions(301)
     first = bucketed_batches(captions, size=7, seed=1, epoch=2)
     assert sorted(np.concatenate(first)) == list(range(301))
     assert {len(batch) for batch in first[:-1]} <= {7, 301 % 7}
@@ -93,7 +74,7 @@ def test_order_puts_captions_of_like_length_together():
 
 
 def test_a_batch_says_how_many_captions_still_run():
-    captions, _ = encoded(11)
+    captions, _ = encoded_captions(11)
     dataset = TrainingBatches(
         list(range(11)),
         captions,
@@ -209,9 +190,9 @@ def test_gradients_are_clipped_by_norm_and_by_value(clip, value, tmp_path, monke
         return real(scaler, optimizer)
 
     monkeypatch.setattr(torch.amp.GradScaler, "step", step)
-    values = tiny(tmp_path, "run", epochs=1)
+    values = tiny_settings(tmp_path, "run", epochs=1)
     values["training"] |= {"grad_clip_norm": clip, "grad_clip_value": value}
-    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    experiment(values).train()
     assert len(norms) == 5
     for limit, found in ((clip, norms), (value, most)):
         assert max(found) <= (limit * 1.0001 or math.inf)
@@ -238,22 +219,22 @@ class Overflowing(Scaling):
 def test_a_scaler_finds_its_scale_and_changes_no_update(tmp_path, monkeypatch):
     """Three updates overflow, which is no fault; scaled by a power of two, the others are what they are without."""
     monkeypatch.setattr(torch.amp, "GradScaler", Overflowing)
-    values = tiny(tmp_path, "scaled", epochs=2)
+    values = tiny_settings(tmp_path, "scaled", epochs=2)
     values["training"] |= {"max_nonfinite_steps": 1, "ema_decay": 0, "log_every": 1}
     values["decoder"]["dropout"] = 0.0
     said = []
-    run = Experiment(parse(values, where="test"), say=said.append)
+    run = experiment(values, said.append)
     run.train()
     progress = json.loads((run.folder / "checkpoints" / "last" / "progress.json").read_text())
-    assert progress["scaler"]["scale"] == 2**13 and progress["bad_steps"] == 0
-    assert not any("skipped" in line for line in said) and not (run.folder / "bad_steps.jsonl").exists()
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert progress["scaler"]["scale"] == 2**13 and progress["nonfinite_steps"] == 0
+    assert not any("skipped" in line for line in said) and not (run.folder / "nonfinite_steps.jsonl").exists()
+    lines = metrics_of(run.folder)
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(4, 11))
 
     folders = []
     for name, scaler in (("plain", GradScaler), ("scaling", Scaling)):
         monkeypatch.setattr(torch.amp, "GradScaler", scaler)
-        other = Experiment(parse(tiny(tmp_path, name, epochs=1), where="test"), say=lambda _: None)
+        other = experiment(tiny_settings(tmp_path, name, epochs=1))
         other.train()
         folders.append(other.folder)
     one, other = (folder / "checkpoints" / "last" for folder in folders)
@@ -299,7 +280,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
 
 def test_average_is_in_place_only_inside_the_block():
     module = torch.nn.Linear(3, 2)
-    average = Average(module, 0.9)
+    average = EMA(module, 0.9)
     before = module.weight.detach().clone()
     with torch.no_grad():
         module.weight.add_(1.0)
@@ -369,33 +350,6 @@ def test_yaml_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def tiny(folder, name, kind="soft_attention_lstm", epochs=2):
-    decoder = {
-        "soft_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8, "dropout": 0.2},
-        "hard_attention_lstm": {"embedding": 8, "hidden": 16, "attention_size": 8},
-        "transformer": {"hidden": 16, "feed_forward": 32, "heads": 2, "layers": 1, "max_length": 32},
-    }[kind]
-    return {
-        "name": name,
-        "runs": str(folder / "runs"),
-        "device": "cpu",
-        "dataset": {
-            "kind": "shapes", "root": str(folder / "shapes"), "train": 24, "val": 8, "test": 6, "unseen": 5,
-            "size": 32,
-        },
-        "encoder": {"kind": "small"},
-        "preprocessing": {"size": 32},
-        "vocabulary": {"min_count": 1, "max_length": 30},
-        "decoder": {"kind": kind, **decoder},
-        "search": {"kind": "beam", "width": 2, "max_length": 12},
-        "training": {
-            "epochs": epochs, "batch_size": 5, "log_every": 2, "ema_decay": 0.9,
-            "schedule": {"kind": "constant"}, "patience": 9,
-        },
-        "tracking": {"mode": "disabled"},
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
 def test_a_resumed_run_equals_an_uninterrupted_one(kind, tmp_path, monkeypatch):
     check_resume(tmp_path, monkeypatch, kind)
@@ -415,20 +369,20 @@ OPTIONS = {
 @pytest.mark.parametrize("kind", ["hard_attention_lstm", "transformer"])
 def test_so_it_does_with_every_option(kind, tmp_path, monkeypatch):
     run = check_resume(tmp_path, monkeypatch, kind, encoder={"recompute": True}, **OPTIONS)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of(run)
     assert all(line["train/divergence"] > 0 for line in lines if "train/loss" in line)
 
 
 def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
     """A run killed at its fourth save and resumed is, to the byte, one that was not; the folder of that one."""
-    whole_values = tiny(tmp_path, "whole", kind, epochs=3)
-    values = tiny(tmp_path, "cut", kind, epochs=3)
+    whole_values = tiny_settings(tmp_path, "whole", kind, epochs=3)
+    values = tiny_settings(tmp_path, "cut", kind, epochs=3)
     for each in (values, whole_values):
         each["training"] |= {"save_every": 2, **training}  # the fourth save is within the second epoch
         each["encoder"] |= encoder or {}
-    whole = Experiment(parse(whole_values, where="test"), say=lambda _: None)
+    whole = experiment(whole_values)
     whole.train()
-    cut = Experiment(parse(values, where="test"), say=lambda _: None)
+    cut = experiment(values)
     from captioning.training import checkpoint
 
     real, saves = checkpoint.save, []
@@ -444,8 +398,8 @@ def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
         cut.train()
     monkeypatch.setattr(checkpoint, "save", real)
     torch.manual_seed(12345)  # a new process would not have the generator where the old one left it
-    Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
-    for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+    experiment(values).train(resume=True)
+    for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         one, other = (run.folder / "checkpoints" / "last" / file for run in (whole, cut))
         assert one.read_bytes() == other.read_bytes(), f"{file} differs"
     one, other = ((run.folder / "metrics.jsonl").read_bytes() for run in (whole, cut))
@@ -454,35 +408,35 @@ def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
 
 
 def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
-    values = tiny(tmp_path, "run", epochs=1)
-    Experiment(parse(values, where="test"), say=lambda _: None).train()
+    values = tiny_settings(tmp_path, "run", epochs=1)
+    experiment(values).train()
     with pytest.raises(UserError, match="there is a run already"):
-        Experiment(parse(values, where="test"), say=lambda _: None).train()
+        experiment(values).train()
     values["training"]["learning_rate"] = 0.1
     with pytest.raises(UserError, match="made with other settings"):
-        Experiment(parse(values, where="test"), say=lambda _: None).train(resume=True)
+        experiment(values).train(resume=True)
 
 
 def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
-    values = tiny(tmp_path, "run", epochs=1)
-    experiment = Experiment(parse(values, where="test"), say=lambda _: None)
-    collection = experiment.collect()
+    values = tiny_settings(tmp_path, "run", epochs=1)
+    run = experiment(values)
+    collection = run.collect()
     for record in collection.records:
         if record.split.startswith("test"):
             size = Path(record.path).stat().st_size
             Path(record.path).write_bytes(b"x" * size)  # training must do without them
-    before = experiment.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
-    experiment.train()
-    after = Captioner.open(experiment.folder / "model").encoder.state_dict()
+    before = run.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
+    run.train()
+    after = Captioner.open(run.folder / "model").encoder.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_diverging_training_stops_with_the_images(tmp_path):
-    values = tiny(tmp_path, "run", epochs=1)
+    values = tiny_settings(tmp_path, "run", epochs=1)
     values["training"]["learning_rate"] = 1e30
     values["training"] |= {"grad_clip_norm": 0, "max_nonfinite_steps": 2}
     with pytest.raises(Diverged, match=r"the gradient is (nan|inf).*lower training\.learning_rate"):
-        Experiment(parse(values, where="test"), say=lambda _: None).train()
+        experiment(values).train()
 
 
 def tool(name, *arguments, env=None):
@@ -495,14 +449,14 @@ def test_end_to_end_as_a_user(tmp_path):
     import yaml
 
     config = tmp_path / "tiny.yaml"
-    values = tiny(tmp_path, "tiny")
+    values = tiny_settings(tmp_path, "tiny")
     values["tracking"] = {"mode": "offline"}
     config.write_text(yaml.safe_dump(values))
     trained = tool("train", str(config), "training.learning_rate=0.003")
     assert trained.returncode == 0, trained.stderr
     run = tmp_path / "runs" / "tiny"
     assert str(run / "model") in trained.stdout
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics_of(run)
     assert [line["step"] for line in lines if "val/CIDEr-D" in line] == [5, 10]
     assert list((run / "wandb").glob("offline-run-*/*.wandb")), "wandb wrote no offline run"
     again = tool("train", str(run / "config.yaml"), "--resume")
@@ -527,9 +481,9 @@ def test_a_user_error_is_one_sentence_and_exit_code_2(tmp_path):
 
 def test_loss_of_a_batch_counts_only_its_tokens():
     """Against the plain way: all positions scored, padding ignored."""
-    from captioning.training.objective import CrossEntropy, Size
+    from captioning.training.objective import BatchStats, CrossEntropy
 
-    captions, vocabulary = encoded(5)
+    captions, vocabulary = encoded_captions(5)
     for config in (
         SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.0),
         TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0),
@@ -555,7 +509,7 @@ def test_loss_of_a_batch_counts_only_its_tokens():
             {"decoder": decoder, "vocabulary": vocabulary, "features": staticmethod(lambda x: x)},
         )()
         goal = CrossEntropy(holder, TrainingConfig(label_smoothing=0.0))
-        loss = goal(batch, Size.of(batch, 0)).value
+        loss = goal(batch, BatchStats.of(batch, 0)).value
         logits = decoder.logits(
             decoder(batch.ids[..., :-1], decoder.encode_memory(Features(features))).hidden
         )
@@ -585,7 +539,7 @@ def slow_order(captions, *, tokens, width, seed, epoch):
 
 @pytest.mark.parametrize(("tokens", "width"), [(61, 2), (200, 3), (3, 5), (10**6, 5)])
 def test_batches_by_tokens_against_a_slow_way(tokens, width):
-    captions, _ = encoded(301)
+    captions, _ = encoded_captions(301)
     for seed, epoch in ((1, 2), (1, 3), (0, 2)):
         found = token_batches(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
         assert [batch.tolist() for batch in found] == slow_order(
@@ -629,12 +583,12 @@ def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tm
     lower = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def losses(name):
-        values = tiny(tmp_path, name, decoder, epochs=1)
+        values = tiny_settings(tmp_path, name, decoder, epochs=1)
         values["decoder"]["dropout"] = 0.0
         values["training"] |= {**MIXED[kind], "log_every": 1}
-        run = Experiment(parse(values, where="test"), say=lambda _: None)
+        run = experiment(values)
         run.train()
-        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        lines = metrics_of(run.folder)
         return [line["train/loss"] for line in lines if "train/loss" in line]
 
     wanted = losses("float32")

@@ -12,7 +12,7 @@ from captioning.tensors import Batch, Features, SampledRegions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import TrainingConfig
 from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
-from captioning.training.objective import CrossEntropy, Size
+from captioning.training.objective import BatchStats, CrossEntropy
 
 CHANNELS, VOCABULARY, REGIONS, LENGTH = 5, 7, 3, 2
 
@@ -164,7 +164,7 @@ def test_the_training_loss_has_it_per_token():
         torch.manual_seed(seed)
         decoder.baseline.fill_(-3.0)
         decoder.float()
-        loss = CrossEntropy(holder, config)(batch, Size.of(batch, Vocabulary.pad)).value
+        loss = CrossEntropy(holder, config)(batch, BatchStats.of(batch, Vocabulary.pad)).value
         decoder.baseline.fill_(-3.0)
         torch.manual_seed(seed)
         steps = decoder(

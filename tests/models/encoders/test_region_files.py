@@ -130,7 +130,7 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
         "training": {"epochs": 1, "batch_size": 5, "ema_decay": 0.9, "schedule": {"kind": "constant"}},
         "tracking": {"mode": "disabled"},
     }  # fmt: skip
-    experiment = Experiment(parse(values, where="test"), say=lambda _: None)
+    experiment = Experiment(parse(values, where="test"), log=lambda _: None)
     records = experiment.collect().records
     (tmp_path / "regions").mkdir()
     generator = np.random.default_rng(0)
