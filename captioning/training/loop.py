@@ -298,8 +298,8 @@ def skip_nonfinite(
         append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
     if progress.nonfinite_steps >= config.max_nonfinite_steps:
         raise Diverged(
-            f"step {progress.step}: the gradient is {norm}, for {progress.nonfinite_steps} updates in a row ({path} lists "
-            "their images); lower training.learning_rate"
+            f"step {progress.step}: the gradient is {norm}, for {progress.nonfinite_steps} updates in a row "
+            f"({path} lists their images); lower training.learning_rate"
         )
     run.log(f"step {progress.step} is skipped: its gradient is {norm} (images {ids[:5]})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,11 @@ def experiment(values: dict[str, Any], log: Callable[[str], None] = lambda _: No
 def metrics_of(run: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 120) -> bool:
+    """Wait until `condition()` is true, at most this long; whether it is."""
+    deadline = time.monotonic() + seconds
+    while not (fulfilled := bool(condition())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return fulfilled

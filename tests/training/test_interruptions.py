@@ -19,7 +19,7 @@ from captioning.loaders.batches import TrainingBatches
 from captioning.training import checkpoint, loop
 from captioning.training.objective import CrossEntropy, Loss
 from captioning.utils.files import check_manifest
-from tests.helpers.training import metrics_of, tiny_settings
+from tests.helpers.training import experiment, metrics_of, tiny_settings
 
 
 def small_run(folder, name="run", *, said=None, epochs=2, **training):
@@ -242,7 +242,7 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
         values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
         values["features"] = {"root": str(tmp_path / "features"), "dtype": "float32"}
         values["training"] |= {"batch_size": images, "accumulate": accumulate, "ema_decay": 0, "log_every": 1}
-        run = small_run(values)
+        run = experiment(values)
         large = [each.tolist() for each in loop.bucketed_batches(_captions(run), size=12, seed=0, epoch=0)]
         with pytest.MonkeyPatch.context() as patch:  # the same images in the same updates
             halves = [loop.np.array(half) for each in large for half in (each[:6], each[6:])]
@@ -272,7 +272,7 @@ def _captions(run):
 def test_a_second_phase_begins_with_the_best_model_and_counts_on(tmp_path):
     values = tiny_settings(tmp_path, "two", epochs=2)
     values["phases"] = [{**values["training"], "epochs": 1, "learning_rate": 1e-9}]
-    run = small_run(values)
+    run = experiment(values)
     best = []
     real = checkpoint.Progress.begin_phase
     with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from captioning.training.tracking import Tracker, TrackingConfig
+from tests.helpers.training import eventually
 
 OFF = TrackingConfig(mode="disabled")
 PATIENCE = 7  # seconds: the 2 that the run may wait, and what a very busy machine adds
@@ -32,16 +33,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
-
-
-def soon(true: Callable[[], bool], seconds: float = 120) -> bool:
-    """Whether it comes true; wandb's process may outlive the run by a little."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.05)
-    return true()
 
 
 # ---- metrics.jsonl
@@ -145,7 +136,7 @@ def test_offline_run_of_the_real_wandb_is_written_whole(
     tracker = Tracker(config, folder, run_config={"decoder": {"kind": "lstm"}})
     for step in range(1, 48):
         if step == 31:  # the first ones are waiting when wandb is up, the last ones come while it is
-            assert soon(lambda: bool(offline_files(folder)))
+            assert eventually(lambda: bool(offline_files(folder)))
         tracker.log({"loss": 1 / step, "val/CIDEr-D": 0.25 * (step % 11)}, step)
         tracker.summary("val/CIDEr-D", 0.25 * (step % 11), best="max")
     tracker.summary("parameters", 1234)
@@ -158,7 +149,7 @@ def test_offline_run_of_the_real_wandb_is_written_whole(
     if not ended(file):  # on a very busy machine; then it says so, and ends on its own
         (said,) = output.err.splitlines()
         assert "finishes by itself" in said
-        assert soon(lambda: ended(file))
+        assert eventually(lambda: ended(file))
     found = list(records(file))
     (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     assert (run.project, run.run_group, run.display_name, list(run.tags)) == (
@@ -284,7 +275,7 @@ def test_a_fault_of_wandb_changes_nothing(
 
     kind, place = fault.split()
     if kind not in ("hang", "chatter") and place != "finish":
-        assert soon(heard)
+        assert eventually(heard)
     tracker.finish()
     if kind == "hang":
         assert time.perf_counter() - start < PATIENCE < HANG
@@ -331,7 +322,7 @@ def test_a_hanging_wandb_does_not_hold_up_the_interpreter(
 def test_everything_arrives_at_a_wandb_that_is_well(tmp_path: Path, unwell: Callable[[str], Any]) -> None:
     notes = unwell("")
     train(tmp_path / "run", TrackingConfig())[1].finish()
-    assert soon(lambda: ["finish", 0] in notes())
+    assert eventually(lambda: ["finish", 0] in notes())
     steps = [what[1]["step"] for what in notes() if what[0] == "log"]
     assert steps == list(range(1, 60))
     assert ["define", ["best"], {"step_metric": "step", "summary": "min"}] in notes()
@@ -345,7 +336,7 @@ def test_a_run_that_dies_is_closed_as_failed(tmp_path: Path, unwell: Callable[[s
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], check=False)
-    assert soon(lambda: ["finish", 1] in notes())
+    assert eventually(lambda: ["finish", 1] in notes())
     assert ["log", {"step": 1, "a": 1.0}] in notes()
 
 
@@ -354,9 +345,9 @@ def test_online_without_key_or_network_goes_on_offline(
 ) -> None:
     notes = unwell("raise online")
     _, tracker = train(tmp_path / "run", TrackingConfig(mode="online"))
-    assert soon(lambda: tmp_path.joinpath("notes").exists())
+    assert eventually(lambda: tmp_path.joinpath("notes").exists())
     tracker.finish()
-    assert soon(lambda: ["finish", 0] in notes())
+    assert eventually(lambda: ["finish", 0] in notes())
     assert [what[1] for what in notes() if what[0] == "init"] == ["offline"]
     assert sum(what[0] == "log" for what in notes()) == 59
     said = capfd.readouterr().err.splitlines()[0]
@@ -395,7 +386,7 @@ def test_resumed_run_keeps_its_id_and_its_best(tmp_path: Path, unwell: Callable[
         tracker.log({"score": 10.0 if resume_step is None else 3.0}, 4 if resume_step is None else 5)
         tracker.finish()
     assert tracker._range["score"] == (3.0, 10.0)
-    assert soon(lambda: sum(what[0] == "finish" for what in notes()) == 2)
+    assert eventually(lambda: sum(what[0] == "finish" for what in notes()) == 2)
     first, second = [what[1:] for what in notes() if what[0] == "init"]
     assert first == second and first[2] == "allow"
 

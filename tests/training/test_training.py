@@ -38,7 +38,14 @@ from captioning.training import TrainingConfig, loop
 from captioning.training.ema import EMA
 from captioning.training.losses import cross_entropy, doubly_stochastic
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
-from tests.helpers.training import CAPTIONS, encoded_captions, experiment, metrics_of, tiny_settings
+from tests.helpers.training import (
+    CAPTIONS,
+    encoded_captions,
+    eventually,
+    experiment,
+    metrics_of,
+    tiny_settings,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
@@ -458,7 +465,10 @@ def test_end_to_end_as_a_user(tmp_path):
     assert str(run / "model") in trained.stdout
     lines = metrics_of(run)
     assert [line["step"] for line in lines if "val/CIDEr-D" in line] == [5, 10]
-    assert list((run / "wandb").glob("offline-run-*/*.wandb")), "wandb wrote no offline run"
+    # wandb's process may still be starting when so short a run ends
+    assert eventually(lambda: list((run / "wandb").glob("offline-run-*/*.wandb"))), (
+        "wandb wrote no offline run"
+    )
     again = tool("train", str(run / "config.yaml"), "--resume")
     assert again.returncode == 0, again.stderr
     image = next((tmp_path / "shapes").rglob("*.png"))
