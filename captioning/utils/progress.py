@@ -43,7 +43,7 @@ def progress(
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)  # type: ignore[arg-type]
     if disable or sys.stderr.isatty():
-        return tqdm(
+        return tqdm(  # type: ignore[return-value]
             iterable, total=total, desc=desc, unit=unit, unit_scale=unit_scale, initial=initial, leave=leave,
             delay=delay, disable=disable,
         )  # fmt: skip
@@ -72,7 +72,8 @@ class ProgressLines(Generic[Item]):
         unit_scale: bool = False,
     ):
         self.iterable, self.total, self.desc, self.unit, self.log = iterable, total, desc, unit, log
-        self.n = self.initial = initial
+        self.n: float = initial
+        self.initial = initial
         self.unit_scale, self.postfix = unit_scale, ""
         self.started = self.last_line = time.monotonic()
         if not delay:
