@@ -1,1 +1,3 @@
 """Image captioning: train, caption, evaluate and compare."""
+
+__version__ = "0.1.0"

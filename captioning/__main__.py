@@ -1,4 +1,4 @@
-"""`python -m captioning`: the same as the `captioning` command."""
+"""`python -m captioning`: the same as the command `captioning`."""
 
 from captioning.cli.main import main
 

@@ -1,1 +1,1 @@
-"""The command line: one file a command."""
+"""The commands of `captioning`, one module each."""

@@ -1,49 +1,64 @@
-"""The `captioning` command: finds the subcommand and runs it."""
+"""The command `captioning`: runs a subcommand."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
-from captioning.errors import run
+from captioning import __version__
+from captioning.errors import USER_ERROR, run
 
 COMMANDS = {
-    "quickstart": "draw a small data set, train on it, caption and evaluate: the whole way in minutes",
-    "prepare": "download, unpack and check a data set; write or list shards",
+    "quickstart": "draw a small data set, train a model on it, caption and score its test images",
+    "prepare": "download, unpack and check a data set; write or index webdataset shards",
     "features": "encode the images of a data set once, for all later runs",
     "train": "train a model from a config",
     "caption": "caption photographs with a trained model",
-    "evaluate": "caption and score a split of a run, or score a file of captions",
-    "compare": "run a study of several systems, or compare finished runs, and write a report",
-    "inspect": "figures of a model's gates, states and gradients",
-    "benchmark": "measure speed and memory on this machine",
+    "evaluate": "caption and score a split with a trained model, or score a file of captions",
+    "compare": "compare systems: train and report a study, or report finished runs",
+    "inspect": "plot attention, gates, states and gradients of a trained model",
+    "benchmark": "measure speed and memory",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `captioning COMMAND ...` and leave the process with its exit code.
+    """Run `captioning COMMAND ...` and exit with its code.
 
-    Exit codes: 0 done, 1 some inputs failed, 2 the input was refused, 3 a training diverged.
+    Exit codes: 0 success, 1 some inputs failed, 2 the input was refused, 3 a training diverged.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         command = importlib.import_module(f"captioning.cli.{argv[0]}")
         sys.argv = [f"captioning {argv[0]}", *argv[1:]]
         run(command.main)
-    print(_usage(), file=sys.stdout if not argv or argv[0] in ("-h", "--help") else sys.stderr)
-    if argv and argv[0] not in ("-h", "--help"):
-        print(f"error: unknown command {argv[0]!r}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0 if argv else 2)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0 if argv else USER_ERROR)
+    if argv[0] == "--version":
+        print(f"captioning {__version__}")
+        sys.exit(0)
+    print(f"error: {_unknown(argv[0])}", file=sys.stderr)
+    sys.exit(USER_ERROR)
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:{width}s}  {text}" for name, text in COMMANDS.items())
     return (
-        "usage: captioning COMMAND ...\n\nTrain, use and compare image captioning models.\n\n"
-        f"commands:\n{rows}\n\n`captioning COMMAND --help` explains a command and gives examples."
+        "usage: captioning [--help] [--version] COMMAND ...\n\n"
+        f"Train, use and compare image captioning models.\n\ncommands:\n{rows}\n\n"
+        "examples:\n"
+        "  captioning quickstart --small        train, caption and score a tiny model in under a minute\n"
+        "  captioning train --help              options and examples of a command"
     )
+
+
+def _unknown(name: str) -> str:
+    kind = "option" if name.startswith("-") else "command"
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean `captioning {near[0]}`?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"unknown {kind} {name!r}; {hint}"
 
 
 if __name__ == "__main__":

@@ -1,43 +1,53 @@
-"""Command line: train a captioning model as a config says."""
+"""`captioning train`: train a model from a config."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 
+from captioning.utils.paths import shipped_configs
 
-def main() -> int:
+
+def parse_arguments() -> argparse.Namespace:
+    configs = [path.stem for path in sorted(shipped_configs().glob("*.yaml")) if "study" not in path.stem]
     parser = argparse.ArgumentParser(
-        description="Train a captioning model; the best by its validation metric is left in RUNS/NAME/model.",
-        epilog="""examples:
-  captioning train configs/shapes.yaml
-  captioning train configs/flickr8k_lstm.yaml dataset.root=data/flickr8k training.epochs=10
-  captioning train configs/flickr8k_lstm.yaml name=second seed=1 tracking.mode=online
+        description="Train a captioning model. RUNS/NAME/model holds the best epoch by the validation metric.",
+        epilog=f"""examples:
+  captioning train shapes
+  captioning train flickr8k_lstm dataset.root=data/flickr8k training.epochs=10
+  captioning train flickr8k_lstm name=second seed=1 tracking.mode=online
+  captioning train my_config.yaml
   captioning train runs/second/config.yaml --resume
+  torchrun --standalone --nproc-per-node 4 -m captioning train flickr8k_lstm
 
-Each config's first lines say what it takes and what score to expect. Any setting can be overridden as
-section.key=value; a wrong key is refused with the nearest right one.""",
+configs that come with the package; the first lines of each file give its time and expected scores:
+  {chr(10).join(configs).replace(chr(10), chr(10) + "  ")}
+
+Any setting of the config can be overridden as section.key=value; its value is YAML.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="a YAML file of configs/, or the config.yaml of a run")
+    parser.add_argument("config", help="the name of a config below, or the path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's last checkpoint")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
 
+
+def main() -> int:
+    args = parse_arguments()
+    # imported after the arguments are parsed: importing torch takes seconds
     from captioning.config import read_config
     from captioning.experiment import Experiment
     from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
     experiment = Experiment(
-        read_config(options.config, options.overrides), log=functools.partial(print, flush=True)
+        read_config(args.config, args.overrides), log=functools.partial(print, flush=True)
     )
-    progress = experiment.train(resume=options.resume)
-    metric = experiment.config.training.metric
+    progress = experiment.train(resume=args.resume)
     print(
-        f"best {metric} {100 * (progress.best or 0):.1f} at epoch {progress.best_epoch}, after "
-        f"{progress.seconds / 60:.1f} minutes\n"
+        f"best {experiment.config.training.metric} {100 * (progress.best or 0):.1f} at epoch "
+        f"{progress.best_epoch}, after {progress.seconds / 60:.1f} minutes\n"
         f"model: {experiment.folder / 'model'}   numbers: {experiment.folder / 'metrics.jsonl'}"
     )
     experiment.world.leave()
