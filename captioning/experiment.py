@@ -25,8 +25,8 @@ from captioning.loaders.batches import (
 )
 from captioning.loaders.feature_store import FeatureProvenance, FeatureStore, build_store, refuse_other_origin
 from captioning.loaders.sources import ImageSettings, Source
-from captioning.models.encoders import Encoder, RegionsConfig
-from captioning.models.encoders.region_files import file_of, list_files
+from captioning.models.encoders import Encoder
+from captioning.models.encoders.region_files import RegionFiles
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import Data, Run, train
@@ -100,8 +100,8 @@ class Experiment:
             config.features,
             config.seed,
         )
-        if isinstance(config.encoder, RegionsConfig):
-            return Source(settings, self._with_regions(records, config.encoder), None)
+        if config.encoder.precomputed:
+            return Source(settings, self._with_regions(records, config.encoder.open_regions()), None)
         augmented = config.augmentation is not None and not config.augmentation.nothing
         if isinstance(config.dataset, ShardsConfig):
             holds = read_index(config.dataset.root)["holds"]
@@ -151,9 +151,9 @@ class Experiment:
 
     def store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The feature store with these records in it."""
-        if isinstance(self.config.encoder, RegionsConfig):
+        if self.config.encoder.precomputed:
             raise UserError(
-                f"encoder.folder {self.config.encoder.folder}: holds the regions; nothing to encode"
+                f"encoder.kind {self.config.encoder.kind}: regions are precomputed; nothing to encode"
             )
         config = self.config.features
         origin = FeatureProvenance.of(encoder, self.config.preprocessing)
@@ -180,15 +180,14 @@ class Experiment:
         self._refuse_too_many(skipped, len(records))
         return kept
 
-    def _with_regions(self, records: Sequence[ImageRecord], config: RegionsConfig) -> list[ImageRecord]:
-        files = list_files(config.folder)
+    def _with_regions(self, records: Sequence[ImageRecord], files: RegionFiles) -> list[ImageRecord]:
         skipped = [
-            Skip(item=str(record.image_id), reason=f"no file of regions in {config.folder}")
+            Skip(item=str(record.image_id), reason=f"no file of regions among {files.location}")
             for record in records
-            if file_of(record, files) is None
+            if files.find(record) is None
         ]
         self._refuse_too_many(skipped, len(records))
-        return [record for record in records if file_of(record, files) is not None]
+        return [record for record in records if files.find(record) is not None]
 
     def _refuse_too_many(self, skipped: Sequence[Skip], count: int) -> None:
         """List what is left out. Raises UserError where that is too much."""

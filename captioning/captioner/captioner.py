@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,18 +18,18 @@ from captioning.errors import UserError
 from captioning.generation import BeamConfig, SearchConfig, rule_ids
 from captioning.images.preprocessing import Preprocessing
 from captioning.models import decoders, encoders
-from captioning.models.decoders import DecoderConfig
-from captioning.models.encoders import EncoderConfig
+from captioning.models.decoders import BaseDecoderConfig, DecoderConfig
+from captioning.models.encoders import BaseEncoderConfig, EncoderConfig
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.files import (
     check_manifest,
-    read_text,
     recovered,
     replacing_folder,
     write_manifest,
     write_text,
 )
+from captioning.utils.validation import dump, read_yaml, validate
 
 FORMAT = 1
 
@@ -65,9 +64,9 @@ class Captioner(nn.Module):
     def build(
         cls,
         *,
-        encoder: EncoderConfig,
+        encoder: BaseEncoderConfig,
         preprocessing: Preprocessing,
-        decoder: DecoderConfig,
+        decoder: BaseDecoderConfig,
         search: SearchConfig,
         vocabulary: Vocabulary,
     ) -> Captioner:
@@ -78,9 +77,9 @@ class Captioner(nn.Module):
         """
         rule_ids(search, vocabulary)
         config = ModelConfig(
-            encoder=encoder,
+            encoder=encoder,  # type: ignore[arg-type]
             preprocessing=preprocessing,
-            decoder=decoder,
+            decoder=decoder,  # type: ignore[arg-type]
             search=search,
             vocabulary=vocabulary.fingerprint,
         )
@@ -117,20 +116,26 @@ class Captioner(nn.Module):
         Args:
             card: the model card, Markdown.
         """
-        config = TypeAdapter(ModelConfig).dump_python(self.config, mode="json")
         with replacing_folder(folder) as part:
-            write_text(part / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_text(part / "config.yaml", yaml.safe_dump(dump(self.config), sort_keys=False))
             self.vocabulary.save(str(part / "vocabulary.json"))
             write_text(part / "README.md", card)
             save_weights(self.state_dict(), part / "model.safetensors")
             write_manifest(part)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Captioner:
+    def open(
+        cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", allow_code: bool = False
+    ) -> Captioner:
         """The captioner that `save` wrote, in eval mode on `device`. Needs nothing but the folder.
 
+        Args:
+            allow_code: whether a decoder, encoder or search outside the package ("my_module:MyConfig") may be
+                imported. Importing runs code: read it first if the model is not your own.
+
         Raises:
-            UserError: a file is missing, changed since it was saved, or does not fit the others.
+            UserError: a file is missing, changed since it was saved, or does not fit the others, or the model
+                needs code that is not allowed or cannot be imported.
         """
         folder = recovered(Path(folder))
         if not (folder / "manifest.json").is_file():
@@ -138,14 +143,14 @@ class Captioner(nn.Module):
                 f"{folder}: not a model folder (no manifest.json); give RUN/model of a finished run"
             )
         check_manifest(folder)
-        config = _parse(folder / "config.yaml")
+        config = _read_model_config(folder / "config.yaml", allow_code=allow_code)
         vocabulary = Vocabulary.open(str(folder / "vocabulary.json"))
         if vocabulary.fingerprint != config.vocabulary:
             raise UserError(
                 f"{folder}: vocabulary {vocabulary.fingerprint}, but the model was trained with {config.vocabulary}"
             )
         captioner = cls.build(
-            encoder=encoders.without_weights(config.encoder),
+            encoder=config.encoder.without_weights(),
             preprocessing=config.preprocessing,
             decoder=config.decoder,
             search=config.search,
@@ -156,11 +161,8 @@ class Captioner(nn.Module):
         return captioner.to(device).eval()
 
 
-def _parse(path: Path) -> ModelConfig:
-    try:
-        return TypeAdapter(ModelConfig).validate_python(yaml.safe_load(read_text(path)))
-    except (yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{path}: not a model's config ({str(error).splitlines()[0]})") from None
+def _read_model_config(path: Path, *, allow_code: bool) -> ModelConfig:
+    return validate(ModelConfig, read_yaml(path), where=str(path), allow_code=allow_code)
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:

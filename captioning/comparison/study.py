@@ -296,7 +296,7 @@ def _shape(config: ExperimentConfig) -> Shape:
     captions = [caption for record in records for caption in record.captions]
     vocabulary = Vocabulary.build(captions, min_count=config.vocabulary.min_count)
     lengths = [min(len(tokenize(caption)), config.vocabulary.max_length) + 1 for caption in captions[::7]]
-    eyes = encoders.build(encoders.without_weights(config.encoder)).eval()
+    eyes = encoders.build(config.encoder.without_weights()).eval()
     with torch.inference_mode():
         pixels = torch.zeros(1, 3, config.preprocessing.size, config.preprocessing.size)
         _, regions, channels = eyes(pixels).regions.shape

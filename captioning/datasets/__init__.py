@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import Field
-
 from captioning.datasets.checks import check
 from captioning.datasets.coco import CocoConfig
 from captioning.datasets.flickr8k import Flickr8kConfig
@@ -24,6 +22,7 @@ from captioning.datasets.shapes import ShapesConfig
 from captioning.datasets.shards import ShardsConfig
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
+from captioning.utils.validation import ByKind
 
 DatasetConfig = Annotated[
     ShapesConfig
@@ -33,7 +32,7 @@ DatasetConfig = Annotated[
     | CocoConfig
     | FolderConfig
     | ShardsConfig,
-    Field(discriminator="kind"),
+    ByKind(),
 ]
 
 

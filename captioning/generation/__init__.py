@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any
 
-from pydantic import Field
 from torch import Tensor
 
 from captioning.generation.beam import BeamConfig, beam
@@ -22,10 +21,11 @@ from captioning.generation.sampling import SampleConfig, sample
 from captioning.generation.stochastic_beam import StochasticBeamConfig, stochastic_beam
 from captioning.models.decoders.base import Decoder
 from captioning.tensors import Hypotheses
+from captioning.utils.validation import ByKind
 
 SearchConfig = Annotated[
     GreedyConfig | BeamConfig | DiverseBeamConfig | SampleConfig | StochasticBeamConfig,
-    Field(discriminator="kind"),
+    ByKind(),
 ]
 
 

@@ -20,7 +20,7 @@ from captioning.images.augmentation import AugmentationConfig, augment
 from captioning.images.preprocessing import Preprocessing, normalize, prepare_bytes
 from captioning.images.reading import load_image
 from captioning.loaders.feature_store import FeatureStore
-from captioning.models.encoders.region_files import RegionsConfig, padded, read_regions
+from captioning.models.encoders.region_files import RegionFiles, pad_regions
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Batch, Features
 from captioning.text.tokenizer import tokenize
@@ -203,15 +203,13 @@ def _views(
 
 
 class RegionImages:
-    """Regions that others computed, read from a file an image; fewer than the most in a batch are padded."""
+    """Precomputed regions, read from one file per image and padded to the largest number in a batch."""
 
-    def __init__(self, paths: Sequence[str], config: RegionsConfig):
-        self.paths, self.config = PackedStrings(paths), config
+    def __init__(self, paths: Sequence[str], files: RegionFiles):
+        self.paths, self.files = PackedStrings(paths), files
 
     def __call__(self, numbers: Sequence[int] | np.ndarray, epoch: int) -> Features:
-        channels, most = self.config.channels, self.config.most
-        read = [read_regions(str(self.paths[number]), channels=channels, most=most) for number in numbers]
-        regions, valid = padded(read)
+        regions, valid = pad_regions([self.files.read(str(self.paths[number])) for number in numbers])
         return Features(torch.from_numpy(regions), torch.from_numpy(valid))
 
 

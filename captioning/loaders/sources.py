@@ -18,8 +18,7 @@ from captioning.loaders.batches import (
     mentions_left_right,
 )
 from captioning.loaders.feature_store import FeaturesConfig, FeatureStore
-from captioning.models.encoders import EncoderConfig, RegionsConfig
-from captioning.models.encoders.region_files import file_of, list_files
+from captioning.models.encoders import EncoderConfig
 from captioning.records import ImageRecord
 
 
@@ -50,8 +49,8 @@ class Source:
 
     @property
     def where(self) -> str:
-        if isinstance(self.config.encoder, RegionsConfig):
-            return f"the regions in {self.config.encoder.folder}"
+        if self.config.encoder.precomputed:
+            return self.config.encoder.open_regions().location
         if isinstance(self.config.dataset, ShardsConfig) and not self.store:
             return (
                 f"the {'features' if self.features else 'images'} in the shards of {self.config.dataset.root}"
@@ -65,10 +64,10 @@ class Source:
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
         """The images of `records`, by number; augmented or mirrored only for training."""
         config = self.config
-        if isinstance(config.encoder, RegionsConfig):
-            files = list_files(config.encoder.folder)
-            paths = (file_of(record, files) for record in records)
-            return RegionImages([path for path in paths if path], config.encoder)
+        if config.encoder.precomputed:
+            files = config.encoder.open_regions()
+            paths = (files.find(record) for record in records)
+            return RegionImages([path for path in paths if path], files)
         mirrored = training and config.features.flip
         fixed = mentions_left_right(records) if mirrored or (training and config.augmentation) else None
         if self.features:

@@ -8,14 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
+from captioning.utils.validation import ByKind
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-ScheduleConfig = Annotated[
-    ConstantConfig | CosineConfig | StepConfig | NoamConfig | PlateauConfig, Field(discriminator="kind")
-]
+ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | NoamConfig | PlateauConfig, ByKind()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ class EffectiveNumberConfig:
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-WordWeightsConfig = Annotated[FrequencyConfig | EffectiveNumberConfig, Field(discriminator="kind")]
+WordWeightsConfig = Annotated[FrequencyConfig | EffectiveNumberConfig, ByKind()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +197,3 @@ OF_CROSS_ENTROPY = (
     "compile",
 )
 """Settings that self-critical training would not read."""
-
-LATER = ("max_tokens", *OF_CROSS_ENTROPY)
-"""Settings that came after the first runs. Off, as they are by default, they take no part in a run's fingerprint:
-checkpoints of before go on to fit."""

@@ -147,26 +147,3 @@ def test_settings_of_cross_entropy_are_refused_where_nothing_would_read_them(tmp
     values["training"]["scheduled_sampling"] = {"start": 0.5}
     with pytest.raises(UserError, match=r"start cannot be above most, got 0\.5 and 0\.25"):
         parse(values, where="test")
-
-
-def test_a_setting_that_is_off_leaves_the_fingerprint_alone(tmp_path):
-    """So checkpoints of before there was such a setting go on to fit."""
-    from captioning.training.config import LATER
-    from captioning.utils.files import fingerprint
-
-    values = tiny_settings(tmp_path, "run")
-    values["phases"] = [{"epochs": 1}]
-    config = parse(values, where="test")
-    before = config.as_json()
-    for key in ("name", "runs", "tracking", "device"):
-        del before[key]
-    for phase in (before["training"], *before["phases"]):
-        for name in LATER:
-            assert not phase.pop(name)
-    assert not before["encoder"].pop("recompute")
-    assert config.fingerprint == fingerprint(before)
-    values["phases"][0]["scheduled_sampling"] = {}
-    assert parse(values, where="test").fingerprint != config.fingerprint
-    values = tiny_settings(tmp_path, "run")
-    values["phases"], values["encoder"]["recompute"] = [{"epochs": 1}], True
-    assert parse(values, where="test").fingerprint != config.fingerprint

@@ -30,7 +30,6 @@ from captioning.loaders.batches import (
     token_batches,
 )
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
-from captioning.models.encoders import RegionsConfig
 from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
@@ -309,7 +308,7 @@ def test_every_config_parses_and_builds(path):
     config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
     captioner = Experiment(config).build(Vocabulary.build(CAPTIONS, min_count=1))
     channels, size = captioner.encoder.channels, config.preprocessing.size
-    given = isinstance(config.encoder, RegionsConfig)  # what stands in files is no work of the encoder's
+    given = config.encoder.precomputed  # what stands in files is no work of the encoder's
     images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
     with torch.inference_mode():
         features = captioner.eval().features(images)
@@ -375,7 +374,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("kind", ["hard_attention_lstm", "transformer"])
 def test_so_it_does_with_every_option(kind, tmp_path, monkeypatch):
-    run = check_resume(tmp_path, monkeypatch, kind, encoder={"recompute": True}, **OPTIONS)
+    run = check_resume(tmp_path, monkeypatch, kind, encoder={"gradient_checkpointing": True}, **OPTIONS)
     lines = metrics_of(run)
     assert all(line["train/divergence"] > 0 for line in lines if "train/loss" in line)
 

@@ -1,21 +1,20 @@
-"""The decoders there are. Adding one is a file, and its name in the union here."""
+"""Decoders. A new one is a file in this folder, and its config's name in the union `DecoderConfig`."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
 from captioning.models.decoders.adaptive_attention import AdaptiveAttentionConfig
 from captioning.models.decoders.aoa import AoAConfig
 from captioning.models.decoders.att2in import Att2inConfig
-from captioning.models.decoders.base import Decoder, reorder_state, unroll
+from captioning.models.decoders.base import BaseDecoderConfig, Decoder, reorder_state, unroll
 from captioning.models.decoders.hard_attention_lstm import HardAttentionLSTMConfig
 from captioning.models.decoders.meshed_memory import MeshedMemoryConfig
 from captioning.models.decoders.show_tell import ShowTellConfig
 from captioning.models.decoders.soft_attention_lstm import SoftAttentionLSTMConfig
 from captioning.models.decoders.transformer import TransformerConfig
 from captioning.models.decoders.up_down import UpDownConfig
+from captioning.utils.validation import ByKind
 
 DecoderConfig = Annotated[
     ShowTellConfig
@@ -27,11 +26,11 @@ DecoderConfig = Annotated[
     | AoAConfig
     | TransformerConfig
     | MeshedMemoryConfig,
-    Field(discriminator="kind"),
+    ByKind(BaseDecoderConfig),
 ]
 
 
-def build(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
+def build(config: BaseDecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
     """The decoder that `config` describes, for regions of D = `channels` and V = `vocabulary_size`."""
     return config.build(channels=channels, vocabulary_size=vocabulary_size)
 
@@ -40,6 +39,7 @@ __all__ = [
     "AdaptiveAttentionConfig",
     "AoAConfig",
     "Att2inConfig",
+    "BaseDecoderConfig",
     "Decoder",
     "DecoderConfig",
     "HardAttentionLSTMConfig",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,23 @@ from torch import Tensor, nn
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 Nested = TypeVar("Nested")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseDecoderConfig(abc.ABC):
+    """Settings of a decoder: a frozen dataclass with a literal `kind`, sizes, and `build`."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    kind: str
+
+    @property
+    def longest(self) -> int | None:
+        """Most words that the decoder can read, `<start>` included; None: any number."""
+        return None
+
+    @abc.abstractmethod
+    def build(self, *, channels: int, vocabulary_size: int) -> Decoder:
+        """The decoder with new weights, for regions of D = `channels` and V = `vocabulary_size`."""
 
 
 class Decoder(nn.Module, abc.ABC):

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioning.models.decoders.base import Decoder
+from captioning.models.decoders.base import BaseDecoderConfig, Decoder
 from captioning.models.decoders.transformer import Regions, check_sizes, in_heads, look, read_word, read_words
 from captioning.ops.attention import multi_head
 from captioning.ops.cpu_kernels import VocabProjection
@@ -24,10 +24,9 @@ Size = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshedMemoryConfig:
+class MeshedMemoryConfig(BaseDecoderConfig):
     """Sizes of the decoder; `slots` is how many keys and values an encoder layer has learned by heart."""
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["meshed_memory"] = "meshed_memory"
     hidden: Size = 512
     feed_forward: Size = 2048
@@ -39,11 +38,6 @@ class MeshedMemoryConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self.hidden, self.heads, "sinusoidal")
-
-    @property
-    def longest(self) -> None:
-        """Captions of any length are read."""
-        return None
 
     def build(self, *, channels: int, vocabulary_size: int) -> MeshedMemory:
         return MeshedMemory(self, channels=channels, vocabulary_size=vocabulary_size)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioning.models.decoders.base import Decoder
+from captioning.models.decoders.base import BaseDecoderConfig, Decoder
 from captioning.ops.attention import multi_head
 from captioning.ops.cpu_kernels import VocabProjection
 from captioning.ops.kv_cache import KVCache, no_words
@@ -24,7 +24,7 @@ Positions = Literal["learned", "sinusoidal", "rotary"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(BaseDecoderConfig):
     """The decoder's parts and sizes.
 
     Attributes:
@@ -37,7 +37,6 @@ class TransformerConfig:
         tied: one matrix is both the embedding and the last product (Press and Wolf 2017).
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["transformer"] = "transformer"
     hidden: Size = 512
     feed_forward: Size = 2048

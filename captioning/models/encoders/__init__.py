@@ -1,31 +1,25 @@
-"""The encoders there are. Adding one is a file, and its name in the union here."""
+"""Encoders. A new one is a file in this folder, and its config's name in the union `EncoderConfig`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
-from pydantic import Field
-
-from captioning.models.encoders.base import Encoder, for_inference
+from captioning.models.encoders.base import BaseEncoderConfig, Encoder, for_inference
 from captioning.models.encoders.region_files import RegionsConfig
 from captioning.models.encoders.small_cnn import SmallCNNConfig
 from captioning.models.encoders.torchvision_cnn import TorchvisionConfig
+from captioning.utils.validation import ByKind
 
-EncoderConfig = Annotated[TorchvisionConfig | SmallCNNConfig | RegionsConfig, Field(discriminator="kind")]
+EncoderConfig = Annotated[TorchvisionConfig | SmallCNNConfig | RegionsConfig, ByKind(BaseEncoderConfig)]
 
 
-def build(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` describes, its weights read from where the config says."""
+def build(config: BaseEncoderConfig) -> Encoder:
+    """The encoder that `config` describes, with its initial weights."""
     return config.build()
 
 
-def without_weights(config: EncoderConfig) -> EncoderConfig:
-    """The same encoder, to be built without reading weights: a model folder brings its own."""
-    return replace(config, weights="none") if isinstance(config, TorchvisionConfig) else config
-
-
 __all__ = [
+    "BaseEncoderConfig",
     "Encoder",
     "EncoderConfig",
     "RegionsConfig",
@@ -33,5 +27,4 @@ __all__ = [
     "TorchvisionConfig",
     "build",
     "for_inference",
-    "without_weights",
 ]

@@ -1,4 +1,4 @@
-"""What every encoder is: pixels -> regions. Knows no files, no words."""
+"""Base class of encoders (pixels -> regions), and functions that encoders share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +20,42 @@ from torch.utils.checkpoint import checkpoint
 
 from captioning.tensors import Features
 
-UNCOUNTED = "num_batches_tracked"
-"""BatchNorm's counter: changes nothing in what comes out, so it is neither asked for nor fingerprinted."""
+if TYPE_CHECKING:
+    from captioning.models.encoders.region_files import RegionFiles
+
+IGNORED_BUFFER = "num_batches_tracked"
+"""BatchNorm's counter has no influence on the output: it is neither required in weight files nor fingerprinted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseEncoderConfig(ABC):
+    """Settings of an encoder: a frozen dataclass with a literal `kind`, and `build`."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    precomputed: ClassVar[bool] = False
+    """Whether regions are read from files (`open_regions`) instead of being computed from pixels."""
+
+    kind: str
+
+    @abstractmethod
+    def build(self) -> Encoder:
+        """The encoder with its initial weights, read from where the settings say."""
+
+    def without_weights(self) -> BaseEncoderConfig:
+        """Settings that build the same encoder without reading a weight file: a model folder holds the weights."""
+        return self
+
+    def open_regions(self) -> RegionFiles:
+        """The files of precomputed regions; only of encoders that are `precomputed`."""
+        raise NotImplementedError
 
 
 class Encoder(nn.Module, ABC):
-    """Images -> a grid of regions.
+    """Base class of encoders: images -> a grid of regions.
 
     Attributes:
         channels: D of the regions.
-        frozen: no parameter trains, so that features may be stored once and for all.
+        frozen: whether no parameter is trained, so that features can be computed once and stored.
     """
 
     channels: int
@@ -41,86 +68,83 @@ class Encoder(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """The settings that shape the features, as plain values; not whence the weights come."""
+        """The settings that the features depend on, as plain values; not where the weights come from."""
 
     @abstractmethod
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The parameters that train, as an optimizer takes them, each group with its learning rate.
+        """Trained parameters in groups, as optimizers take them, each with its learning rate; [] if frozen.
 
-        `lr` is for those that have none of their own. No groups where all is frozen.
+        `lr` is for groups without a learning rate of their own.
         """
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of `identity` and the weights: names, shapes, types and bytes.
-
-        Equal for equal weights wherever they were read from and on whatever device they are.
-        """
-        return fingerprint_of(self.identity, self.state_dict().items())
+        """Hash of `identity` and the weights (names, shapes, types, bytes), 16 hex digits; equal on any device."""
+        return fingerprint_weights(self.identity, self.state_dict().items())
 
 
-def fingerprint_of(identity: dict[str, Any], weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Sixteen hex digits of a sha256 over settings and named tensors, whatever their order."""
+def fingerprint_weights(identity: dict[str, Any], weights: Iterable[tuple[str, Tensor]]) -> str:
+    """First 16 hex digits of the sha256 over settings and named tensors, independent of their order."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for name, tensor in sorted(weights):
-        if name.endswith(UNCOUNTED):
+        if name.endswith(IGNORED_BUFFER):
             continue
         digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        values = tensor.detach().cpu().contiguous()
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def for_inference(encoder: Encoder) -> Encoder:
-    """A copy that gives the same regions (but for rounding) faster, in eval mode. Not for training or saving.
+    """A faster copy in eval mode with the same output (up to rounding). Not for training or saving.
 
-    BatchNorm is worked into the convolution before it, and convolution weights lie in the order that suits
-    `channels_last` maps: 1.6 times the images a second for MobileNetV2 on a CPU.
+    BatchNorm is fused into the preceding convolution and convolution weights are `channels_last`: 1.6 times the
+    images per second for MobileNetV2 on a CPU.
     """
-    faster = copy.deepcopy(encoder).eval().requires_grad_(False)
-    for module in list(faster.modules()):
+    copied = copy.deepcopy(encoder).eval().requires_grad_(False)
+    for module in list(copied.modules()):
         children = list(module.named_children())
         for (name, layer), (next_name, following) in itertools.pairwise(children):
             if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
                 setattr(module, name, fuse_conv_bn_eval(layer, following))
                 setattr(module, next_name, nn.Identity())
-    for module in faster.modules():
+    for module in copied.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
-    return faster
+    return copied
 
 
-def run_layers(layers: Sequence[nn.Module], maps: Tensor, *, recompute: bool) -> Tensor:
-    """The layers one after the other.
+def run_layers(layers: Sequence[nn.Module], maps: Tensor, *, gradient_checkpointing: bool) -> Tensor:
+    """Apply layers in sequence.
 
-    With `recompute` what lies between them is not kept for the backward pass but computed again there (Chen et
-    al. 2016): the same gradients for less memory and a second forward pass. Random draws are the same ones, and
-    BatchNorm's statistics move once.
+    With `gradient_checkpointing` the activations between them are recomputed in the backward pass (Chen et al.
+    2016): the same gradients for less memory and a second forward pass. The random numbers are the same in both
+    passes, and BatchNorm's statistics are updated once.
     """
-    layer = nn.Sequential(*layers)
-    if not (recompute and torch.is_grad_enabled()):
-        return layer(maps)
+    block = nn.Sequential(*layers)
+    if not (gradient_checkpointing and torch.is_grad_enabled()):
+        return block(maps)
     return checkpoint(
-        layer, maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _unmoved(layer))
+        block, maps, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _keep_buffers(block))
     )
 
 
 @contextlib.contextmanager
-def _unmoved(module: nn.Module) -> Iterator[None]:
-    """BatchNorm's statistics stay as they are: what the block moves are copies."""
-    own = [(each._buffers, dict(each._buffers)) for each in module.modules()]
-    for buffers, before in own:
+def _keep_buffers(module: nn.Module) -> Iterator[None]:
+    """Protect BatchNorm's statistics: inside the context the module updates copies of its buffers."""
+    saved = [(layer._buffers, dict(layer._buffers)) for layer in module.modules()]
+    for buffers, originals in saved:
         buffers.update(
-            {name: buffer if buffer is None else buffer.clone() for name, buffer in before.items()}
+            {name: buffer if buffer is None else buffer.clone() for name, buffer in originals.items()}
         )
     try:
         yield
     finally:
-        for buffers, before in own:
-            buffers.update(before)
+        for buffers, originals in saved:
+            buffers.update(originals)
 
 
-def as_regions(maps: Tensor, grid: int | None) -> Features:
-    """Feature maps (B, D, height, width) -> regions (B, N, D); averaged to N = grid x grid, if given."""
+def flatten_maps(maps: Tensor, grid: int | None) -> Features:
+    """Feature maps (B, D, height, width) -> regions (B, N, D), average-pooled to N = grid x grid if given."""
     if grid is not None and maps.shape[-2:] != (grid, grid):
         maps = F.adaptive_avg_pool2d(maps, grid)
     return Features(maps.flatten(2).transpose(1, 2).contiguous())

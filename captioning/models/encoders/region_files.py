@@ -1,11 +1,10 @@
-"""Regions that others computed, a file an image, in place of an encoder. Knows arrays, no pixels, no words."""
+"""Precomputed regions, one .npz or .npy file per image, used in place of an encoder."""
 
 from __future__ import annotations
 
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn
@@ -15,104 +14,115 @@ from pydantic import Field
 from torch import Tensor
 
 from captioning.errors import UserError
-from captioning.models.encoders.base import Encoder
+from captioning.models.encoders.base import BaseEncoderConfig, Encoder
 from captioning.records import ImageRecord
 
-NAMES = ("features", "feat", "x", "arr_0")
-"""What the regions are called in an .npz, the first that there is; boxes and the like may stand beside them."""
+ARRAY_NAMES = ("features", "feat", "x", "arr_0")
+"""Names under which an .npz may hold the regions; the first one present is read. Boxes and the like are ignored."""
 
 SUFFIXES = (".npz", ".npy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionsConfig:
+class RegionsConfig(BaseEncoderConfig):
     """A folder of .npz or .npy files, such as bottom-up features (Anderson et al. 2018).
 
     Attributes:
-        folder: its files are called by image id, or as the image is, but for the suffix.
+        folder: each file is named after the image id or the image file, plus .npz or .npy.
         channels: D of the regions; 2048 for bottom-up features.
-        most: regions of an image that are used, the first; null: all.
+        max_regions: use only the first `max_regions` regions of an image; null: all.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    precomputed: ClassVar[bool] = True
     kind: Literal["regions"] = "regions"
     folder: str
     channels: Annotated[int, Field(ge=1)] = 2048
-    most: Annotated[int, Field(ge=1)] | None = None
+    max_regions: Annotated[int, Field(ge=1)] | None = None
 
     def build(self) -> Regions:
         return Regions(self)
 
+    def open_regions(self) -> RegionFiles:
+        return RegionFiles(self)
+
 
 class Regions(Encoder):
-    """Stands where an encoder would: it knows the size of the regions, and makes none."""
+    """Stand-in for an encoder when regions are precomputed: it has their size, but cannot encode pixels."""
 
     def __init__(self, config: RegionsConfig):
         super().__init__()
         self.config, self.channels, self.frozen = config, config.channels, True
 
     def forward(self, pixels: Tensor) -> NoReturn:
-        """Raises UserError: regions are read, by `read_regions`, not made of pixels."""
+        """Raises UserError: regions are read from files, not computed from pixels."""
         raise UserError(
-            f"this model was trained on regions that others computed (encoder.folder {self.config.folder}), "
-            "which it cannot make of an image; caption a data set that has them with captioning evaluate RUN"
+            f"this model was trained on precomputed regions (encoder.folder {self.config.folder}) and cannot "
+            "encode images; caption a data set that has such regions with captioning evaluate RUN"
         )
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"kind": self.config.kind, "channels": self.channels, "most": self.config.most}
+        return {"kind": self.config.kind, "channels": self.channels, "max_regions": self.config.max_regions}
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         return []
 
 
-def list_files(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Paths of the folder's .npz and .npy files by their names without suffix.
+class RegionFiles:
+    """The files of a folder of precomputed regions."""
 
-    Raises:
-        UserError: there is no such folder, or none of these in it.
-    """
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise UserError(f"encoder.folder {folder}: cannot be read ({error.strerror})") from None
-    found = {
-        os.path.splitext(name)[0]: os.path.join(folder, name)
-        for suffix in reversed(SUFFIXES)  # of two for one image the .npz is taken
-        for name in names
-        if name.endswith(suffix)
-    }
-    if not found:
-        raise UserError(f"encoder.folder {folder}: holds no .npz or .npy files")
-    return found
+    def __init__(self, config: RegionsConfig):
+        """Raises UserError if the folder cannot be read or holds no .npz or .npy file."""
+        self.config = config
+        try:
+            names = sorted(os.listdir(config.folder))
+        except OSError as error:
+            raise UserError(f"encoder.folder {config.folder}: cannot be read ({error.strerror})") from None
+        self._paths = {
+            os.path.splitext(name)[0]: os.path.join(config.folder, name)
+            for suffix in reversed(SUFFIXES)  # if an image has both, the .npz wins
+            for name in names
+            if name.endswith(suffix)
+        }
+        if not self._paths:
+            raise UserError(f"encoder.folder {config.folder}: holds no .npz or .npy files")
+
+    @property
+    def location(self) -> str:
+        """Where the regions are, for messages."""
+        return f"the regions in {self.config.folder}"
+
+    def find(self, record: ImageRecord) -> str | None:
+        """Path of the image's file, named after its id or its image file; None if there is neither."""
+        return self._paths.get(str(record.image_id)) or self._paths.get(Path(record.path).stem)
+
+    def read(self, path: str) -> np.ndarray:
+        """The regions (N, D) float32 in a file. Raises UserError as `read_regions` does."""
+        return read_regions(path, channels=self.config.channels, max_regions=self.config.max_regions)
 
 
-def file_of(record: ImageRecord, files: Mapping[str, str]) -> str | None:
-    """The image's file: called by its id, or as the image is; None where there is neither."""
-    return files.get(str(record.image_id)) or files.get(Path(record.path).stem)
-
-
-def read_regions(path: str, *, channels: int, most: int | None) -> np.ndarray:
-    """An image's regions (N, D) float32. No code in the file is run.
+def read_regions(path: str, *, channels: int, max_regions: int | None) -> np.ndarray:
+    """Regions (N, D) float32 of one image. Never unpickles.
 
     Args:
-        channels: D, the length of the array's last axis; the others are taken together.
-        most: at most so many, the first.
+        channels: D, the size of the array's last axis; the other axes are flattened into N.
+        max_regions: keep the first `max_regions`; None: all.
 
     Raises:
-        UserError: missing, damaged, holding objects, of another size, or not finite.
+        UserError: the file is missing or damaged, holds Python objects, or its array is of the wrong size or
+            not finite.
     """
     try:
         with open(path, "rb") as file:
             content = np.load(file, allow_pickle=False)
-            array = content if isinstance(content, np.ndarray) else _named(content, path)
+            array = content if isinstance(content, np.ndarray) else _array_of_npz(content, path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of regions") from None
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path}: refused as unsafe: holds Python objects; save plain numbers") from None
         raise UserError(
-            f"{path}: damaged, or no .npy or .npz ({' '.join(str(error).split())[:100]}); fetch it again"
+            f"{path}: damaged, or not an .npy or .npz file ({' '.join(str(error).split())[:100]}); fetch it again"
         ) from None
     if array.ndim < 2 or array.shape[-1] != channels or not array.size:
         raise UserError(
@@ -120,25 +130,25 @@ def read_regions(path: str, *, channels: int, most: int | None) -> np.ndarray:
         )
     if array.dtype.kind not in "fiu":
         raise UserError(f"{path}: expected numbers, found {array.dtype}")
-    regions = array.reshape(-1, channels)[:most].astype(np.float32)
+    regions = array.reshape(-1, channels)[:max_regions].astype(np.float32)
     if not np.isfinite(regions).all():
         raise UserError(f"{path}: holds values that are not finite; compute it again")
     return regions
 
 
-def _named(content: Any, path: str) -> np.ndarray:
-    for name in NAMES:
+def _array_of_npz(content: Any, path: str) -> np.ndarray:
+    for name in ARRAY_NAMES:
         if name in content.files:
             return content[name]
     raise UserError(
-        f"{path}: holds {', '.join(content.files) or 'nothing'}; the regions are to be called {NAMES[0]}"
+        f"{path}: holds {', '.join(content.files) or 'nothing'}; store the regions under {ARRAY_NAMES[0]}"
     )
 
 
-def padded(regions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """B arrays (N_b, D) -> (B, N, D) float32, zeros behind an image's regions, and (B, N) bool: where there are."""
-    counts = np.array([len(each) for each in regions])
-    out = np.zeros((len(regions), counts.max(), regions[0].shape[1]), np.float32)
-    for row, each in zip(out, regions, strict=True):
-        row[: len(each)] = each
-    return out, np.arange(counts.max()) < counts[:, None]
+def pad_regions(regions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """B arrays (N_b, D) -> zero-padded (B, N, D) float32 and the mask (B, N) bool of real regions."""
+    counts = np.array([len(array) for array in regions])
+    padded = np.zeros((len(regions), counts.max(), regions[0].shape[1]), np.float32)
+    for row, array in zip(padded, regions, strict=True):
+        row[: len(array)] = array
+    return padded, np.arange(counts.max()) < counts[:, None]

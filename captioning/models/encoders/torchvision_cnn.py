@@ -1,11 +1,11 @@
-"""Torchvision's CNNs without classifiers, frozen or trained from a stage on. Knows pixels, no words."""
+"""Torchvision's CNNs without their classifiers, frozen or trained from a given stage on."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 from urllib.error import URLError
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from captioning.errors import UserError
-from captioning.models.encoders.base import Encoder, as_regions, run_layers
-from captioning.models.encoders.weights import check_state, fit_weights, read_weights
+from captioning.models.encoders.base import BaseEncoderConfig, Encoder, flatten_maps, run_layers
+from captioning.models.encoders.weights import check_state_dict, match_weights, read_weights
 from captioning.tensors import Features
 
 NAMES = (
@@ -33,77 +33,83 @@ NAMES = (
     "regnet_y_16gf", "regnet_y_32gf",
     "squeezenet1_0", "squeezenet1_1",
 )  # fmt: skip
-"""What torchvision calls them; those whose maps come from layers that run one after the other."""
+"""Torchvision's names of the networks whose feature maps come from layers in sequence."""
 
 
-def known_network(name: str) -> str:
-    """`name`, if it is one of `NAMES`; else an error that names the nearest, not all of them."""
+def check_name(name: str) -> str:
+    """`name` if it is one of `NAMES`; otherwise an error with the closest ones."""
     if name in NAMES:
         return name
-    near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.3)
+    closest = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.3)
     raise PydanticCustomError(
-        "network", "no network of this name; near it are {near}", {"near": ", ".join(near or NAMES[:3])}
+        "network",
+        "no network of this name; the closest are {names}",
+        {"names": ", ".join(closest or NAMES[:3])},
     )
 
 
-Name = Annotated[str, AfterValidator(known_network)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 PROBE = 64
-"""Side of the image that a network is tried on once to find where its stages begin."""
+"""Side in pixels of the image that is passed through a network once to find its stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionConfig:
-    """A network of torchvision by its name there.
+class TorchvisionConfig(BaseEncoderConfig):
+    """Settings of `TorchvisionCNN`.
 
-    weights: "none" (random), "default" (torchvision's own, downloaded when first used), or a path to a
-        .safetensors or .pth file with the network's `state_dict`, with or without the classifier.
-    grid: regions are averaged to grid x grid; None keeps the network's own (7 x 7 at 224 px for most,
-        14 x 14 for VGG as in Xu et al. 2015, 13 x 13 for SqueezeNet).
-    trainable_from: None: frozen. Otherwise the first stage that trains; see `TorchvisionCNN`.
-    lr: the learning rate of what trains; None: the decoder's.
-    recompute: what is inside a stage that trains is computed again in the backward pass, to save memory.
+    Attributes:
+        name: torchvision's name of the network.
+        weights: "none" (random), "default" (torchvision's, downloaded on first use), or the path of a .safetensors
+            or .pth file with the network's `state_dict`, with or without the classifier.
+        grid: average-pool the regions to grid x grid; null: keep the network's own grid (7 x 7 at 224 px for most,
+            14 x 14 for VGG as in Xu et al. 2015, 13 x 13 for SqueezeNet).
+        trainable_from: first stage that is trained, see `TorchvisionCNN`; null: all are frozen.
+        lr: learning rate of the trained stages; null: the decoder's.
+        gradient_checkpointing: recompute the activations of trained stages in the backward pass, to save memory.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     kind: Literal["torchvision"] = "torchvision"
     name: Name = "resnet101"
     weights: str = "none"
     grid: Annotated[int, Field(ge=1)] | None = None
     trainable_from: Annotated[int, Field(ge=0)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = 1e-4
-    recompute: bool = False
+    gradient_checkpointing: bool = False
 
     def build(self) -> TorchvisionCNN:
         return TorchvisionCNN(self)
 
+    def without_weights(self) -> TorchvisionConfig:
+        return replace(self, weights="none")
+
 
 class TorchvisionCNN(Encoder):
-    """The convolutional part of a network, in stages.
+    """The convolutional part of a network, divided into stages.
 
-    Stage s is the layers whose output is 1 / 2**(s + 1) of the image's side; stage 0 also takes those that
-    keep the full side. So ResNet's and RegNet's stages 1 .. 4 are their blocks `layer1` .. `layer4` and
-    stage 0 the stem; MobileNet and EfficientNet have 0 .. 4; ConvNeXt, whose stem makes a quarter of the
-    side at once, 1 .. 4; VGG and SqueezeNet 0 .. 3.
-    Training from stage s leaves the stages below frozen: no gradient, and eval mode whatever mode the model
-    is in, so that BatchNorm statistics stay.
-    VGG ends before its last pooling, as Xu et al. 2015 (section 4.3) use it.
+    Stage s consists of the layers whose output side is 1 / 2**(s + 1) of the image's; stage 0 also includes the
+    layers at full size. For ResNet and RegNet, stages 1 .. 4 are the blocks `layer1` .. `layer4` and stage 0 is
+    the stem; MobileNet and EfficientNet have stages 0 .. 4; ConvNeXt, whose stem reduces by four at once, 1 .. 4;
+    VGG and SqueezeNet 0 .. 3.
+    Stages below `trainable_from` are frozen: they get no gradient and stay in eval mode, so their BatchNorm
+    statistics do not change.
+    VGG is cut before its last pooling, as in Xu et al. 2015 (section 4.3).
     """
 
     def __init__(self, config: TorchvisionConfig):
         super().__init__()
         self.config = config
         model = models.get_model(config.name, weights=None)
-        heads = set(model.state_dict())
+        classifier_names = set(model.state_dict())
         for head in ("avgpool", "fc", "classifier"):
             if hasattr(model, head):
                 delattr(model, head)
         if config.name.startswith("vgg"):
             del model.features[-1]  # type: ignore[index, union-attr, operator]
         self.backbone = model
-        heads -= set(model.state_dict())
-        self._load(heads)
-        self._stages, self.channels = stages_of(layers_of(model))
+        classifier_names -= set(model.state_dict())
+        self._load(classifier_names)
+        self._stages, self.channels = find_stages(list_layers(model))
         if config.trainable_from is not None and config.trainable_from > max(self._stages):
             raise UserError(
                 f"encoder.trainable_from: the last stage of {config.name} is {max(self._stages)}, "
@@ -115,15 +121,15 @@ class TorchvisionCNN(Encoder):
         self.train(self.training)
 
     def _layers(self) -> list[tuple[nn.Module, bool]]:
-        """The layers in order, each with whether it trains."""
+        """The layers in order, with whether they are trained."""
         first = self.config.trainable_from
         return [
             (layer, first is not None and stage >= first)
-            for layer, stage in zip(layers_of(self.backbone), self._stages, strict=True)
+            for layer, stage in zip(list_layers(self.backbone), self._stages, strict=True)
         ]
 
     def train(self, mode: bool = True) -> TorchvisionCNN:
-        """As `nn.Module.train`, for the stages that train; the others stay in eval mode."""
+        """Set training mode for the trained stages; the frozen ones stay in eval mode."""
         super().train(mode and not self.frozen)
         for layer, trains in self._layers():
             if not trains:
@@ -131,15 +137,14 @@ class TorchvisionCNN(Encoder):
         return self
 
     def forward(self, pixels: Tensor) -> Features:
-        """Normalised pixels (B, 3, height, width) float -> regions (B, N, D)."""
-        maps = pixels.contiguous(memory_format=torch.channels_last)  # the faster order on CPU and GPU
-        first = self.config.trainable_from
-        layers = zip(self._stages, layers_of(self.backbone), strict=True)
-        for stage, group in itertools.groupby(layers, key=lambda each: each[0]):
+        maps = pixels.contiguous(memory_format=torch.channels_last)  # faster on CPU and GPU
+        first, checkpointing = self.config.trainable_from, self.config.gradient_checkpointing
+        layers = zip(self._stages, list_layers(self.backbone), strict=True)
+        for stage, group in itertools.groupby(layers, key=lambda pair: pair[0]):
             trains = first is not None and stage >= first
             with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-                maps = run_layers([layer for _, layer in group], maps, recompute=self.config.recompute)
-        return as_regions(maps, self.config.grid)
+                maps = run_layers([layer for _, layer in group], maps, gradient_checkpointing=checkpointing)
+        return flatten_maps(maps, self.config.grid)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -149,19 +154,22 @@ class TorchvisionCNN(Encoder):
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": parameters, "lr": self.config.lr or lr}] if parameters else []
 
-    def _load(self, heads: set[str]) -> None:
+    def _load(self, classifier_names: set[str]) -> None:
         if self.config.weights == "none":
             return
         if self.config.weights == "default":
-            given, where = _default_weights(self.config.name), f"torchvision's weights for {self.config.name}"
+            weights, where = (
+                _default_weights(self.config.name),
+                f"torchvision's weights for {self.config.name}",
+            )
         else:
-            given, where = read_weights(self.config.weights), self.config.weights
-        fitted = fit_weights(given, self.backbone.state_dict(), heads=heads, where=where)
-        self.backbone.load_state_dict(fitted, strict=False)  # only BatchNorm's counters are left out
+            weights, where = read_weights(self.config.weights), self.config.weights
+        matched = match_weights(weights, self.backbone.state_dict(), optional=classifier_names, where=where)
+        self.backbone.load_state_dict(matched, strict=False)  # only BatchNorm's counters are missing
 
 
 def _default_weights(name: str) -> dict[str, Tensor]:
-    """Torchvision's own weights; downloaded to torch's cache when first asked for."""
+    """Torchvision's weights, downloaded to torch's cache on first use."""
     try:
         state = models.get_model_weights(name).DEFAULT.get_state_dict(  # type: ignore[attr-defined]
             progress=False, check_hash=True, weights_only=True
@@ -171,11 +179,11 @@ def _default_weights(name: str) -> dict[str, Tensor]:
             f"encoder.weights: default: torchvision's weights for {name} cannot be downloaded "
             f"({' '.join(str(error).split())}); give the path of a file instead"
         ) from None
-    return check_state(state, name)
+    return check_state_dict(state, name)
 
 
-def layers_of(backbone: nn.Module) -> list[nn.Module]:
-    """A network without its classifier as layers to be run one after the other."""
+def list_layers(backbone: nn.Module) -> list[nn.Module]:
+    """The layers of a network without its classifier, in order."""
     layers: list[nn.Module] = []
     for name, child in backbone.named_children():
         if name in ("features", "trunk_output"):
@@ -186,8 +194,8 @@ def layers_of(backbone: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def stages_of(layers: list[nn.Module]) -> tuple[list[int], int]:
-    """Each layer's stage, found by running a small image through, and the channels of the last layer."""
+def find_stages(layers: list[nn.Module]) -> tuple[list[int], int]:
+    """Stage of each layer, found by passing a small image through, and the last layer's channels."""
     maps = torch.zeros(1, 3, PROBE, PROBE)
     stages: list[int] = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""A file of weights -> the part that a backbone needs, checked name by name. Runs no code from the file."""
+"""Safe reading of weight files, and checks that they fit a backbone."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from captioning.errors import UserError
-from captioning.models.encoders.base import UNCOUNTED
+from captioning.models.encoders.base import IGNORED_BUFFER
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth / .pt file that holds a plain `state_dict`.
+    """Read the tensors of a .safetensors file, or of a .pth / .pt file with a plain `state_dict`.
 
     Raises:
-        UserError: missing, damaged, not a `state_dict`, or a pickle with more in it than tensors (never run).
+        UserError: the file is missing, damaged, not a `state_dict`, or a pickle of anything but tensors. No code
+            of the file is run.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path}: a folder; name the file of weights in it (.safetensors or .pth)")
+        raise UserError(f"{path}: a folder; give the weight file in it (.safetensors or .pth)")
     if not path.is_file():
-        raise UserError(f"{path}: no such file of weights; give a .safetensors or .pth, or none, or default")
+        raise UserError(f"{path}: no such file; give a .safetensors or .pth file, none or default")
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return check_state(state, str(path))
+    return check_state_dict(state, str(path))
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -46,17 +47,17 @@ def _read_torch(path: Path) -> Any:
         reason = " ".join(str(error).split())
         if "WeightsUnpickler error" in reason or "weights_only" in reason.lower():
             raise UserError(
-                f"{path}: refused as unsafe: it is a pickle that holds more than tensors; "
-                "save the model's state_dict as .safetensors where you trust it"
+                f"{path}: refused as unsafe: a pickle that holds more than tensors; "
+                "if you trust it, save the model's state_dict as .safetensors"
             ) from None
-        raise UserError(f"{path}: damaged, or not a file of weights ({reason[:120]})") from None
-    except Exception as error:  # torch.load raises nearly everything on damaged input
+        raise UserError(f"{path}: damaged, or not a weight file ({reason[:120]})") from None
+    except Exception as error:  # torch.load raises almost any exception on damaged input
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path}: damaged, or not a state_dict ({reason})") from None
 
 
-def check_state(state: Any, where: str) -> dict[str, Tensor]:
-    """`state`, if it is a mapping of names to tensors. Raises UserError, naming what else is there."""
+def check_state_dict(state: Any, where: str) -> dict[str, Tensor]:
+    """Return `state` if it maps names to tensors. Raises UserError otherwise."""
     if not isinstance(state, Mapping):
         raise UserError(f"{where}: expected a state_dict (names to tensors), found {type(state).__name__}")
     for name, value in state.items():
@@ -68,35 +69,35 @@ def check_state(state: Any, where: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def fit_weights(
-    given: Mapping[str, Tensor], own: Mapping[str, Tensor], *, heads: Collection[str], where: str
+def match_weights(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor], *, optional: Collection[str], where: str
 ) -> dict[str, Tensor]:
-    """The tensors of `given` that the backbone's state `own` asks for, in its types.
+    """The tensors of `weights` that a backbone with state dict `state` needs, in its dtypes.
 
     Args:
-        heads: names that may be there and are left out: the classifier's.
+        optional: names that may occur in `weights` and are dropped: the classifier's.
         where: the file, for messages.
 
     Raises:
-        UserError: a name is missing, unknown, of another shape, or holds values that are not finite.
+        UserError: a name is missing or unknown, or a tensor has another shape or values that are not finite.
     """
-    needed = {name for name in own if not name.endswith(UNCOUNTED)}
-    there = {name for name in given if not name.endswith(UNCOUNTED) and name not in heads}
-    for problem, names in (("is missing", needed - there), ("is not in this architecture", there - needed)):
+    needed = {name for name in state if not name.endswith(IGNORED_BUFFER)}
+    given = {name for name in weights if not name.endswith(IGNORED_BUFFER) and name not in optional}
+    for problem, names in (("is missing", needed - given), ("is not in this architecture", given - needed)):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise UserError(
-                f"{where}: weight {min(names)} {problem}{more}; is this the file for the encoder named?"
+                f"{where}: weight {min(names)} {problem}{more}; is it a file for another network?"
             )
-    fitted = {}
+    matched = {}
     for name in sorted(needed):
-        tensor, wanted = given[name], own[name]
-        if tensor.shape != wanted.shape:
+        tensor, expected = weights[name], state[name]
+        if tensor.shape != expected.shape:
             raise UserError(
                 f"{where}: weight {name} has shape {list(tensor.shape)}, "
-                f"the architecture {list(wanted.shape)}"
+                f"the architecture {list(expected.shape)}"
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{where}: weight {name} holds values that are not finite; fetch the file again")
-        fitted[name] = tensor.to(wanted.dtype)
-    return fitted
+        matched[name] = tensor.to(expected.dtype)
+    return matched

@@ -23,7 +23,6 @@ from captioning.models.encoders import (
     TorchvisionConfig,
     build,
     for_inference,
-    without_weights,
 )
 from captioning.models.encoders.torchvision_cnn import NAMES
 from tests.helpers.shared_data import SHARED, needs_shared
@@ -227,9 +226,9 @@ TRAINED = {
 def test_recomputing_changes_nothing_but_the_memory(name: str):
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     gradients, moved, kept = [], [], []
-    for recompute in (False, True):
+    for checkpointing in (False, True):
         torch.manual_seed(0)
-        encoder = build(dataclasses.replace(TRAINED[name], recompute=recompute)).train()
+        encoder = build(dataclasses.replace(TRAINED[name], gradient_checkpointing=checkpointing)).train()
         sizes = {}  # of what the forward pass leaves for the backward pass
 
         def keep(tensor: torch.Tensor, sizes=sizes) -> torch.Tensor:
@@ -396,7 +395,7 @@ def test_no_weights_means_no_download(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("downloaded")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", never)
-    build(without_weights(TorchvisionConfig(name=NAME, weights="default")))
+    build(TorchvisionConfig(name=NAME, weights="default").without_weights())
 
 
 @needs_shared
@@ -459,7 +458,7 @@ def test_configs_are_told_apart_by_kind():
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
-    with pytest.raises(ValidationError, match="no network of this name; near it are mobilenet_v2"):
+    with pytest.raises(ValidationError, match="no network of this name; the closest are mobilenet_v2"):
         adapter.validate_python({"kind": "torchvision", "name": "mobilenetv2"})
 
 
@@ -469,7 +468,7 @@ def test_configs_are_told_apart_by_kind():
 def test_the_small_encoder():
     torch.manual_seed(0)
     config = SmallCNNConfig(channels=(16, 24, 40))
-    assert without_weights(config) is config
+    assert config.without_weights() is config
     encoder = build(config)
     assert encoder.channels == 40 and not encoder.frozen
     assert encoder(torch.randn(2, 3, 64, 88)).regions.shape == (2, 8 * 11, 40)

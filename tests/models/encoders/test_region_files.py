@@ -10,7 +10,7 @@ from captioning.config import parse
 from captioning.errors import UserError
 from captioning.experiment import Experiment
 from captioning.models.encoders import RegionsConfig, build
-from captioning.models.encoders.region_files import file_of, list_files, padded, read_regions
+from captioning.models.encoders.region_files import RegionFiles, pad_regions, read_regions
 from captioning.records import ImageRecord
 from tests.helpers.running import tool
 
@@ -21,14 +21,18 @@ D = 7
 def test_npz_by_any_of_its_names_boxes_beside(tmp_path, name):
     regions = np.random.default_rng(0).standard_normal((5, D)).astype(np.float32)
     np.savez_compressed(tmp_path / "3.npz", **{name: regions, "boxes": np.ones((5, 4))})
-    np.testing.assert_array_equal(read_regions(str(tmp_path / "3.npz"), channels=D, most=None), regions)
-    np.testing.assert_array_equal(read_regions(str(tmp_path / "3.npz"), channels=D, most=2), regions[:2])
+    np.testing.assert_array_equal(
+        read_regions(str(tmp_path / "3.npz"), channels=D, max_regions=None), regions
+    )
+    np.testing.assert_array_equal(
+        read_regions(str(tmp_path / "3.npz"), channels=D, max_regions=2), regions[:2]
+    )
 
 
 def test_npy_half_precision_and_grids(tmp_path):
     grid = np.random.default_rng(0).standard_normal((2, 3, D)).astype(np.float16)
     np.save(tmp_path / "a.npy", grid)
-    read = read_regions(str(tmp_path / "a.npy"), channels=D, most=None)
+    read = read_regions(str(tmp_path / "a.npy"), channels=D, max_regions=None)
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, grid.reshape(6, D).astype(np.float32))
 
@@ -44,7 +48,7 @@ def test_objects_are_refused_and_nothing_runs(tmp_path, monkeypatch, suffix):
     array = np.array([Evil()], dtype=object)
     np.save("a.npy", array, allow_pickle=True) if suffix == "npy" else np.savez("a.npz", features=array)
     with pytest.raises(UserError, match="refused as unsafe: holds Python objects"):
-        read_regions(f"a.{suffix}", channels=D, most=None)
+        read_regions(f"a.{suffix}", channels=D, max_regions=None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -64,7 +68,7 @@ def test_objects_are_refused_and_nothing_runs(tmp_path, monkeypatch, suffix):
 def test_what_is_not_regions_is_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(UserError, match=message):
-        read_regions(str(tmp_path / "a.npy"), channels=D, most=None)
+        read_regions(str(tmp_path / "a.npy"), channels=D, max_regions=None)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
@@ -75,38 +79,38 @@ def test_a_cut_file_is_told_in_one_sentence(tmp_path, suffix, share):
     np.save(path, array) if suffix == "npy" else np.savez_compressed(path, feat=array)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match="damaged") as caught:
-        read_regions(str(path), channels=D, most=None)
+        read_regions(str(path), channels=D, max_regions=None)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(UserError, match="no such file of regions"):
-        read_regions(str(tmp_path / "a.npy"), channels=D, most=None)
+        read_regions(str(tmp_path / "a.npy"), channels=D, max_regions=None)
     np.savez(tmp_path / "b.npz", pooled=np.zeros((1, D)))
-    with pytest.raises(UserError, match="holds pooled; the regions are to be called features"):
-        read_regions(str(tmp_path / "b.npz"), channels=D, most=None)
+    with pytest.raises(UserError, match="holds pooled; store the regions under features"):
+        read_regions(str(tmp_path / "b.npz"), channels=D, max_regions=None)
     (tmp_path / "empty").mkdir()
     for folder, message in (("none", "cannot be read"), ("empty", r"holds no \.npz or \.npy")):
         with pytest.raises(UserError, match=message):
-            list_files(tmp_path / folder)
+            RegionFiles(RegionsConfig(folder=str(tmp_path / folder)))
 
 
 def test_files_are_found_by_id_and_by_the_images_name(tmp_path):
     for name in ("42.npz", "COCO_000043.npy", "c.jpg.npz", "42.npy"):
         (tmp_path / name).write_bytes(b"")
-    files = list_files(tmp_path)
+    files = RegionFiles(RegionsConfig(folder=str(tmp_path)))
     for image_id, path, found in (
         (42, "x/COCO_000042.jpg", "42.npz"),
         (43, "x/COCO_000043.jpg", "COCO_000043.npy"),
         ("c.jpg", "x/c.jpg", "c.jpg.npz"),
     ):
-        assert file_of(ImageRecord(image_id, path, (), "val"), files) == str(tmp_path / found)
-    assert file_of(ImageRecord(4, "x/d.jpg", (), "val"), files) is None
+        assert files.find(ImageRecord(image_id, path, (), "val")) == str(tmp_path / found)
+    assert files.find(ImageRecord(4, "x/d.jpg", (), "val")) is None
 
 
 def test_padding_says_where_there_is_a_region():
     first, second = np.ones((2, D), np.float32), np.full((5, D), 2, np.float32)
-    regions, valid = padded([first, second])
+    regions, valid = pad_regions([first, second])
     assert regions.shape == (2, 5, D) and valid.tolist() == [[True] * 2 + [False] * 3, [True] * 5]
     np.testing.assert_array_equal(regions[0, :2], first)
     assert not regions[0, 2:].any()
@@ -114,7 +118,7 @@ def test_padding_says_where_there_is_a_region():
 
 def test_pixels_are_refused():
     encoder = build(RegionsConfig(folder="f", channels=D))
-    with pytest.raises(UserError, match="regions that others computed"):
+    with pytest.raises(UserError, match="precomputed regions"):
         encoder(torch.zeros(1, 3, 8, 8))
 
 
@@ -157,7 +161,7 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
     assert done.code == 0, done.err
     photo = records[0].path
     done = tool("caption", photo, "--model", str(experiment.folder))
-    assert done.code == 2 and "regions that others computed" in done.err and done.err.count("\n") == 1
+    assert done.code == 2 and "precomputed regions" in done.err and done.err.count("\n") == 1
 
 
 def test_regions_are_not_mirrored(tmp_path):

@@ -1,0 +1,182 @@
+"""Typed settings from plain values: pydantic over frozen dataclasses, unions chosen by `kind`, one-sentence errors."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
+from pydantic_core import core_schema
+
+from captioning.errors import UserError
+from captioning.utils.files import read_text
+from captioning.utils.plugins import load_object
+
+T = TypeVar("T")
+
+
+class KindError(ValueError):
+    """A section's `kind` is missing, unknown or cannot be imported."""
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """Makes a union of dataclasses choose its member by the key `kind`: `Annotated[A | B, ByKind()]`.
+
+    Attributes:
+        base: base class of members from outside the package, whose kind is "module:Class"; None allows none.
+    """
+
+    base: type | None = None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        members = {member.kind: member for member in typing.get_args(source)}
+
+        def parse(value: Any, info: ValidationInfo) -> Any:
+            if isinstance(value, tuple(members.values())) or (self.base and isinstance(value, self.base)):
+                return value
+            if not isinstance(value, Mapping):
+                raise ValueError(f"expected a section with a kind, got {value!r}")
+            allow_code = bool(info.context and info.context.get("allow_code"))
+            member = self.member(members, value.get("kind"), allow_code=allow_code)
+            return _adapter(member).validate_python(dict(value), context=info.context)
+
+        def dump(value: Any, info: core_schema.SerializationInfo) -> Any:
+            return _adapter(type(value)).dump_python(value, mode="json" if info.mode_is_json() else "python")
+
+        return core_schema.with_info_plain_validator_function(
+            parse, serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
+        )
+
+    def member(self, members: Mapping[str, type], kind: Any, *, allow_code: bool) -> type:
+        """The class of a kind. Raises KindError."""
+        if kind is None:
+            raise KindError(f"missing; there are {', '.join(members)}")
+        if kind in members:
+            return members[kind]
+        if not (self.base and isinstance(kind, str) and ":" in kind):
+            near = difflib.get_close_matches(str(kind), members, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(members)}"
+            raise KindError(f"unknown kind {kind!r}; {hint}")
+        try:
+            return self._outside(kind, load_object(kind, allow_code=allow_code))
+        except UserError as error:
+            raise KindError(str(error)) from error
+
+    def _outside(self, kind: str, member: Any) -> type:
+        base = typing.cast(type, self.base)
+        if not (isinstance(member, type) and issubclass(member, base) and is_dataclass(member)):
+            raise UserError(f"{kind} is not a dataclass derived from {base.__module__}.{base.__qualname__}")
+        if getattr(member, "kind", None) != kind:
+            raise UserError(f"{kind}: the class needs the field `kind: Literal[{kind!r}] = {kind!r}`")
+        return member
+
+
+def members(union: Any) -> dict[str, type[Any]]:
+    """The classes of an `Annotated[A | B, ByKind()]` by kind."""
+    return {member.kind: member for member in typing.get_args(typing.get_args(union)[0])}
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping in a YAML file of plain values. Raises UserError if it is anything else."""
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}: broken YAML{place}; only plain values are read") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values at the root, found {type(values).__name__}")
+    return values
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+
+def dump(value: Any) -> dict[str, Any]:
+    """A settings dataclass as plain values, as YAML and JSON hold them."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def validate(
+    target: type[T] | Any,
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    section: str = "",
+    allow_code: bool = False,
+) -> T:
+    """An instance of a dataclass, or of a union of them, made of plain values.
+
+    Args:
+        where: the file or option that the values come from, for the message; "" to leave it out.
+        section: key of the section in that file, for the message.
+        allow_code: whether a `kind` outside the package may be imported (see `load_object`).
+
+    Raises:
+        UserError: names the first key that is wrong, and the nearest known one where it is unknown.
+    """
+    try:
+        return _adapter(target).validate_python(dict(values), context={"allow_code": allow_code})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        cause = problem.get("ctx", {}).get("error")
+        message = _explain(problem, target, values, section)
+        raise UserError(f"{where}: {message}" if where else message) from getattr(cause, "__cause__", None)
+
+
+def _explain(problem: Mapping[str, Any], target: Any, values: Any, section: str) -> str:
+    """One sentence for one problem that pydantic has found."""
+    place, error = problem["loc"], problem.get("ctx", {}).get("error")
+    parents = [section] if section else []
+    parents += [str(part) for part in place[:-1]]
+    for part in place[:-1]:
+        target, values = _child(target, values, part)
+    key = ".".join([*parents, *map(str, place[-1:]), *(["kind"] if isinstance(error, KindError) else [])])
+    key = key or "settings"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        config = _dataclass(target, values)
+        names = [field.name for field in fields(config)] if config else []
+        near = difflib.get_close_matches(str(place[-1]), names, n=1)
+        hint = f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"there are {', '.join(names)}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if problem["type"] == "value_error":
+        return f"{key}: {error}"  # which names the values
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _child(target: Any, values: Any, part: Any) -> tuple[Any, Any]:
+    """The type and the values of one key of a section, or of one entry of a list."""
+    if isinstance(part, int):
+        return target, values[part] if isinstance(values, list | tuple) and part < len(values) else None
+    config = _dataclass(target, values)
+    hint = typing.get_type_hints(config).get(part) if config else None
+    return hint, values.get(part) if isinstance(values, Mapping) else None
+
+
+def _dataclass(target: Any, values: Any) -> Any:
+    """The dataclass, among those of a type, that values belong to by their kind; None where there is none."""
+    options = list(_dataclasses(target))
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if isinstance(kind, str) and ":" in kind:
+        return load_object(kind, allow_code=False)  # validation has imported it
+    chosen = [option for option in options if getattr(option, "kind", None) == kind]
+    return next(iter(chosen or options), None)
+
+
+def _dataclasses(target: Any) -> typing.Iterator[Any]:
+    if is_dataclass(target):
+        yield target
+    else:
+        for argument in typing.get_args(target):
+            yield from _dataclasses(argument)
