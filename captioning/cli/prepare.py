@@ -209,9 +209,9 @@ def main() -> int:
 def read_settings(kind: str, root: str | None, settings: list[str]) -> DatasetConfig:
     """The data set's config. Raises UserError for an unknown key or a wrong value."""
     import yaml
-    from pydantic import TypeAdapter, ValidationError
 
     from captioning.datasets import DatasetConfig
+    from captioning.utils.validation import validate
 
     values: dict[str, Any] = {"kind": kind, **({} if root is None else {"root": os.path.expanduser(root)})}
     for setting in settings:
@@ -222,12 +222,7 @@ def read_settings(kind: str, root: str | None, settings: list[str]) -> DatasetCo
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"{setting!r}: the value is not YAML") from None
-    try:
-        return TypeAdapter(DatasetConfig).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"][1:])
-        raise UserError(f"{kind}: {key}: {problem['msg']}, got {problem['input']!r}") from None
+    return validate(DatasetConfig, values, where=kind, allow_code=True)
 
 
 def download(guide: Guide, names: list[str], root: Path) -> None:

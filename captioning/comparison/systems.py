@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from captioning import datasets
 from captioning.comparison.results import System, SystemRun
@@ -19,6 +18,7 @@ from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
 from captioning.records import ImageId, ImageRecord, read_results
 from captioning.utils.files import fingerprint, read_text
+from captioning.utils.validation import validate
 
 LEFT_OUT = ("name", "seed", "runs", "tracking", "device")
 """Settings in which runs of one system differ."""
@@ -134,12 +134,12 @@ def records_of(settings: Sequence[Settings], split: str) -> list[ImageRecord]:
         raise UserError(
             f"the runs {names} were made with different dataset settings; compare them on the same data"
         )
-    try:
-        config = TypeAdapter(DatasetConfig).validate_python(settings[0].values["dataset"])
-    except ValidationError as error:
-        raise UserError(
-            f"{settings[0].folder / 'config.yaml'}: dataset: {error.errors()[0]['msg']}"
-        ) from None
+    config: DatasetConfig = validate(
+        DatasetConfig,
+        settings[0].values["dataset"],
+        where=str(settings[0].folder / "config.yaml"),
+        section="dataset",
+    )
     return of_split(datasets.load(config), split)
 
 

@@ -143,8 +143,8 @@ def test_same_photograph_in_two_splits_is_found_by_its_bytes(tmp_path: Path, run
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["folder", "rot=x"], "folder: rot: Unexpected keyword argument, got 'x'"),
-        (["folder", "max_bad=2"], "folder: max_bad: Input should be less than or equal to 1, got 2"),
+        (["folder", "rot=x"], "folder: rot: unknown key; did you mean root?"),
+        (["folder", "max_bad=2"], "folder: max_bad: input should be less than or equal to 1, got 2"),
         (["folder", "root"], "'root': a setting is written KEY=VALUE"),
         (["flickr8k", "--download", "images"], "--download images: no such part; splits can be downloaded"),
     ],
