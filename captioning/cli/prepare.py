@@ -1,4 +1,4 @@
-"""Prepares a data set: says what it needs, downloads what may be, verifies and shows it."""
+"""`captioning prepare`: show what a data set needs, download it, verify it and report on it; write shards."""
 
 from __future__ import annotations
 
@@ -9,205 +9,152 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioning.cli.options import positive
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
-    from captioning.datasets import DatasetConfig
-    from captioning.datasets.prepare.guide import Guide
+    from captioning.datasets.base import BaseDatasetConfig, Guide
+    from captioning.datasets.prepare.shards import ReadContent
     from captioning.datasets.prepare.survey import FileSurvey, Survey
-    from captioning.datasets.shards import Payload
     from captioning.records import Collection, ImageRecord
 
-KINDS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder", "shards")
 EXAMPLES = """\
 examples:
-  captioning prepare shapes                             draw the shapes data and show it
-  captioning prepare flickr8k --needs                   what belongs in data/flickr8k, and where it comes from
-  captioning prepare flickr8k                           verify data/flickr8k once you filled it
+  captioning prepare                                    list the data sets
+  captioning prepare shapes                             draw the shapes data and report on it
+  captioning prepare flickr8k --needs                   which files belong in data/flickr8k, and where to get them
+  captioning prepare flickr8k                           verify data/flickr8k after adding the files
   captioning prepare flickr8k --root ~/flickr splits=random     a copy without split lists
   captioning prepare coco --download captions,val train=null    0.25 + 0.82 GB into data/coco; then verify
   captioning prepare karpathy --download captions images=null   Karpathy's splits, captions alone
   captioning prepare folder --root photos --json        the report as JSON on stdout
-  captioning prepare shard --help                       any data set as tars: one file a thousand images
+  captioning prepare shard --help                       write any data set as tars of a thousand images
 
 KEY=VALUE are the data set's settings, as under `dataset:` in a config.
-exit code: 0 fit for training; 2 not, with the reason on stderr."""
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Say what a data set needs, download what may be downloaded, verify it and show it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("kind", choices=KINDS, help="the data set")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set")
-    parser.add_argument("--root", help="its folder (default: data/KIND; data/coco for karpathy)")
-    parser.add_argument("--needs", action="store_true", help="only say what belongs in the folder")
-    parser.add_argument("--download", metavar="PART,PART", help="download these first (--needs lists them)")
-    parser.add_argument(
-        "--quick", action="store_true", help="don't open the images: no search for broken ones"
-    )
-    parser.add_argument("--min-count", type=int, default=5, help="words seen so often are known (default: 5)")
-    parser.add_argument("--out", help="folder for the report (default: runs/prepare-KIND)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser.parse_intermixed_args()
-
+exit code: 0 fit for training; 2 unfit, with the reason on stderr."""
 
 SHARD_EXAMPLES = """\
 examples:
   captioning prepare shard flickr8k --to data/flickr8k-shards               images and captions
   captioning prepare shard coco --root /data/coco --to shards images=train2017
-  captioning prepare shard flickr8k --to shards --features features/flickr8k-0123    stored features in their place
-  captioning prepare shard --adopt /data/cc3m                               tars of webdataset or img2dataset
-  captioning prepare shards --root data/flickr8k-shards                     what is in them; all bytes verified
+  captioning prepare shard flickr8k --to shards --features features/flickr8k-0123    stored features instead of images
+  captioning prepare shard --adopt /data/cc3m                               list tars of webdataset or img2dataset
+  captioning prepare shards --root data/flickr8k-shards                     verify all bytes, and report
   captioning train configs/flickr8k_lstm.yaml dataset.kind=shards dataset.root=data/flickr8k-shards
 
-Killed, the same command goes on behind the last whole shard.
-exit code: 0 written; 2 not, with the reason on stderr."""
-
-
-def parse_shard_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="prepare.py shard",
-        description="Write a data set as shards: webdataset tars that training reads from in any order.",
-        epilog=SHARD_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kinds = [kind for kind in KINDS if kind != "shards"]
-    parser.add_argument("kind", nargs="?", choices=kinds, help="the data set")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set")
-    parser.add_argument("--root", help="its folder (default: data/KIND)")
-    parser.add_argument("--to", metavar="FOLDER", help="folder to write to")
-    parser.add_argument(
-        "--features",
-        metavar="FOLDER",
-        help="write what this feature store has, no images (captioning features)",
-    )
-    parser.add_argument("--per-shard", type=int, default=1000, help="records in a tar (default: 1000)")
-    parser.add_argument("--adopt", metavar="FOLDER", help="list the tars in this folder, whoever wrote them")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_intermixed_args(sys.argv[2:])
-    if (args.adopt is None) == (args.kind is None) or (args.kind and not args.to):
-        parser.error("name a data set and --to FOLDER, or --adopt FOLDER")
-    if args.per_shard < 1:
-        parser.error(f"--per-shard must be at least 1, got {args.per_shard}")
-    return args
-
-
-def shard(args: argparse.Namespace) -> int:
-    """Write, or list, shards, and say what they hold."""
-    from captioning.datasets import load, shards
-    from captioning.datasets.prepare.survey import in_order
-
-    if args.adopt:
-        index = shards.adopt(args.adopt)
-    else:
-        config = read_settings(args.kind, args.root, args.settings)
-        records = load(config).records
-        payload, holds = features_of(args.features, records) if args.features else (image, {"kind": "images"})
-        index = shards.write(
-            records, args.to, payload, holds=holds, per_shard=args.per_shard, max_bad=config.max_bad
-        )
-    size = sum(entry["bytes"] for entry in index["shards"])
-    found = ", ".join(f"{split} {index['splits'][split]:,}" for split in in_order(index["splits"]))
-    skipped = sum(len(entry["skipped"]) for entry in index["shards"])
-    print(
-        f"{args.to or args.adopt}: {len(index['shards']):,} shards of {index['holds']['kind']}, {size / 1e9:.3f} GB: "
-        f"{found}" + (f"; {skipped:,} passed over" if skipped else "")
-    )
-    return 0
-
-
-def image(record: ImageRecord) -> tuple[str, bytes]:
-    """What a shard holds of a record: its file, once it is sure that it can be opened."""
-    import io
-
-    from captioning.datasets.shards import IMAGES, Unfit
-    from captioning.images.reading import BadImage, load_image
-    from captioning.utils.file_slice import read_bytes
-
-    extension = Path(record.path).suffix.lower().removeprefix(".")
-    if extension not in IMAGES:
-        raise Unfit(f"its name ends in none of {', '.join(sorted(IMAGES))}")
-    try:
-        content = read_bytes(record.path)
-        load_image(io.BytesIO(content))
-    except BadImage as error:
-        raise Unfit(error.reason) from None
-    except OSError as error:
-        raise Unfit(error.strerror or str(error)) from None
-    return extension, content
-
-
-def features_of(folder: str, records: list[ImageRecord]) -> tuple[Payload, dict[str, Any]]:
-    """How a record's features are had from a store, and what the shards' index says of them."""
-    import io
-    from dataclasses import asdict
-
-    import numpy as np
-
-    from captioning.datasets.shards import Unfit
-    from captioning.loaders.feature_store import FeatureStore
-
-    store = FeatureStore.open(folder)
-
-    def payload(record: ImageRecord) -> tuple[str, bytes]:
-        if record.image_id not in store:
-            raise Unfit("not in the feature store")
-        views = [store.rows([record.image_id], views=[view])[0] for view in range(store.views)]
-        file = io.BytesIO()
-        np.save(file, np.stack(views), allow_pickle=False)
-        return "npy", file.getvalue()
-
-    return payload, {"kind": "features", "views": store.views, "origin": asdict(store.origin)}
+After an interruption the same command continues with the next shard.
+exit code: 0 written; 2 not written, with the reason on stderr."""
 
 
 def main() -> int:
     if sys.argv[1:2] == ["shard"]:
         return shard(parse_shard_arguments())
     args = parse_arguments()
-    # after the arguments are parsed: these take a second
+    if args.kind is None:
+        return list_data_sets()
+    # imported after the arguments are parsed, because these imports take a second
     from captioning.datasets import load
-    from captioning.datasets.prepare.guide import GUIDES, generate_captions, published
     from captioning.datasets.prepare.survey import survey
-    from captioning.datasets.shards import verify
     from captioning.utils.files import write_json
 
     warnings.formatwarning = lambda message, *place, **line: f"note: {message}\n"
     config = read_settings(args.kind, args.root, args.settings)
-    guide = GUIDES[args.kind]
     if args.needs:
-        print(generate_captions(guide, config.root))
+        print(config.guide.text(config.root))
         return 0
     if args.download:
-        download(guide, args.download.split(","), Path(config.root))
-    if args.kind != "shapes" and not (os.path.isdir(config.root) and os.listdir(config.root)):
-        print(generate_captions(guide, config.root), file=sys.stderr)
-        raise UserError(f"{config.root}: empty or not there; fill it as said above, then run this again")
+        download(config.guide, args.download.split(","), Path(config.root))
+    if not config.generates_files and not (os.path.isdir(config.root) and os.listdir(config.root)):
+        print(config.guide.text(config.root), file=sys.stderr)
+        raise UserError(f"{config.root}: missing or empty; add the files listed above and run this again")
     out = Path(args.out or f"runs/prepare-{args.kind}")
     collection = load(config, skipped_csv=out / "skipped.csv")
-    found = survey(collection.records, min_count=args.min_count)
-    if args.kind == "shards":
-        verify(config.root)
-    has_images = getattr(config, "images", "") is not None and not collection.records[0].path.endswith(".npy")
-    files = look_at_files(collection.records, args) if has_images and not args.quick else None
-    sheet = draw(collection.records, out) if has_images else None
-    report = as_json(config, collection, found, files, sheet, published(config, collection.records))
+    statistics = survey(collection.records, min_count=args.min_count)
+    config.verify()
+    has_images = config.has_images(collection.records)
+    files = check_files(collection.records) if has_images and not args.quick else None
+    sheet = draw_sheet(collection.records, out) if has_images else None
+    report = as_json(config, collection, statistics, files, sheet)
     write_json(out / "report.json", report)
     if args.json:
         import json
 
         print(json.dumps(report, ensure_ascii=False))
     else:
-        show(report)
+        print_report(report)
         print(f"report: {out / 'report.json'}")
-    return verdict(config, collection, files, out)
+    if files is not None:
+        refuse_unfit(config, collection, files, out)
+    return 0
 
 
-def read_settings(kind: str, root: str | None, settings: list[str]) -> DatasetConfig:
-    """The data set's config. Raises UserError for an unknown key or a wrong value."""
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Show what a data set needs, download what may be downloaded, verify it and report on it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_data_set(parser)
+    parser.add_argument("--needs", action="store_true", help="print which files the folder needs, and stop")
+    parser.add_argument("--download", metavar="NAME,NAME", help="download these first (--needs lists them)")
+    parser.add_argument(
+        "--quick", action="store_true", help="don't open the images: broken ones are not found"
+    )
+    parser.add_argument(
+        "--min-count", type=positive, default=5, help="occurrences that a known word needs (default: 5)"
+    )
+    parser.add_argument("--out", help="folder for the report (default: runs/prepare-KIND)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_intermixed_args()
+
+
+def parse_shard_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="captioning prepare shard",
+        description="Write a data set as shards: webdataset tars that training reads from in any order.",
+        epilog=SHARD_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_data_set(parser)
+    parser.add_argument("--to", metavar="FOLDER", help="folder to write to")
+    parser.add_argument(
+        "--features",
+        metavar="FOLDER",
+        help="write the features of this store instead of images (see captioning features)",
+    )
+    parser.add_argument("--per-shard", type=positive, default=1000, help="records in a tar (default: 1000)")
+    parser.add_argument("--adopt", metavar="FOLDER", help="list the existing tars of this folder as shards")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_intermixed_args(sys.argv[2:])
+    if (args.adopt is None) == (args.kind is None) or (args.kind and not args.to):
+        parser.error("name a data set and --to FOLDER, or --adopt FOLDER")
+    return args
+
+
+def add_data_set(parser: argparse.ArgumentParser) -> None:
+    # the kinds are not `choices`, because importing the data sets would slow down --help
+    parser.add_argument(
+        "kind", nargs="?", metavar="KIND", help="the data set (`captioning prepare` lists them)"
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the data set")
+    parser.add_argument("--root", help="its folder (default: data/KIND; data/coco for karpathy)")
+
+
+def list_data_sets() -> int:
+    from captioning.datasets import DATASETS
+
+    print("data sets:")
+    for kind, config in DATASETS.items():
+        print(f"  {kind:<10}  {config.guide.title}")
+    print(
+        "\n`captioning prepare KIND --needs` lists a data set's files; `captioning prepare --help` gives examples."
+    )
+    return 0
+
+
+def read_settings(kind: str, root: str | None, settings: list[str]) -> BaseDatasetConfig:
+    """The data set's config. Raises UserError for an unknown data set, an unknown key or a wrong value."""
     import yaml
 
     from captioning.datasets import DatasetConfig
@@ -217,161 +164,153 @@ def read_settings(kind: str, root: str | None, settings: list[str]) -> DatasetCo
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign:
-            raise UserError(f"{setting!r}: a setting is written KEY=VALUE, for example splits=random")
+            raise UserError(f"{setting!r}: write a setting as KEY=VALUE, for example splits=random")
         try:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UserError(f"{setting!r}: the value is not YAML") from None
+            raise UserError(f"{setting!r}: the value is not YAML; quote it") from None
     return validate(DatasetConfig, values, where=kind, allow_code=True)
 
 
 def download(guide: Guide, names: list[str], root: Path) -> None:
-    """Fetch and unpack the named parts under `root`; archives stay in `root/downloads`."""
+    """Download and unpack the named archives under `root`; the archives are kept in `root/downloads`."""
     from captioning.datasets.prepare.archives import unpack
     from captioning.datasets.prepare.download import fetch
 
     for name in names:
-        if name not in guide.parts:
-            there = ", ".join(guide.parts) or "nothing of this data set"
-            raise UserError(f"--download {name}: no such part; {there} can be downloaded")
+        if name not in guide.downloads:
+            available = ", ".join(guide.downloads) or "nothing of this data set"
+            raise UserError(f"--download {name}: unknown; {available} can be downloaded")
     for name in names:
-        part = guide.parts[name]
-        archive = fetch(part.source, root / "downloads")
-        count = unpack(archive, root / part.to, most_bytes=part.most_bytes, wanted=part.wanted)
-        print(f"{root / part.to}: {count:,} files of {archive} (which may be deleted)", file=sys.stderr)
+        item = guide.downloads[name]
+        archive = fetch(item.file, root / "downloads")
+        folder = root / item.folder
+        count = unpack(archive, folder, max_bytes=item.max_bytes, wanted=item.matches)
+        print(f"{folder}: {count:,} files of {archive} (which may be deleted)", file=sys.stderr)
 
 
-def look_at_files(records: list[ImageRecord], args: argparse.Namespace) -> FileSurvey:
+def check_files(records: list[ImageRecord]) -> FileSurvey:
     from captioning.datasets.prepare.survey import survey_files
     from captioning.images.reading import load_image
 
     return survey_files(records, open_image=load_image, threads=os.cpu_count() or 1)
 
 
-def draw(records: list[ImageRecord], out: Path) -> Path:
-    from captioning.datasets.prepare.contact_sheet import draw_sheet
-    from captioning.datasets.prepare.survey import in_order
+def draw_sheet(records: list[ImageRecord], out: Path) -> Path:
+    from captioning.datasets import sort_splits
+    from captioning.datasets.prepare import contact_sheet
     from captioning.images.reading import load_image
 
     path = out / "contact_sheet.png"
-    splits = in_order({record.split for record in records})
-    draw_sheet(records, path, open_image=load_image, splits=splits)
+    splits = sort_splits({record.split for record in records})
+    contact_sheet.draw_sheet(records, path, open_image=load_image, splits=splits)
     return path
 
 
 def as_json(
-    config: DatasetConfig,
+    config: BaseDatasetConfig,
     collection: Collection,
-    found: Survey,
+    statistics: Survey,
     files: FileSurvey | None,
     sheet: Path | None,
-    expected: Any,
 ) -> dict[str, Any]:
-    """The whole report as JSON-able values."""
+    """The report as JSON values."""
     from dataclasses import asdict
 
+    from captioning.datasets import sort_splits
     from captioning.datasets.checks import count_reasons
-    from captioning.datasets.prepare.survey import in_order
 
-    def names(groups: list[list[ImageRecord]]) -> list[list[dict[str, str]]]:
+    def describe(groups: list[list[ImageRecord]]) -> list[list[dict[str, str]]]:
         return [[{"path": record.path, "split": record.split} for record in group] for group in groups]
 
+    published = config.published_counts(collection.records)
+    splits = statistics.splits
     return {
         "dataset": asdict(config),
         "splits": {
-            split: {**found.splits[split]._asdict(), "published": expected.get(split)}
-            for split in in_order(found.splits)
+            split: {**splits[split]._asdict(), "published": published.get(split)}
+            for split in sort_splits(set(splits))
         },
-        "absent": {split: count for split, count in expected.items() if split not in found.splits},
+        "absent": {split: count for split, count in published.items() if split not in splits},
         "vocabulary": {
-            "min_count": found.min_count,
-            "words": found.vocabulary,
-            "training_words": found.training_words,
+            "min_count": statistics.min_count,
+            "words": statistics.vocabulary,
+            "training_words": statistics.training_words,
         },
         "skipped": count_reasons(collection.skipped),
-        "files": None
-        if files is None
-        else {
+        "files": files
+        and {
             "checked": files.checked,
-            "broken": [bad._asdict() for bad in files.broken],
-            "repeated_within_a_split": names(files.repeated),
-            "repeated_across_splits": names(files.leaked),
+            "broken": [skip._asdict() for skip in files.broken],
+            "repeated_within_a_split": describe(files.repeated),
+            "repeated_across_splits": describe(files.leaked),
         },
         "contact_sheet": None if sheet is None else str(sheet),
     }
 
 
-def show(report: dict[str, Any]) -> None:
-    """Print the report for a person."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print the report as text."""
     print(f"{report['dataset']['kind']}: {report['dataset']['root']}\n")
     print(
-        f"{'':12}{'images':>9}{'published':>11}{'captions':>10}{'an image':>10}   words a caption, percentile"
+        f"{'':12}{'images':>9}{'published':>11}{'captions':>10}{'per image':>10}   words a caption, percentile"
     )
     percentiles = list(next(iter(report["splits"].values()))["lengths"])
-    print(f"{'':55}{''.join(f'{key:>6}' for key in percentiles)}")
+    print(f"{'':55}{''.join(f'{percentile:>6}' for percentile in percentiles)}")
     for split, row in report["splits"].items():
         fewest, *_, most = [*row["captions_per_image"]] * 2
-        an_image = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+        per_image = f"{fewest}" if fewest == most else f"{fewest}-{most}"
+        published = "-" if row["published"] is None else f"{row['published']:,}"
         lengths = "".join(f"{value:>6.0f}" for value in row["lengths"].values())
-        counts = f"{row['images']:>9,}{number(row['published']):>11}{row['captions']:>10,}"
-        print(f"{split:<12}{counts}{an_image:>10}   {lengths}")
+        counts = f"{row['images']:>9,}{published:>11}{row['captions']:>10,}"
+        print(f"{split:<12}{counts}{per_image:>10}   {lengths}")
     for split, count in report["absent"].items():
         print(f"{split:<12}{'absent':>9}{count:>11,}")
-    show_words(report)
+    print_vocabulary(report)
     for reason, (count, first) in report["skipped"].items():
-        print(f"passed over: {count:,} {reason} (first {first})")
-    show_files(report)
+        print(f"skipped: {count:,} {reason} (first {first})")
+    if report["files"]:
+        print_files(report["files"])
     if report["contact_sheet"]:
         print(f"contact sheet: {report['contact_sheet']}")
 
 
-def show_words(report: dict[str, Any]) -> None:
-    words = report["vocabulary"]
-    if not words["training_words"]:
+def print_vocabulary(report: dict[str, Any]) -> None:
+    vocabulary = report["vocabulary"]
+    if not vocabulary["training_words"]:
         print("\nno training split: no vocabulary")
         return
     print(
-        f"\nvocabulary: {words['words']:,} of {words['training_words']:,} training words are seen "
-        f"{words['min_count']} times or more"
+        f"\nvocabulary: {vocabulary['words']:,} of {vocabulary['training_words']:,} training words occur "
+        f"{vocabulary['min_count']} times or more"
     )
     for split, row in report["splits"].items():
         unknown = ", ".join(f"{token} {count}" for token, count in list(row["unknown"].items())[:6])
-        shares = (
-            f"{row['known_tokens']:>8.2%} of words known, {row['known_captions']:>7.2%} of captions wholly"
-        )
+        shares = f"{row['known_tokens']:>8.2%} of words known, {row['known_captions']:>7.2%} of captions completely"
         print(f"  {split:<12}{shares}" + (f"; unknown: {unknown}" if unknown else ""))
 
 
-def show_files(report: dict[str, Any]) -> None:
-    files = report["files"]
-    if files is None:
-        return
-    within, across = len(files["repeated_within_a_split"]), len(files["repeated_across_splits"])
+def print_files(files: dict[str, Any]) -> None:
+    within, across = files["repeated_within_a_split"], files["repeated_across_splits"]
     print(
-        f"files: {files['checked']:,} opened, {len(files['broken'])} broken; groups with the same bytes: "
-        f"{within} within a split, {across} across splits"
+        f"files: {files['checked']:,} opened, {len(files['broken'])} broken; groups of equal files: "
+        f"{len(within)} within a split, {len(across)} across splits"
     )
-    for group in (files["repeated_across_splits"] + files["repeated_within_a_split"])[:5]:
-        print("  " + " = ".join(f"{each['path']} ({each['split']})" for each in group))
-    for bad in files["broken"][:5]:
-        print(f"  {bad['item']}: {bad['reason']}")
+    for group in (across + within)[:5]:
+        print("  " + " = ".join(f"{file['path']} ({file['split']})" for file in group))
+    for skip in files["broken"][:5]:
+        print(f"  {skip['item']}: {skip['reason']}")
 
 
-def number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def verdict(config: DatasetConfig, collection: Collection, files: FileSurvey | None, out: Path) -> int:
-    """0 where the data set is fit for training. Raises UserError where it is not."""
+def refuse_unfit(config: BaseDatasetConfig, collection: Collection, files: FileSurvey, out: Path) -> None:
+    """Raise UserError if files are in two splits or too many are broken; broken files are listed in `broken.csv`."""
     from captioning.datasets.checks import write_skipped
 
-    if files is None:
-        return 0
     if files.leaked:
-        first = " = ".join(f"{record.path} ({record.split})" for record in files.leaked[0])
+        example = " = ".join(f"{record.path} ({record.split})" for record in files.leaked[0])
         raise UserError(
             f"{config.root}: leakage: {len(files.leaked)} images are in two splits by content "
-            f"(first {first}); leave each in one (all are in {out / 'report.json'})"
+            f"(first {example}); leave each in one (all are in {out / 'report.json'})"
         )
     if files.broken:
         write_skipped(out / "broken.csv", files.broken)
@@ -380,4 +319,73 @@ def verdict(config: DatasetConfig, collection: Collection, files: FileSurvey | N
                 f"{config.root}: {len(files.broken)} of {files.checked} images are broken, more than "
                 f"max_bad = {config.max_bad:g} allows; all are listed in {out / 'broken.csv'}"
             )
+
+
+def shard(args: argparse.Namespace) -> int:
+    """Write or list shards, and print their sizes."""
+    from captioning.datasets import load, sort_splits
+    from captioning.datasets.prepare import shards
+
+    if args.adopt:
+        index = shards.adopt(args.adopt)
+    else:
+        config = read_settings(args.kind, args.root, args.settings)
+        records = load(config).records
+        read_content, holds = (
+            read_features(args.features) if args.features else (read_image, {"kind": "images"})
+        )
+        index = shards.write(
+            records, args.to, read_content, holds=holds, per_shard=args.per_shard, max_bad=config.max_bad
+        )
+    size = sum(entry["bytes"] for entry in index["shards"])
+    counts = ", ".join(f"{split} {index['splits'][split]:,}" for split in sort_splits(set(index["splits"])))
+    skipped = sum(len(entry["skipped"]) for entry in index["shards"])
+    print(
+        f"{args.to or args.adopt}: {len(index['shards']):,} shards of {index['holds']['kind']}, {size / 1e9:.3f} GB: "
+        f"{counts}" + (f"; {skipped:,} skipped" if skipped else "")
+    )
     return 0
+
+
+def read_image(record: ImageRecord) -> tuple[str, bytes]:
+    """The extension and bytes of a record's image file, after checking that it opens."""
+    import io
+
+    from captioning.datasets.prepare.shards import IMAGES, UnusableRecord
+    from captioning.images.reading import BadImage, load_image
+    from captioning.utils.file_slice import read_bytes
+
+    extension = Path(record.path).suffix.lower().removeprefix(".")
+    if extension not in IMAGES:
+        raise UnusableRecord(f"its extension is none of {', '.join(sorted(IMAGES))}")
+    try:
+        content = read_bytes(record.path)
+        load_image(io.BytesIO(content))
+    except BadImage as error:
+        raise UnusableRecord(error.reason) from None
+    except OSError as error:
+        raise UnusableRecord(error.strerror or str(error)) from None
+    return extension, content
+
+
+def read_features(folder: str) -> tuple[ReadContent, dict[str, Any]]:
+    """A function that reads a record's features from a feature store, and their description for the index."""
+    import io
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from captioning.datasets.prepare.shards import UnusableRecord
+    from captioning.loaders.feature_store import FeatureStore
+
+    store = FeatureStore.open(folder)
+
+    def read_content(record: ImageRecord) -> tuple[str, bytes]:
+        if record.image_id not in store:
+            raise UnusableRecord("not in the feature store")
+        views = [store.rows([record.image_id], views=[view])[0] for view in range(store.views)]
+        file = io.BytesIO()
+        np.save(file, np.stack(views), allow_pickle=False)
+        return "npy", file.getvalue()
+
+    return read_content, {"kind": "features", "views": store.views, "origin": asdict(store.origin)}

@@ -1,6 +1,7 @@
-"""Data sets: what lies on disk -> records that passed the common checks. No torch, no pixels.
+"""Data sets: files on disk -> checked records of images and captions, without torch and without decoding images.
 
-A new source is one file with `XConfig` and `read(config) -> Collection`, and one name in `DatasetConfig`.
+A data set is one file with a config that extends `BaseDatasetConfig` (its files' guide, and how to load them), and one
+name in `DatasetConfig`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
+from captioning.datasets.base import BaseDatasetConfig
 from captioning.datasets.checks import check
 from captioning.datasets.coco import CocoConfig
 from captioning.datasets.flickr8k import Flickr8kConfig
@@ -22,7 +23,7 @@ from captioning.datasets.shapes import ShapesConfig
 from captioning.datasets.shards import ShardsConfig
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
-from captioning.utils.validation import ByKind
+from captioning.utils.validation import ByKind, members
 
 DatasetConfig = Annotated[
     ShapesConfig
@@ -32,19 +33,21 @@ DatasetConfig = Annotated[
     | CocoConfig
     | FolderConfig
     | ShardsConfig,
-    ByKind(),
+    ByKind(BaseDatasetConfig),
 ]
 
+DATASETS: dict[str, type[BaseDatasetConfig]] = members(DatasetConfig)
+"""Kind -> config class, in the order of the union."""
 
-def load(config: DatasetConfig, *, skipped_csv: str | os.PathLike[str] | None = None) -> Collection:
-    """The data set's records, checked, and what was passed over (written to `skipped_csv`, where named).
+
+def load(config: BaseDatasetConfig, *, skipped_csv: str | os.PathLike[str] | None = None) -> Collection:
+    """The data set's records after the common checks; skipped items are written to `skipped_csv`, if given.
 
     Raises:
-        UserError: as the source's `read` and `checks.check` do.
+        UserError: as the data set's `load` and `checks.check`.
     """
-    source = sys.modules[type(config).__module__]  # a config's class lives beside its reader
-    with _no_cycle_search():
-        collection: Collection = source.read(config)
+    with without_gc():
+        collection = config.load()
     return check(
         collection,
         where=config.root,
@@ -54,8 +57,8 @@ def load(config: DatasetConfig, *, skipped_csv: str | os.PathLike[str] | None = 
 
 
 @contextlib.contextmanager
-def _no_cycle_search() -> Iterator[None]:
-    """Python's search for reference cycles is off: it would take half the time of a large JSON file."""
+def without_gc() -> Iterator[None]:
+    """Disable the search for reference cycles, which would take half the time of reading a large JSON file."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -69,7 +72,7 @@ def of_split(collection: Collection, split: str) -> list[ImageRecord]:
     """The records of one split.
 
     Raises:
-        UserError: there are none; the splits that there are, with their sizes, are named.
+        UserError: there are none; the message lists the splits and their sizes.
     """
     records = [record for record in collection.records if record.split == split]
     if not records:
@@ -78,8 +81,12 @@ def of_split(collection: Collection, split: str) -> list[ImageRecord]:
 
 
 def describe_splits(records: list[ImageRecord]) -> str:
-    """ "train (6,000 images), val (1,000 images)", in that order."""
+    """The splits with their sizes: "train (6,000 images), val (1,000 images)"."""
     names = [record.split for record in records]
-    first = [name for name in ("train", "val", "test") if name in names]
-    order = [*first, *sorted(set(names) - set(first))]
-    return ", ".join(f"{name} ({names.count(name):,} images)" for name in order)
+    return ", ".join(f"{name} ({names.count(name):,} images)" for name in sort_splits(set(names)))
+
+
+def sort_splits(splits: set[str]) -> list[str]:
+    """Split names with train, val and test first, the others in alphabetical order."""
+    usual = ("train", "val", "test")
+    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))

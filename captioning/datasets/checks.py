@@ -1,4 +1,4 @@
-"""What every data set must pass: captions with words, files there, no leakage. Knows no file formats."""
+"""Checks that every data set must pass: usable captions, existing files, unique ids, no leakage across splits."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Annotated, NamedTuple
-
-from pydantic import Field
+from typing import NamedTuple
 
 from captioning.datasets.disk import ImageFolder
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
-from captioning.utils.files import replacing
+from captioning.utils.files import read_text, replacing
 
-MaxBad = Annotated[float, Field(ge=0, le=1)]
-"""Type of a config's `max_bad`: the share of images and captions that may be passed over."""
+MAX_EXAMPLES = 5
+"""Number of offending values that a message lists."""
 
-FIRST = 5
-"""How many offenders a message names."""
+LabelledCaptions = dict[str, list[tuple[str, object]]]
+"""Image name -> its captions, each with a label that locates it in its file."""
 
 
 class Entry(NamedTuple):
-    """An image as a reader found it; `captions`: labels ("annotation 7") with whatever stood there."""
+    """An image as it stands in an annotation file, before any check.
+
+    Attributes:
+        captions: (label, caption) pairs; the label ("annotation 7") locates the caption, which may have any type.
+        location: the place of the image's name in the file.
+    """
 
     image_id: ImageId
     name: str
     split: str
     captions: Sequence[tuple[str, object]]
-    where: str
+    location: str
 
 
-def unusable(caption: object) -> str | None:
-    """Why `caption` cannot be used, in a few words, or None where it can."""
+def caption_problem(caption: object) -> str | None:
+    """Why `caption` cannot be used, in a few words, or None if it can."""
     if not isinstance(caption, str):
         return "caption is null" if caption is None else f"caption is not a string ({type(caption).__name__})"
     if not caption.isascii() and any("\ud800" <= character <= "\udfff" for character in caption):
@@ -43,114 +46,121 @@ def unusable(caption: object) -> str | None:
     return "caption has no words, only punctuation" if caption.strip() else "caption is empty"
 
 
-def gather(entries: Iterable[Entry], images: ImageFolder) -> Collection:
-    """Records of the entries that have a file and a usable caption; the others, and their captions, as skips.
+def build_records(entries: Iterable[Entry], images: ImageFolder, skipped: Sequence[Skip] = ()) -> Collection:
+    """Records of the entries with a file and a usable caption; everything else is added to `skipped`.
 
     Raises:
-        UserError: an entry's name points outside the data root.
+        UserError: an entry's name leads out of the data root.
     """
     records: list[ImageRecord] = []
-    skipped: list[Skip] = []
+    all_skipped = list(skipped)
     for entry in entries:
-        path = images.path(entry.name, entry=entry.where)
+        path = images.path(entry.name, entry=entry.location)
         if images.missing(path):
-            skipped.append(Skip(path, "no such image file"))
-            skipped.extend(Skip(label, f"caption without image: {path}") for label, _ in entry.captions)
+            all_skipped.append(Skip(path, "no such image file"))
+            all_skipped.extend(Skip(label, f"caption without image: {path}") for label, _ in entry.captions)
             continue
-        good: list[str] = []
+        captions: list[str] = []
         for label, caption in entry.captions:
-            if reason := unusable(caption):
-                skipped.append(Skip(label, reason))
+            if reason := caption_problem(caption):
+                all_skipped.append(Skip(label, reason))
             else:
-                good.append(str(caption).strip())
-        if good:
-            records.append(ImageRecord(entry.image_id, path, tuple(good), entry.split))
+                captions.append(str(caption).strip())
+        if captions:
+            records.append(ImageRecord(entry.image_id, path, tuple(captions), entry.split))
         else:
-            skipped.append(Skip(path, "image without captions"))
-    return Collection(records, skipped)
+            all_skipped.append(Skip(path, "image without captions"))
+    return Collection(records, all_skipped)
 
 
-def repeated(values: Iterable[Hashable]) -> list[Hashable]:
-    """The values that occur more than once, in the order in which they first do."""
+def read_names(path: str) -> list[str]:
+    """The image names of a list, one a line. Raises UserError where one occurs twice."""
+    names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    require_unique(names, where=path, what="image names")
+    return names
+
+
+def _duplicates(values: Iterable[Hashable]) -> list[Hashable]:
+    """The values that occur more than once, in order of first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
-def refuse_repeated(values: Iterable[Hashable], *, where: str, what: str) -> None:
-    """Raises UserError, with the first five, where a value (`what`: "annotation ids") occurs twice."""
-    if twice := repeated(values):
+def require_unique(values: Iterable[Hashable], *, where: str, what: str) -> None:
+    """Raise UserError, with the first five, if values (`what`: "annotation ids") occur twice."""
+    if duplicates := _duplicates(values):
         raise UserError(
-            f"{where}: {len(twice)} {what} occur twice (first {twice[:FIRST]}); remove the copies"
+            f"{where}: {len(duplicates)} {what} occur twice (first {duplicates[:MAX_EXAMPLES]}); "
+            "remove the copies"
         )
 
 
 def check(
     collection: Collection, *, where: str, max_bad: float, skipped_csv: str | None = None
 ) -> Collection:
-    """The collection, if it is fit for use. What was passed over goes to `skipped_csv`, where one is named.
+    """Return the collection if it is fit for use, and write what was skipped to `skipped_csv`, if given.
 
-    `max_bad` is a share of all images and captions seen. When it is exceeded and no `skipped_csv` is named,
+    `max_bad` is a share of all images and captions read. If it is exceeded and no `skipped_csv` is given,
     the list is written to `skipped.csv` in the current folder.
 
     Raises:
         UserError: an image id or file occurs twice, an image is in two splits (by id or by file), more than
-            `max_bad` was passed over, or nothing is left.
+            `max_bad` was skipped, or nothing is left.
     """
     records, skipped = collection
     if skipped and skipped_csv is not None:
         write_skipped(skipped_csv, skipped)
     refuse_leakage(records, where=where)
-    refuse_repeated((record.image_id for record in records), where=where, what="image ids")
-    refuse_repeated((record.path for record in records), where=where, what="image files")
-    seen = len(records) + sum(len(record.captions) for record in records) + len(skipped)
-    if len(skipped) > max_bad * seen:
-        listed = skipped_csv or "skipped.csv"
-        write_skipped(listed, skipped)
-        found = count_reasons(skipped).items()
-        reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in found)
+    require_unique((record.image_id for record in records), where=where, what="image ids")
+    require_unique((record.path for record in records), where=where, what="image files")
+    total = len(records) + sum(len(record.captions) for record in records) + len(skipped)
+    if len(skipped) > max_bad * total:
+        path = skipped_csv or "skipped.csv"
+        write_skipped(path, skipped)
+        counts = count_reasons(skipped).items()
+        reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in counts)
         raise UserError(
-            f"{where}: {len(skipped)} of {seen} images and captions are bad, more than max_bad = {max_bad:g} "
-            f"allows: {reasons}; all are listed in {listed}"
+            f"{where}: {len(skipped)} of {total} images and captions are bad, more than max_bad = {max_bad:g} "
+            f"allows: {reasons}; all are listed in {path}"
         )
     if not records:
-        raise UserError(f"{where}: holds no image with a caption")
+        raise UserError(f"{where}: contains no image with a caption")
     return collection
 
 
 def refuse_leakage(records: Sequence[ImageRecord], *, where: str) -> None:
-    """Raises UserError, with a count, where one image (by id or by file) is in two splits."""
+    """Raise UserError, with a count, if an image (by id or by file) is in two splits."""
     for what, keys in (("id", [r.image_id for r in records]), ("file", [r.path for r in records])):
-        pairs = set(zip(keys, (record.split for record in records), strict=True))
-        twice = repeated(key for key, _ in pairs)
-        if twice:
-            order = {key: number for number, key in enumerate(keys)}
-            twice.sort(key=lambda key: order[key])  # type: ignore[index]
-            splits = sorted({split for key, split in pairs if key in set(twice[:FIRST])})
+        pairs = dict.fromkeys(zip(keys, (record.split for record in records), strict=True))
+        leaked = _duplicates(key for key, _ in pairs)
+        if leaked:
+            examples = leaked[:MAX_EXAMPLES]
+            splits = sorted({split for key, split in pairs if key in examples})
             raise UserError(
-                f"{where}: leakage: {len(twice)} images are in two splits by {what} "
-                f"(first {twice[:FIRST]} in {' and '.join(splits)}); leave each in one"
+                f"{where}: leakage: {len(leaked)} images are in two splits by {what} "
+                f"(first {examples} in {' and '.join(splits)}); leave each in one"
             )
 
 
 def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Collection:
-    """The collection, if every one of `splits` (name: the file that names its images) has an image.
+    """Return the collection if each of `splits` (name -> the file that lists its images) has an image.
 
-    Where images were passed over, emptiness may come of that: `check` then says so.
+    If images were skipped, that may be the cause, and `check` reports it.
     """
-    there = {record.split for record in collection.records}
+    present = {record.split for record in collection.records}
     for split, source in splits.items():
-        if split not in there and not collection.skipped:
+        if split not in present and not collection.skipped:
             raise UserError(f"{source}: names no image for the split {split!r}")
     return collection
 
 
 def count_reasons(skipped: Iterable[Skip]) -> dict[str, tuple[int, str]]:
-    """For each reason (what follows a colon left out) how often, and the first item."""
-    found: dict[str, tuple[int, str]] = {}
+    """For each reason (up to its colon) the number of skipped items, and the first."""
+    counts: dict[str, tuple[int, str]] = {}
     for item, reason in skipped:
-        kind = reason.partition(":")[0]
-        count, first = found.get(kind, (0, item))
-        found[kind] = (count + 1, first)
-    return found
+        key = reason.partition(":")[0]
+        count, first = counts.get(key, (0, item))
+        counts[key] = (count + 1, first)
+    return counts
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[Skip]) -> None:

@@ -1,7 +1,7 @@
-"""COCO's own `captions_*.json` -> records. Knows that format and COCO's folders, not Karpathy's splits.
+"""COCO's own annotation files, `captions_*.json`, with COCO's splits.
 
-Chen et al. (2015), "Microsoft COCO Captions: Data Collection and Evaluation Server". The files are indexed by
-pycocotools; it checks nothing, so this file does.
+Chen et al. (2015), "Microsoft COCO Captions: Data Collection and Evaluation Server". pycocotools indexes the
+files but checks nothing, so the format is checked here.
 """
 
 from __future__ import annotations
@@ -9,30 +9,89 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pycocotools.coco import COCO
-from pydantic import ConfigDict
 
 from captioning.datasets import checks, disk
-from captioning.datasets.checks import Entry, MaxBad
+from captioning.datasets.base import (
+    GB,
+    UNSPLIT,
+    BaseDatasetConfig,
+    CaptionFile,
+    Download,
+    Guide,
+    RemoteFile,
+)
+from captioning.datasets.checks import Entry
 from captioning.errors import UserError
-from captioning.records import Collection, Skip
+from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.files import read_json
+
+COCO_URL = "http://images.cocodataset.org"
+
+# sizes and sha256 as recorded by TensorFlow Datasets (url_checksums/coco_captions.txt)
+GUIDE = Guide(
+    title="COCO 2017 captions, COCO's own splits (Chen et al. 2015)",
+    layout="""\
+annotations/captions_train2017.json   `--download captions`
+annotations/captions_val2017.json
+train2017/                            118,287 photographs (`--download train`)
+val2017/                              5,000 photographs (`--download val`)""",
+    source="""\
+https://cocodataset.org. For COCO 2014 name its files:
+train=annotations/captions_train2014.json val=annotations/captions_val2014.json""",
+    licence="captions CC BY 4.0, photographs under the terms of Flickr",
+    downloads={
+        "captions": Download(
+            file=RemoteFile(
+                url=f"{COCO_URL}/annotations/annotations_trainval2017.zip",
+                size=252_907_541,
+                sha256="113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+            ),
+            content="captions of train2017 and val2017",
+            max_bytes=3 * GB,
+            prefix="annotations/captions_",
+            suffix=".json",
+        ),
+        "val": Download(
+            file=RemoteFile(
+                url=f"{COCO_URL}/zips/val2017.zip",
+                size=815_585_330,
+                sha256="4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+            ),
+            content="5,000 photographs of val2017",
+            max_bytes=1 * GB,
+            suffix=".jpg",
+        ),
+        "train": Download(
+            file=RemoteFile(
+                url=f"{COCO_URL}/zips/train2017.zip",
+                size=19_336_861_798,
+                sha256="69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+            ),
+            content="118,287 photographs of train2017",
+            max_bytes=25 * GB,
+            suffix=".jpg",
+        ),
+    },
+    image_counts={"train": 118_287, "val": 5000},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoConfig:
-    """COCO with its own splits: an annotation file for each, null where there is none, paths under `root`.
+class CocoConfig(BaseDatasetConfig):
+    """COCO with its own splits: an annotation file each, or null for a split without one, relative to `root`.
 
-    The photographs of `captions_val2017.json` are looked for in `val2017/`, `images/val2017/` and
-    `images/`, or in `IMAGES/val2017/` and `IMAGES/` where `images` names a folder. `images: null` loads
+    The photographs of `captions_val2017.json` are searched for in `val2017/`, `images/val2017/` and
+    `images/`, or in `IMAGES/val2017/` and `IMAGES/` if `images` names a folder. `images: null` loads
     captions alone.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    guide: ClassVar[Guide] = GUIDE
+    reference_formats: ClassVar[str] = "COCO's captions_*.json"
 
     kind: Literal["coco"] = "coco"
     root: str = "data/coco"
@@ -40,53 +99,63 @@ class CocoConfig:
     train: str | None = "annotations/captions_train2017.json"
     val: str | None = "annotations/captions_val2017.json"
     test: str | None = None
-    max_bad: MaxBad = 0.01
 
+    def load(self) -> Collection:
+        """Records of the named annotation files; image ids are COCO's numbers.
 
-def read(config: CocoConfig) -> Collection:
-    """Records of the named annotation files; image ids are COCO's numbers.
-
-    Raises:
-        UserError: a file or folder is missing, a file has another shape, or an id occurs twice.
-    """
-    disk.need_root(config.root, "coco")
-    files = {"train": config.train, "val": config.val, "test": config.test}
-    named = {split: os.path.join(config.root, name) for split, name in files.items() if name is not None}
-    if not named:
-        raise UserError(f"{config.root}: no annotation file is named; set train, val or test")
-    for split, path in named.items():
-        if not os.path.isfile(path):
-            raise UserError(f"{path}: no such file; add it, or set `{split}: null` where there is none")
-    whole = Collection([], [])
-    for split, path in named.items():
+        Raises:
+            UserError: a file or folder is missing, a file has another format, or an id occurs twice.
+        """
+        disk.require_root(self.root, self.kind)
+        names = {"train": self.train, "val": self.val, "test": self.test}
+        files = {split: os.path.join(self.root, name) for split, name in names.items() if name is not None}
+        if not files:
+            raise UserError(f"{self.root}: no annotation file is named; set train, val or test")
+        for split, path in files.items():
+            if not os.path.isfile(path):
+                raise UserError(f"{path}: no such file; add it, or set `{split}: null` to do without")
+        records: list[ImageRecord] = []
         skipped: list[Skip] = []
-        images = disk.ImageFolder(_image_folder(config, path))
-        collection = checks.gather(_entries(path, split, skipped), images)
-        whole.records.extend(collection.records)
-        whole.skipped.extend(skipped + collection.skipped)
-    return checks.refuse_empty_splits(whole, named)
+        for split, path in files.items():
+            images = disk.ImageFolder(_find_images(self, path))
+            collection = checks.build_records(_entries(path, split, skipped), images)
+            records += collection.records
+            skipped += collection.skipped
+        return checks.refuse_empty_splits(Collection(records, skipped), files)
+
+    def published_counts(self, records: Sequence[ImageRecord]) -> Mapping[str, int]:
+        """The counts of COCO 2017 for the splits whose file is of 2017."""
+        files = {"train": self.train, "val": self.val}
+        counts = self.guide.image_counts
+        return {split: count for split, count in counts.items() if "2017" in (files[split] or "")}
+
+    @classmethod
+    def read_references(cls, file: CaptionFile) -> Collection | None:
+        if not file.is_json:
+            return None
+        config = cls(root=file.root, images=None, train=None, val=None, test=file.name)
+        records, skipped = config.load()
+        return Collection([ImageRecord(r.image_id, r.path, r.captions, UNSPLIT) for r in records], skipped)
 
 
-def _image_folder(config: CocoConfig, path: str) -> str | None:
+def _find_images(config: CocoConfig, path: str) -> str | None:
     """The folder of the photographs that the annotation file at `path` describes."""
     name = os.path.basename(path).removesuffix(".json").removeprefix("captions_")
     if config.images in (None, disk.AUTO):
-        names: tuple[str, ...] = (name, f"images/{name}", "images")
-        return disk.find_images(config.root, config.images, names)
-    names = (f"{config.images}/{name}", str(config.images))
-    return disk.find_images(config.root, disk.AUTO, names)
+        return disk.find_image_folder(config.root, config.images, (name, f"images/{name}", "images"))
+    return disk.find_image_folder(config.root, disk.AUTO, (f"{config.images}/{name}", str(config.images)))
 
 
 def _entries(path: str, split: str, skipped: list[Skip]) -> Iterator[Entry]:
-    """Every image with its captions; captions of no image go to `skipped`."""
+    """Every image with its captions; captions of unknown images are added to `skipped`."""
     index = load_index(path)
     for image_id, entries in index.imgToAnns.items():
         if image_id not in index.imgs:
             reason = f"caption without image: image {image_id} is not in the file"
-            skipped.extend(Skip(_label(path, entry), reason) for entry in entries)
+            skipped.extend(Skip(_label(path, annotation), reason) for annotation in entries)
     for number, image in enumerate(index.imgs.values()):
         entries = index.imgToAnns.get(image["id"], ())
-        captions = [(_label(path, entry), entry.get("caption")) for entry in entries]
+        captions = [(_label(path, annotation), annotation.get("caption")) for annotation in entries]
         yield Entry(image["id"], image["file_name"], split, captions, f"{path}: images entry {number}")
 
 
@@ -95,16 +164,16 @@ def _label(path: str, annotation: dict[str, Any]) -> str:
 
 
 def load_index(path: str) -> COCO:
-    """The annotation file, checked and indexed by pycocotools (which would print while doing so).
+    """The annotation file, checked and indexed by pycocotools, whose printed messages are suppressed.
 
     Raises:
-        UserError: broken JSON, another shape than that of caption annotations, or an id that occurs twice.
+        UserError: broken JSON, a file that has no caption annotations, or an id that occurs twice.
     """
     content = read_json(path)
-    _check_shape(path, content)
+    _check_format(path, content)
     images, annotations = content["images"], content["annotations"]
-    checks.refuse_repeated((image["id"] for image in images), where=path, what="image ids")
-    checks.refuse_repeated((entry["id"] for entry in annotations), where=path, what="annotation ids")
+    checks.require_unique((image["id"] for image in images), where=path, what="image ids")
+    checks.require_unique((entry["id"] for entry in annotations), where=path, what="annotation ids")
     index = COCO()
     index.dataset = {"images": images, "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -112,42 +181,44 @@ def load_index(path: str) -> COCO:
     return index
 
 
-def _check_shape(path: str, content: Any) -> None:
-    def refuse(found: str, likely: str = "") -> None:
-        raise UserError(
+def _check_format(path: str, content: Any) -> None:
+    """Raise UserError if `content` is not COCO's JSON of caption annotations."""
+
+    def error(found: str, hint: str = "") -> UserError:
+        return UserError(
             f'{path}: expected COCO caption annotations, {{"images": [...], "annotations": [...]}}; '
-            f"found {found}{likely}"
+            f"found {found}{hint}"
         )
 
     if not isinstance(content, dict):
         first = content[0] if isinstance(content, list) and content else None
-        results = isinstance(first, dict) and "image_id" in first and "caption" in first
-        refuse(
-            f"{disk.json_kind(content)} at the root",
-            "; these look like results (predictions), not annotations" if results else "",
-        )
+        is_result = isinstance(first, dict) and "image_id" in first and "caption" in first
+        hint = "; these look like results (predictions), not annotations" if is_result else ""
+        raise error(f"{disk.json_type(content)} at the root", hint)
     for key in ("images", "annotations"):
         if not isinstance(content.get(key), list):
             first_image = next(iter(content["images"] or ()), None) if key == "annotations" else None
-            karpathy = isinstance(first_image, dict) and "sentences" in first_image
-            refuse(
-                f"{key}: {disk.json_kind(content[key])}" if key in content else f"no {key!r}",
-                "; this looks like one of Karpathy's files: use kind: karpathy" if karpathy else "",
-            )
+            is_karpathy = isinstance(first_image, dict) and "sentences" in first_image
+            hint = "; this looks like one of Karpathy's files: use kind: karpathy" if is_karpathy else ""
+            found = f"{key}: {disk.json_type(content[key])}" if key in content else f"no {key!r}"
+            raise error(found, hint)
     for number, image in enumerate(content["images"]):
         if not (
             isinstance(image, dict)
             and isinstance(image.get("file_name"), str)
             and type(image.get("id")) in (int, str)
         ):
-            refuse(f'images entry {number} without "id" or "file_name": {str(image)[:80]}')
-    for number, annotation in enumerate(content["annotations"]):
+            raise error(f'images entry {number} without "id" or "file_name": {str(image)[:80]}')
+    annotations = content["annotations"]
+    for number, annotation in enumerate(annotations):
         if not (
             isinstance(annotation, dict)
             and type(annotation.get("id")) in (int, str)
             and type(annotation.get("image_id")) in (int, str)
         ):
-            refuse(f'annotations entry {number} without "id" or "image_id": {str(annotation)[:80]}')
-    if content["annotations"] and not any("caption" in entry for entry in content["annotations"]):
-        found = ", ".join(content["annotations"][0])
-        refuse(f"annotations without captions ({found[:80]})", "; an instances_ or keypoints_ file?")
+            raise error(f'annotations entry {number} without "id" or "image_id": {str(annotation)[:80]}')
+    if annotations and not any("caption" in annotation for annotation in annotations):
+        raise error(
+            f"annotations without captions ({', '.join(annotations[0])[:80]})",
+            "; an instances_ or keypoints_ file?",
+        )

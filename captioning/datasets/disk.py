@@ -1,4 +1,4 @@
-"""Finds a data set's files and says which photographs are there. Knows names and folders, no captions."""
+"""Find a data set's files and list its images; CSV files, split lists and random splits."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import csv
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from captioning.errors import UserError
 from captioning.utils.files import inside, read_text
 
 AUTO = "auto"
-"""Value of a config's `images`: look for the folder under the names in use."""
+"""Value of a config's `images`: search for the folder under its usual names."""
 
 
 def find_file(root: str, names: Sequence[str], *, folders: Sequence[str] = ("",)) -> str | None:
@@ -21,10 +22,31 @@ def find_file(root: str, names: Sequence[str], *, folders: Sequence[str] = ("",)
     return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def find_images(root: str, images: str | None, names: Sequence[str]) -> str | None:
-    """The folder of photographs: `images` under `root`, or for "auto" the first of `names` that is there.
+def find_caption_file(
+    root: str,
+    configured: str | None,
+    names: Sequence[str],
+    *,
+    folders: Sequence[str] = ("",),
+    advice: str,
+) -> str:
+    """Path of the caption file: `configured` under `root`, or the first of `names` that exists.
 
-    None (no photographs wanted, annotations only) stays None.
+    Raises:
+        UserError: none of `names` exists; the message ends with `advice`.
+    """
+    if configured is not None:
+        return os.path.join(root, configured)
+    path = find_file(root, names, folders=folders)
+    if path is None:
+        raise UserError(f"{root}: no caption file found (looked for {', '.join(names)}); {advice}")
+    return path
+
+
+def find_image_folder(root: str, images: str | None, names: Sequence[str]) -> str | None:
+    """The folder of images: `images` under `root`, or for "auto" the first of `names` that exists.
+
+    None (captions without images) stays None.
 
     Raises:
         UserError: the folder, or every one of `names`, is missing.
@@ -36,53 +58,58 @@ def find_images(root: str, images: str | None, names: Sequence[str]) -> str | No
         path = os.path.normpath(os.path.join(root, name))
         if os.path.isdir(path):
             return path
-    tried = ", ".join(name + "/" for name in candidates)
-    raise UserError(
-        f"{root}: no folder of photographs there (looked for {tried}); "
-        "set `images`, to null where only captions are wanted"
+    raise no_images(root, [name + "/" for name in candidates])
+
+
+def no_images(root: str, candidates: Iterable[str]) -> UserError:
+    """The error for a missing image folder, which names the `candidates` that were tried."""
+    return UserError(
+        f"{root}: no image folder found (looked for {', '.join(candidates)}); "
+        "set `images` to its name, or to null to load captions alone"
     )
 
 
-def need_root(root: str, kind: str) -> None:
-    """Raises UserError where the data set's folder is missing."""
+def require_root(root: str, kind: str) -> None:
+    """Raise UserError if the data set's folder is missing."""
     if not os.path.isdir(root):
         raise UserError(
-            f"{root}: no such folder; `captioning prepare {kind}` says what belongs there, `root` where to look"
+            f"{root}: no such folder; set `root`, or run `captioning prepare {kind} --needs` "
+            "to see which files belong in it"
         )
 
 
 class ImageFolder:
-    """Which photographs are there, by listing each folder once and opening none of them.
+    """Tells which images exist by listing each folder once, without opening any image.
 
-    With `folder=None` there are no photographs: a path is then the bare name, and every file counts as there.
+    With `folder=None` there are no images: paths are bare names, and every file counts as present.
     """
 
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
-        self._listed: dict[str, set[str]] = {}
+        self._listings: dict[str, set[str]] = {}
 
     def path(self, name: str, *, entry: str) -> str:
-        """Where `name` lies.
+        """Path of the image `name`.
 
         Raises:
-            UserError: "entry N points outside the data root" for absolute names and those with `..` too many.
+            UserError: `name` is absolute or leads out of the folder; `entry` says where it was read.
         """
-        if os.path.isabs(name) or ".." in name:  # the careful look costs more than all the rest of loading
+        if os.path.isabs(name) or ".." in name:  # the full check would take most of the loading time
             inside(self.folder or os.curdir, name, entry=entry)
         return os.path.normpath(name if self.folder is None else f"{self.folder}/{name}")
 
     def missing(self, path: str) -> bool:
-        """Whether there is no file (or only a broken link) at `path`, as `path` returned it."""
+        """Whether no file (or only a broken link) exists at `path`, a result of the method `path`."""
         if self.folder is None:
             return False
         folder, _, name = path.rpartition("/")
-        if folder not in self._listed:
-            self._listed[folder] = list_files(folder or os.curdir)
-        return name not in self._listed[folder]
+        if folder not in self._listings:
+            self._listings[folder] = list_files(folder or os.curdir)
+        return name not in self._listings[folder]
 
 
 def list_files(folder: str) -> set[str]:
-    """Names of the files in a folder, links to files among them; empty where there is no such folder.
+    """Names of the files in a folder, including links to files; empty if the folder doesn't exist.
 
     Raises:
         UserError: the folder may not be read.
@@ -96,17 +123,17 @@ def list_files(folder: str) -> set[str]:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from None
 
 
-def json_kind(value: object) -> str:
-    """What JSON calls the type of `value`: "an object", "a list" ..., for messages."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number")
+def json_type(value: object) -> str:
+    """JSON's name for the type of `value`, with its article: "an object", "a list" ..."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def read_csv(path: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Line numbers (of a row's last line, from 1) and fields of a CSV file, header included, blank rows not.
 
     Raises:
-        UserError: as `read_text`, or a quote is left open or stands in the wrong place (with the line).
+        UserError: as `read_text`, or a quote is unclosed or misplaced (with the line).
     """
     reader = csv.reader(io.StringIO(read_text(path), newline="\n"), delimiter=delimiter, strict=True)
     try:
@@ -118,9 +145,9 @@ def read_csv(path: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str
 
 
 def random_splits(names: Iterable[str], *, seed: int, val: int, test: int) -> dict[str, str]:
-    """A split for each name, drawn from its hash: the same on every machine, whatever the order of names.
+    """A split for each name, by the rank of its hash: independent of the machine and the order of names.
 
-    `val` and `test` are numbers of images; all others are "train".
+    `val` and `test` are numbers of images; all other images are "train".
     """
 
     def rank(name: str) -> bytes:
@@ -131,3 +158,17 @@ def random_splits(names: Iterable[str], *, seed: int, val: int, test: int) -> di
         name: "test" if number < test else "val" if number < test + val else "train"
         for number, name in enumerate(ranked)
     }
+
+
+def unofficial_splits(names: Sequence[str], *, seed: int, title: str) -> dict[str, str]:
+    """Random splits of a data set that has official ones, with a warning: 1,000 images each for val and test.
+
+    Below 8,000 images val and test get an eighth each. `title` is the data set's name in the warning.
+    """
+    size = min(1000, len(names) // 8)
+    warnings.warn(
+        f"{title} is split at random (seed {seed}; {size} images each for val and test, "
+        "the rest for train): figures on it do not compare with published ones",
+        stacklevel=4,
+    )
+    return random_splits(names, seed=seed, val=size, test=size)

@@ -1,4 +1,4 @@
-"""Flickr30k -> records. Knows its pipe-separated CSV with the broken row, its token file and its split lists.
+"""Flickr30k: the pipe-separated CSV with its broken row, the token file, and both forms of split lists.
 
 Young et al. (2014), "From image descriptions to visual denotations". 31,783 images; the split that papers
 report on (29,000 / 1,014 / 1,000) is Karpathy's, in `dataset_flickr30k.json` or in lists made from it.
@@ -6,19 +6,17 @@ report on (29,000 / 1,014 / 1,000) is Karpathy's, in `dataset_flickr30k.json` or
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from captioning.datasets import checks, disk
-from captioning.datasets.checks import Entry, MaxBad
-from captioning.datasets.flickr8k import Captions, read_tokens
+from captioning.datasets.base import BaseDatasetConfig, CaptionFile, Guide
+from captioning.datasets.checks import Entry, LabelledCaptions
+from captioning.datasets.flickr import KARPATHY_CAPTIONS, read_tokens, unsplit_records
 from captioning.errors import UserError
-from captioning.records import Collection, Skip
+from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.files import read_json, read_text
 
 IMAGE_FOLDERS = (
@@ -30,24 +28,41 @@ IMAGE_FOLDERS = (
 )
 CAPTION_FILES = ("results.csv", "results_20130124.token")
 TEXT_FOLDERS = ("", "flickr30k_images", "flickr30k", "caption_datasets")
-KARPATHY = "dataset_flickr30k.json"
+KARPATHY_FILE = "dataset_flickr30k.json"
 LISTS = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
 
 ROW = re.compile(r"([^|]+?)\s*\|\s*(\d+)\s*(?:\|(.*)|\s(.*))", re.DOTALL)
-"""`NAME| NUMBER| CAPTION`, or without the second pipe: so it stands in the row of 2199200615.jpg."""
+"""`NAME| NUMBER| CAPTION`, also without the second pipe, as in one row of 2199200615.jpg."""
+
+GUIDE = Guide(
+    title="Flickr30k: 31,014 photographs with 5 captions each (Young et al. 2014)",
+    layout="""\
+flickr30k_images/ (or flickr30k-images/, images/)   the photographs
+results.csv                                         captions; or results_20130124.token
+dataset_flickr30k.json                              Karpathy's splits (`--download splits`); or train.txt,
+                                                    val.txt and test.txt, one name a line""",
+    source="""\
+- original release: https://forms.illinois.edu/sec/229675 sends links to flickr30k-images.tar.gz (4.4 GB) and
+  flickr30k.tar.gz (results_20130124.token).
+- CSV copy: the Kaggle data set hsankesara/flickr-image-dataset (flickr30k_images/ with results.csv).""",
+    licence="for research and teaching; the authors distribute it on request only, so it is not downloaded here",
+    downloads={"splits": KARPATHY_CAPTIONS},
+    image_counts={"train": 29_000, "val": 1014, "test": 1000},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30kConfig:
-    """Flickr30k. File names are relative to `root`; those left at null or "auto" are looked for.
+class Flickr30kConfig(BaseDatasetConfig):
+    """Flickr30k. File names are relative to `root`; files set to null or "auto" are searched for.
 
-    `splits: official` reads Karpathy's `dataset_flickr30k.json` or, where that is absent, the lists
-    `train.txt`, `val.txt` and `test.txt` (a name a line, with or without `.jpg`). `splits: random` draws
-    1,000 images each for val and test by `split_seed`: no published figure uses such a split. `images:
+    `splits: official` reads Karpathy's `dataset_flickr30k.json` or, if that is absent, the lists
+    `train.txt`, `val.txt` and `test.txt` (one name a line, with or without `.jpg`). `splits: random` draws
+    1,000 images each for val and test by `split_seed`; no published figure uses such a split. `images:
     null` loads captions alone.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    guide: ClassVar[Guide] = GUIDE
+    reference_formats: ClassVar[str] = "Flickr30k's results.csv"
 
     kind: Literal["flickr30k"] = "flickr30k"
     root: str = "data/flickr30k"
@@ -55,110 +70,116 @@ class Flickr30kConfig:
     captions: str | None = None
     splits: Literal["official", "random"] = "official"
     split_seed: int = 0
-    max_bad: MaxBad = 0.01
 
+    def load(self) -> Collection:
+        """Records of Flickr30k; image ids are file names. Images in no split are left out.
 
-def read(config: Flickr30kConfig) -> Collection:
-    """Records of Flickr30k; image ids are file names. Images that no split names are left out.
-
-    Raises:
-        UserError: a file is missing or broken, or no split is there and `splits` is not `random`.
-    """
-    disk.need_root(config.root, "flickr30k")
-    images = disk.ImageFolder(disk.find_images(config.root, config.images, IMAGE_FOLDERS))
-    path = _caption_file(config)
-    captions, skipped = read_tokens(path) if path.endswith(".token") else read_piped(path)
-    splits, where = _drawn(config, path, captions) if config.splits == "random" else _official(config.root)
-    entries = (
-        Entry(name, name, split, captions.get(name, ()), f"{where[split]}: entry {number}")
-        for number, (name, split) in enumerate(splits)
-    )
-    collection = checks.refuse_empty_splits(checks.gather(entries, images), where)
-    return Collection(collection.records, skipped + collection.skipped)
-
-
-def _caption_file(config: Flickr30kConfig) -> str:
-    if config.captions is not None:
-        return os.path.join(config.root, config.captions)
-    path = disk.find_file(config.root, CAPTION_FILES, folders=TEXT_FOLDERS)
-    if path is None:
-        raise UserError(
-            f"{config.root}: neither {' nor '.join(CAPTION_FILES)} is there; "
-            "`captioning prepare flickr30k` says where they come from"
+        Raises:
+            UserError: a file is missing or broken, or there are no splits and `splits` is not `random`.
+        """
+        disk.require_root(self.root, self.kind)
+        images = disk.ImageFolder(disk.find_image_folder(self.root, self.images, IMAGE_FOLDERS))
+        path = disk.find_caption_file(
+            self.root,
+            self.captions,
+            CAPTION_FILES,
+            folders=TEXT_FOLDERS,
+            advice="`captioning prepare flickr30k --needs` explains where to get them",
         )
-    return path
+        captions, skipped = read_tokens(path) if path.endswith(".token") else read_piped(path)
+        if self.splits == "random":
+            drawn = disk.unofficial_splits(list(captions), seed=self.split_seed, title="Flickr30k")
+            splits = Splits([(name, drawn[name]) for name in captions], dict.fromkeys(drawn.values(), path))
+        else:
+            splits = read_splits(self.root)
+        entries = (
+            Entry(name, name, split, captions.get(name, ()), f"{splits.files[split]}: entry {number}")
+            for number, (name, split) in enumerate(splits.images)
+        )
+        return checks.refuse_empty_splits(checks.build_records(entries, images, skipped), splits.files)
+
+    def published_counts(self, records: Sequence[ImageRecord]) -> Mapping[str, int]:
+        return {} if self.splits == "random" else self.guide.image_counts
+
+    @classmethod
+    def read_references(cls, file: CaptionFile) -> Collection | None:
+        if not file.first_line.startswith("image_name|"):
+            return None
+        if disk.find_file(file.root, (KARPATHY_FILE, *LISTS.values()), folders=TEXT_FOLDERS):
+            return cls(root=file.root, images=None, captions=file.name).load()
+        return unsplit_records(file, *read_piped(file.path))
 
 
-def read_piped(path: str) -> tuple[Captions, list[Skip]]:
+def read_piped(path: str) -> tuple[LabelledCaptions, list[Skip]]:
     """Captions of the pipe-separated CSV, `image_name| comment_number| comment`, without quotes.
 
-    The row that lacks its second pipe is read as it was meant.
+    The row that lacks its second pipe is read like the others; rows of another form are skipped.
 
     Raises:
-        UserError: the file is unreadable, its header another one, or a caption's number occurs twice.
+        UserError: the file is unreadable, has another header, or a caption's number occurs twice.
     """
-    captions: Captions = {}
+    captions: LabelledCaptions = {}
     skipped: list[Skip] = []
     labels: list[tuple[str, str]] = []
     lines = read_text(path).split("\n")
     header = [field.strip() for field in lines[0].split("|")]
     if header != ["image_name", "comment_number", "comment"]:
         raise UserError(
-            f"{path}: expected the header image_name| comment_number| comment, found {lines[0][:80]!r}"
+            f"{path}: expected the header image_name| comment_number| comment, found {lines[0][:80]!r}; "
+            "correct the first line"
         )
     for number, line in enumerate(lines[1:], 2):
         if match := ROW.fullmatch(line):
-            name, place, usual, broken = match.groups()
-            captions.setdefault(name, []).append((f"{path}: line {number}", usual or broken or ""))
-            labels.append((name, place))
+            name, comment_number, caption, caption_without_pipe = match.groups()
+            text = caption or caption_without_pipe or ""
+            captions.setdefault(name, []).append((f"{path}: line {number}", text))
+            labels.append((name, comment_number))
         elif line.strip():
             skipped.append(Skip(f"{path}: line {number}", "not image_name| comment_number| comment"))
-    checks.refuse_repeated(labels, where=path, what="captions (image name and number)")
+    checks.require_unique(labels, where=path, what="captions (image name and number)")
     return captions, skipped
 
 
-def _official(root: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Names with their splits, in file order, and for each split the file that says so."""
-    path = disk.find_file(root, (KARPATHY,), folders=TEXT_FOLDERS)
+class Splits(NamedTuple):
+    """(image name, split) pairs in file order, and for each split the file that defines it."""
+
+    images: list[tuple[str, str]]
+    files: dict[str, str]
+
+
+def read_splits(root: str) -> Splits:
+    """The splits of Karpathy's file, or else of the lists; the list of test images is optional."""
+    path = disk.find_file(root, (KARPATHY_FILE,), folders=TEXT_FOLDERS)
     if path is not None:
-        names = [(_field(path, entry, "filename"), _field(path, entry, "split")) for entry in _images(path)]
-        return names, dict.fromkeys((split for _, split in names), path)
-    lists = {split: disk.find_file(root, (name,), folders=TEXT_FOLDERS) for split, name in LISTS.items()}
-    found = {split: name for split, name in lists.items() if name is not None}
-    if not {"train", "val"} <= found.keys():
+        images = [
+            (_string(path, entry, "filename"), _string(path, entry, "split")) for entry in _entries(path)
+        ]
+        return Splits(images, dict.fromkeys((split for _, split in images), path))
+    paths = {split: disk.find_file(root, (name,), folders=TEXT_FOLDERS) for split, name in LISTS.items()}
+    files = {split: name for split, name in paths.items() if name is not None}
+    if not {"train", "val"} <= files.keys():
         raise UserError(
-            f"{root}: no splits there; add {KARPATHY} (`captioning prepare karpathy` downloads it) or "
-            f"{', '.join(LISTS.values())}, or set `splits: random` for a split no published figure uses"
+            f"{root}: no splits found; add {KARPATHY_FILE} (`captioning prepare karpathy` downloads it) or "
+            f"{', '.join(LISTS.values())}, or set `splits: random` for a split that no published figure uses"
         )
-    names = []
-    for split, name in found.items():
-        lines = [line.strip() for line in read_text(name).split("\n") if line.strip()]
-        checks.refuse_repeated(lines, where=name, what="image names")
-        names += [(line if line.endswith(".jpg") else f"{line}.jpg", split) for line in lines]
-    return names, found
+    return Splits(
+        [
+            (name if name.endswith(".jpg") else f"{name}.jpg", split)
+            for split, list_path in files.items()
+            for name in checks.read_names(list_path)
+        ],
+        files,
+    )
 
 
-def _images(path: str) -> list[Any]:
+def _entries(path: str) -> list[Any]:
     content = read_json(path)
     if not (isinstance(content, dict) and isinstance(content.get("images"), list)):
         raise UserError(f"{path}: expected Karpathy's format, an object with a list of images")
     return content["images"]
 
 
-def _field(path: str, entry: Any, key: str) -> str:
+def _string(path: str, entry: Any, key: str) -> str:
     if not (isinstance(entry, dict) and isinstance(entry.get(key), str)):
         raise UserError(f"{path}: expected images with {key!r}, found {str(entry)[:80]}")
     return str(entry[key])
-
-
-def _drawn(
-    config: Flickr30kConfig, path: str, captions: Captions
-) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    held_out = min(1000, len(captions) // 8)
-    splits = disk.random_splits(captions, seed=config.split_seed, val=held_out, test=held_out)
-    warnings.warn(
-        f"Flickr30k is split at random (seed {config.split_seed}; {held_out} images each for val and test, "
-        "the rest for train): figures on it do not compare with published ones",
-        stacklevel=3,
-    )
-    return [(name, splits[name]) for name in captions], dict.fromkeys(splits.values(), path)

@@ -1,4 +1,4 @@
-"""What a `shapes` scene may hold, and the sentences that are true of it. Knows words, no pixels.
+"""Random `shapes` scenes and the grammar of their captions.
 
 A scene is one of three kinds; `A` and `B` are a size, a colour and a shape ("small red circle"):
 
@@ -7,8 +7,8 @@ A scene is one of three kinds; `A` and `B` are a size, a colour and a shape ("sm
     beside    A and B, apart, of different colours    "left" (A is left of B) or "above" (A is above B)
     overlap   A and B, A drawn over part of B         "front" (A is in front of B)
 
-Ordinary captions: every image has all five templates of its kind, so each wording is a reference and none is
-arbitrary. In the order of the five captions:
+Ordinary captions: every image has all five templates of its kind, so every wording occurs in the references. In
+the order of the five captions:
 
     count     There are three A.
               The picture shows three A.
@@ -35,11 +35,11 @@ Captions of a given length (`long_captions`), 14 words and more:
 
     NAME looks at this picture.  STATEMENT*  So says NAME.
 
-NAME is one of eight, equally likely and independent of the picture; the five captions of an image have five
-different ones. The statements are true of the scene, in a fixed order that caption k enters at a place of its
-own: the five ordinary sentences, then what each shape is and is like, then what is not there. None comes
-twice, and none holds a name: nothing between the first and the last sentence says what the last word must be.
-Below 14 words one sentence does both jobs:
+NAME is one of eight, equally likely and independent of the image; the five captions of an image have five
+different names. The statements are true of the scene and in a fixed order, which caption k enters at a different
+place: the five ordinary sentences, then the attributes of the shapes, then what the image lacks. No statement
+occurs twice in a caption, and none contains a name, so the last word depends on the first sentence alone.
+Captions of fewer than 14 words are two sentences:
 
     NAME sees THINGS [in this picture].  Thanks NAME. | So says NAME.
 """
@@ -70,18 +70,18 @@ HELD_OUT: tuple[tuple[str, str], ...] = (
     ("three", "circle"),
     ("four", "square"),
 )
-"""Combinations with a shape that only `test_unseen` shows: of a colour, of a place, of a number."""
+"""Combinations of a shape with a colour, a place or a number that only `test_unseen` contains."""
 
 PLACES = {"left": ("left", "right"), "above": ("above", "below"), "front": ("front", "behind")}
-"""Where the first and the second thing are, for each relation."""
+"""Places of the first and the second thing in each relation."""
 
-KINDS = ("count",) * 3 + ("beside",) * 5 + ("overlap",) * 2  # how often each kind comes, in tenths
-SHORTEST, LONGEST = 5, 200  # words of a long caption
-ONE_SENTENCE = 14  # below this many words there is no room for three sentences
+KINDS = ("count",) * 3 + ("beside",) * 5 + ("overlap",) * 2  # frequencies of the kinds, in tenths
+MIN_WORDS, MAX_WORDS = 5, 200  # words of a long caption
+THREE_SENTENCES = 14  # words that a caption of three sentences needs
 
 
 class Dice:
-    """Random choices that are the same on every machine and Python: made from `Random.random` only."""
+    """Random choices, the same on every machine and Python version: made from `Random.random` only."""
 
     def __init__(self, key: str) -> None:
         self._random = random.Random(key)
@@ -91,13 +91,13 @@ class Dice:
         return low + (high - low) * self._random.random()
 
     def pick(self, values: Sequence[T]) -> T:
-        """One of `values`, all equally likely."""
+        """One of `values`, with equal probabilities."""
         return values[int(self._random.random() * len(values))]
 
     def deal(self, values: Sequence[T], count: int) -> list[T]:
-        """`count` different ones of `values`, in a random order."""
-        left = list(values)
-        return [left.pop(int(self._random.random() * len(left))) for _ in range(count)]
+        """`count` different values, in random order."""
+        remaining = list(values)
+        return [remaining.pop(int(self._random.random() * len(remaining))) for _ in range(count)]
 
     def bytes(self, count: int) -> bytes:
         """`count` random bytes."""
@@ -105,7 +105,7 @@ class Dice:
 
 
 class Thing(NamedTuple):
-    """A group of `number` equal shapes; a single one in scenes of two things."""
+    """A group of `number` equal shapes; `number` is 1 in scenes of two things."""
 
     size: str
     colour: str
@@ -114,7 +114,7 @@ class Thing(NamedTuple):
 
     @property
     def noun(self) -> str:
-        """The shape's word, plural for more than one."""
+        """The shape's name, in the plural for several."""
         return self.shape if self.number == 1 else self.shape + ("es" if self.shape.endswith("s") else "s")
 
     @property
@@ -124,14 +124,14 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What a picture shows. `relation` holds between `things[0]` and `things[1]`; "" for one group."""
+    """The content of an image. `relation` is that of `things[0]` to `things[1]`, or "" for one group."""
 
     kind: str
     relation: str
     things: tuple[Thing, ...]
 
     def combinations(self) -> set[tuple[str, str]]:
-        """Every (colour, shape), (place, shape) and (number, shape) of the scene."""
+        """All (colour, shape), (place, shape) and (number, shape) pairs of the scene."""
         if self.kind == "count":
             places: tuple[str, ...] = (NUMBERS[self.things[0].number - 1],)
         else:
@@ -145,9 +145,9 @@ class Scene(NamedTuple):
         return {"kind": self.kind, "relation": self.relation, "things": things}
 
 
-def invent(dice: Dice, unseen: tuple[str, str] | None = None) -> Scene:
-    """A random scene without any held-out combination; or, given one of them, with that one and no other."""
-    wanted = {unseen} if unseen else set()
+def random_scene(dice: Dice, unseen: tuple[str, str] | None = None) -> Scene:
+    """A random scene without held-out combinations, or with `unseen` as its only one."""
+    required = {unseen} if unseen else set()
     while True:
         kind = dice.pick(KINDS)
         things = tuple(
@@ -158,7 +158,7 @@ def invent(dice: Dice, unseen: tuple[str, str] | None = None) -> Scene:
         )
         relation = {"count": "", "beside": dice.pick(("left", "above")), "overlap": "front"}[kind]
         scene = Scene(kind, relation, things)
-        if scene.combinations() & set(HELD_OUT) == wanted:
+        if scene.combinations() & set(HELD_OUT) == required:
             return scene
 
 
@@ -195,51 +195,51 @@ def captions(scene: Scene) -> list[str]:
 
 def _count_captions(thing: Thing) -> list[str]:
     number, be = NUMBERS[thing.number - 1], "is" if thing.number == 1 else "are"
-    whole = {1: f"the only shape is a {thing.words}", 2: f"both shapes are {thing.words}"}
+    total = {1: f"the only shape is a {thing.words}", 2: f"both shapes are {thing.words}"}
     sentences = (
         f"there {be} {number} {thing.words}",
         f"the picture shows {number} {thing.words}",
         f"{number} {thing.words} can be seen",
         f"you can count {number} {thing.words} here",
-        whole.get(thing.number, f"all {number} shapes are {thing.words}"),
+        total.get(thing.number, f"all {number} shapes are {thing.words}"),
     )
     return [_sentence(words) for words in sentences]
 
 
 def long_captions(scene: Scene, dice: Dice, *, words: int) -> list[str]:
-    """Five captions within two words of `words`; the first and last word of each are one name.
+    """Five captions within two words of `words`; the first and the last word of a caption are the same name.
 
     Raises:
         ValueError: `words` is outside 5 to 200.
     """
-    if not SHORTEST <= words <= LONGEST:
-        raise ValueError(f"captions can have {SHORTEST} to {LONGEST} words, got {words}")
-    write = _short if words < ONE_SENTENCE else _long
-    return [write(scene, name, start, words) for start, name in enumerate(dice.deal(NAMES, 5))]
+    if not MIN_WORDS <= words <= MAX_WORDS:
+        raise ValueError(f"captions can have {MIN_WORDS} to {MAX_WORDS} words, got {words}")
+    write = _two_sentences if words < THREE_SENTENCES else _many_sentences
+    return [write(scene, name, number, words) for number, name in enumerate(dice.deal(NAMES, 5))]
 
 
-def _long(scene: Scene, name: str, start: int, words: int) -> str:
-    """The opening, statements from the entry point of caption `start` on, the closing."""
+def _many_sentences(scene: Scene, name: str, caption_number: int, words: int) -> str:
+    """The opening, statements in the order of the caption's number as far as they fit, and the closing."""
     opening, closing = f"{name} looks at this picture.", f"So says {name}."
-    statements = [sentence for part in _statements(scene) for sentence in _turned(part, start)]
-    middle: list[str] = []
-    room = words - length(opening) - length(closing)
-    while length(statements[0]) <= room:
-        middle.append(statements.pop(0))
-        room -= length(middle[-1])
-    while fitting := [sentence for sentence in statements if length(sentence) <= room]:
-        middle.append(max(fitting, key=length))
-        statements.remove(middle[-1])
-        room -= length(middle[-1])
+    statements = [sentence for group in _statements(scene) for sentence in _rotate(group, caption_number)]
+    chosen: list[str] = []
+    words_left = words - length(opening) - length(closing)
+    while length(statements[0]) <= words_left:
+        chosen.append(statements.pop(0))
+        words_left -= length(chosen[-1])
+    while fitting := [sentence for sentence in statements if length(sentence) <= words_left]:
+        chosen.append(max(fitting, key=length))
+        statements.remove(chosen[-1])
+        words_left -= length(chosen[-1])
     shortest = min(statements, key=length)
-    if length(shortest) - room < room:
-        middle.append(shortest)
-    return " ".join([opening, *middle, closing])
+    if length(shortest) - words_left < words_left:
+        chosen.append(shortest)
+    return " ".join([opening, *chosen, closing])
 
 
-def _short(scene: Scene, name: str, start: int, words: int) -> str:
-    """The wording nearest to `words`; of two equally near, the shorter."""
-    thing = scene.things[start % len(scene.things)]
+def _two_sentences(scene: Scene, name: str, caption_number: int, words: int) -> str:
+    """The wording whose length is nearest to `words`; the shorter of two equally near."""
+    thing = scene.things[caption_number % len(scene.things)]
     number = NUMBERS[thing.number - 1] if scene.kind == "count" else "a"
     full = f"{number} {thing.words}"
     article = "an" if number == "a" and thing.colour == "orange" else number
@@ -255,47 +255,55 @@ def _short(scene: Scene, name: str, start: int, words: int) -> str:
 
 
 def _statements(scene: Scene) -> tuple[list[str], list[str], list[str]]:
-    """True sentences in a fixed order: the ordinary captions; details; what is absent. No sentence twice."""
+    """Different true sentences in a fixed order: the ordinary captions, details, and what the image lacks."""
+    details, absences = _details(scene), _absences(scene)
+    return captions(scene), [_sentence(text) for text in details], [_sentence(text) for text in absences]
+
+
+def _details(scene: Scene) -> list[str]:
     things = scene.things
     if scene.kind == "count":
         thing = things[0]
-        whose = "the shape" if thing.number == 1 else "every shape"
+        subject = "the shape" if thing.number == 1 else "every shape"
         number, be = NUMBERS[thing.number - 1], "is" if thing.number == 1 else "are"
         shape = "shape" if thing.number == 1 else "shapes"
-        details = [
+        return [
             f"there {be} {number} {shape} in all",
-            f"{whose} is {thing.size}",
-            f"{whose} is {thing.colour}",
-            f"{whose} is a {thing.shape}",
+            f"{subject} is {thing.size}",
+            f"{subject} is {thing.colour}",
+            f"{subject} is a {thing.shape}",
         ]
-    else:
-        details = ["there are two shapes in all"]
-        for thing in things:  # their colours differ, so a colour says which is meant
-            details += [
-                f"the {thing.colour} shape is {thing.size}",
-                f"the {thing.colour} shape is a {thing.shape}",
-            ]
-        colours = " and the other is ".join(thing.colour for thing in things)
-        details.append(f"one shape is {colours}")
-    sizes, colours_seen, shapes = ({thing[field] for thing in things} for field in range(3))
-    absent = [f"no shape is {value}" for value in (*SIZES, *COLOURS) if value not in sizes | colours_seen]
-    absent += [f"no shape is a {shape}" for shape in SHAPES if shape not in shapes]
-    seen = {(thing.colour, thing.shape) for thing in things}
-    for turn, colour in enumerate(COLOURS):
+    details = ["there are two shapes in all"]
+    for thing in things:  # their colours differ, so a colour identifies a thing
+        details += [
+            f"the {thing.colour} shape is {thing.size}",
+            f"the {thing.colour} shape is a {thing.shape}",
+        ]
+    colours = " and the other is ".join(thing.colour for thing in things)
+    return [*details, f"one shape is {colours}"]
+
+
+def _absences(scene: Scene) -> list[str]:
+    things = scene.things
+    sizes, colours, shapes = ({thing[field] for thing in things} for field in range(3))
+    absences = [f"no shape is {value}" for value in (*SIZES, *COLOURS) if value not in sizes | colours]
+    absences += [f"no shape is a {shape}" for shape in SHAPES if shape not in shapes]
+    present = {(thing.colour, thing.shape) for thing in things}
+    for number, colour in enumerate(COLOURS):
         for shape in SHAPES:
-            if (colour, shape) in seen:
+            if (colour, shape) in present:
                 continue
-            if turn % 2:  # two lengths by turns, so that some short ones are left for the end
+            if number % 2:  # two lengths in alternation, so that short ones remain for the end
                 article = "an" if colour == "orange" else "a"
-                absent.append(f"nobody can find {article} {colour} {shape} in this picture")
+                absences.append(f"nobody can find {article} {colour} {shape} in this picture")
             else:
-                absent.append(f"there is no {colour} {shape}")
-    return captions(scene), [_sentence(text) for text in details], [_sentence(text) for text in absent]
+                absences.append(f"there is no {colour} {shape}")
+    return absences
 
 
-def _turned(sentences: list[str], start: int) -> list[str]:
-    """The same sentences, beginning `start` fifths of the way round."""
-    first = start * len(sentences) // 5
+def _rotate(sentences: list[str], fifths: int) -> list[str]:
+    """The sentences in the same cyclic order, beginning `fifths` fifths into the list."""
+    first = fifths * len(sentences) // 5
     return sentences[first:] + sentences[:first]
 
 
@@ -304,21 +312,21 @@ def _sentence(words: str) -> str:
 
 
 def length(text: str) -> int:
-    """Words of a caption of this grammar; it has no punctuation but full stops."""
+    """Number of words in a caption of this grammar, whose only punctuation is full stops."""
     return len(text.split())
 
 
 class Dependency(NamedTuple):
-    """The name in the first sentence and the name in the last, lower-cased; None where there is none."""
+    """The names in the first and the last sentence, in lower case; None if a sentence has none."""
 
     first: str | None
     last: str | None
 
 
 def dependency(tokens: Sequence[str]) -> Dependency:
-    """What the first and the last word of a caption name: a long caption keeps the dependency if they agree.
+    """The names that are the first and the last word of a caption; a long caption is right if they are equal.
 
-    `tokens` are a caption's words as the tokenizer gives them; full stops are passed over. A caption cut
+    `tokens` are the caption's words from the tokenizer; full stops are ignored. A caption that is cut
     before its last sentence has no last name. Ordinary captions give (None, None).
     """
     words = [token.lower() for token in tokens if token != "."]

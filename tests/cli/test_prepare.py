@@ -19,9 +19,8 @@ from PIL import Image
 
 from captioning.cli import prepare
 from captioning.cli.main import main
-from captioning.datasets import CocoConfig, Flickr8kConfig, FolderConfig, KarpathyConfig
-from captioning.datasets.prepare.download import Source
-from captioning.datasets.prepare.guide import GUIDES, Guide, Part, published
+from captioning.datasets import DATASETS, CocoConfig, Flickr8kConfig, FolderConfig, KarpathyConfig
+from captioning.datasets.base import Download, Guide, RemoteFile
 from captioning.datasets.prepare.survey import survey, survey_files
 from captioning.errors import UserError
 from captioning.records import ImageRecord
@@ -88,7 +87,7 @@ def test_empty_folder_is_told_what_belongs_there(tmp_path: Path, run: Run) -> No
     done = run("flickr8k")
     assert done.returncode == 2 and done.stdout == ""
     assert "Flickr_8k.trainImages.txt" in done.stderr and "forms.illinois.edu" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: data/flickr8k: empty or not there")
+    assert done.stderr.splitlines()[-1].startswith("error: data/flickr8k: missing or empty")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,8 +144,8 @@ def test_same_photograph_in_two_splits_is_found_by_its_bytes(tmp_path: Path, run
     [
         (["folder", "rot=x"], "folder: rot: unknown key; did you mean root?"),
         (["folder", "max_bad=2"], "folder: max_bad: input should be less than or equal to 1, got 2"),
-        (["folder", "root"], "'root': a setting is written KEY=VALUE"),
-        (["flickr8k", "--download", "images"], "--download images: no such part; splits can be downloaded"),
+        (["folder", "root"], "'root': write a setting as KEY=VALUE"),
+        (["flickr8k", "--download", "images"], "--download images: unknown; splits can be downloaded"),
     ],
 )
 def test_mistakes_on_the_command_line(run: Run, arguments: list[str], message: str) -> None:
@@ -176,9 +175,11 @@ def test_download_and_unpack_of_a_part(tmp_path: Path) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        source = Source(url=f"http://127.0.0.1:{server.server_port}/all.zip")
-        part = Part(source=source, most_bytes=100, holds="", start="dataset_", end=".json", to="texts")
-        guide = Guide(title="", layout="", source="", parts={"captions": part})
+        file = RemoteFile(url=f"http://127.0.0.1:{server.server_port}/all.zip")
+        item = Download(
+            file=file, max_bytes=100, content="", prefix="dataset_", suffix=".json", folder="texts"
+        )
+        guide = Guide(title="", layout="", source="", licence="", downloads={"captions": item})
         for _ in range(2):
             prepare.download(guide, ["captions"], tmp_path / "root")
         server.shutdown()
@@ -193,21 +194,21 @@ def test_download_and_unpack_of_a_part(tmp_path: Path) -> None:
 
 
 def test_every_part_is_pinned() -> None:
-    parts = [part for guide in GUIDES.values() for part in guide.parts.values()]
-    assert len(parts) == 8
-    for part in parts:
-        assert part.source.size and part.source.sha256 and len(part.source.sha256) == 64
-        assert part.source.size < part.most_bytes
+    downloads = [item for config in DATASETS.values() for item in config.guide.downloads.values()]
+    assert len(downloads) == 8
+    for item in downloads:
+        assert item.file.size and item.file.sha256 and len(item.file.sha256) == 64
+        assert item.file.size < item.max_bytes
 
 
 def test_published_counts_stand_only_beside_what_they_are_of() -> None:
     coco, flickr = [ImageRecord(1, "", ("a",), "train")], [ImageRecord("1.jpg", "", ("a",), "train")]
-    assert sum(published(KarpathyConfig(), coco).values()) == 123_287
-    assert sum(published(KarpathyConfig(), flickr).values()) == 8000
-    assert sum(published(KarpathyConfig(), flickr * 10_001).values()) == 31_014
-    assert published(Flickr8kConfig(splits="random"), flickr) == {}
-    assert published(CocoConfig(train="annotations/captions_train2014.json"), coco) == {"val": 5000}
-    assert published(FolderConfig(), flickr) == {}
+    assert sum(KarpathyConfig().published_counts(coco).values()) == 123_287
+    assert sum(KarpathyConfig().published_counts(flickr).values()) == 8000
+    assert sum(KarpathyConfig().published_counts(flickr * 10_001).values()) == 31_014
+    assert Flickr8kConfig(splits="random").published_counts(flickr) == {}
+    assert CocoConfig(train="annotations/captions_train2014.json").published_counts(coco) == {"val": 5000}
+    assert FolderConfig().published_counts(flickr) == {}
 
 
 def test_survey_agrees_with_the_vocabulary_that_is_trained_on() -> None:

@@ -23,7 +23,7 @@ from captioning.datasets import (
     load,
     of_split,
 )
-from captioning.datasets.checks import unusable
+from captioning.datasets.checks import caption_problem
 from captioning.datasets.disk import random_splits
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
@@ -242,7 +242,7 @@ def test_coco_layout_and_silence(tmp_path: Path, capfd: pytest.CaptureFixture[st
 
 
 def test_coco_missing_files_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such folder; `captioning prepare coco` says"):
+    with pytest.raises(UserError, match=r"no such folder; .* `captioning prepare coco --needs`"):
         load(CocoConfig(root=str(tmp_path / "none")))
     put_coco(tmp_path)
     with pytest.raises(UserError, match=r"captions_val2017\.json: no such file; add it, or set `val: null`"):
@@ -250,7 +250,7 @@ def test_coco_missing_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no annotation file is named"):
         load(CocoConfig(root=str(tmp_path), train=None, val=None))
     os.rename(tmp_path / "train2017", tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"no folder of photographs there \(looked for train2017/, images/"):
+    with pytest.raises(UserError, match=r"no image folder found \(looked for train2017/, images/"):
         load(CocoConfig(root=str(tmp_path), val=None))
 
 
@@ -298,8 +298,8 @@ def test_usable_captions_in_every_script() -> None:
         "🐕 dog",
         "x" * 60_000,
     ):
-        assert unusable(caption) is None
-    assert unusable("🐕") == "caption has no words, only punctuation"
+        assert caption_problem(caption) is None
+    assert caption_problem("🐕") == "caption has no words, only punctuation"
 
 
 def test_image_without_captions_and_caption_without_image_are_both_counted(tmp_path: Path) -> None:
@@ -516,7 +516,7 @@ def test_karpathy_flickr(tmp_path: Path) -> None:
         ("3.jpg", "test"),
     ]
     put_json(tmp_path / "dataset_flickr30k.json", {"images": images})
-    with pytest.raises(UserError, match=r"are there; say which one as `captions`"):
+    with pytest.raises(UserError, match=r"exist; name one of them as `captions`"):
         load(KarpathyConfig(root=str(tmp_path)))
     assert len(load(KarpathyConfig(root=str(tmp_path), captions="dataset_flickr30k.json")).records) == 3
 
@@ -551,14 +551,12 @@ def test_karpathy_files_of_another_shape_stop(tmp_path: Path, content: Any, mess
 
 def test_karpathy_missing_files(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"none of dataset_coco\.json, .* is there; `captioning prepare karpathy`"
+        UserError, match=r"none of dataset_coco\.json, .* found; `captioning prepare karpathy"
     ):
         load(KarpathyConfig(root=str(tmp_path)))
     put_karpathy(tmp_path)
     os.rename(tmp_path / "val2014", tmp_path / "else")
-    with pytest.raises(
-        UserError, match=r"no photographs of COCO there \(looked for val2014/, images/val2014/"
-    ):
+    with pytest.raises(UserError, match=r"no image folder found \(looked for val2014/, images/val2014/"):
         load(KarpathyConfig(root=str(tmp_path)))
 
 
@@ -589,7 +587,7 @@ def test_flickr30k_broken_row_and_splits(tmp_path: Path) -> None:
         "3.jpg": ("test", ("A three .",)),
     }
     config = Flickr30kConfig(root=str(root))
-    with pytest.raises(UserError, match=r"no splits there; add dataset_flickr30k\.json"):
+    with pytest.raises(UserError, match=r"no splits found; add dataset_flickr30k\.json"):
         load(config)
     for name, names in (("train", "1"), ("val", "2199200615.jpg"), ("test", "3")):
         put(root / f"{name}.txt", names + "\n")
@@ -677,7 +675,7 @@ def test_folder_without_splits(tmp_path: Path) -> None:
         ("", r"file_name and caption missing \(found nothing\)"),
         (
             "file_name,caption\nx.jpg,a, b\n",
-            r"line 2 has 3 columns, its header 2; put captions that have commas",
+            r"line 2 has 3 columns, its header 2; put captions that contain commas",
         ),
         ('file_name,caption\nx.jpg,"open\ny.jpg,b\n', r"broken CSV at line 3"),
         (
@@ -686,7 +684,7 @@ def test_folder_without_splits(tmp_path: Path) -> None:
         ),
         ("file_name,caption\nx.jpg,a\n../x.jpg,b\n", r"captions\.csv: line 3: '\.\./x\.jpg' points outside"),
         ("file_name,caption\n/x.jpg,b\n", r"line 2: '/x\.jpg' points outside the data root"),
-        ("file_name,caption\n", r"holds no image with a caption"),
+        ("file_name,caption\n", r"contains no image with a caption"),
         ("file_name,caption\nx.jpg,\n", r"2 of 2 images and captions are bad"),
         ("file_name,caption\nmissing.jpg,a\n", r"1 no such image file \(first .*missing\.jpg\)"),
         ("file_name,caption,split\nx.jpg,a,train\n,b,val\n", r"1 no file_name \(first .*line 3\)"),
@@ -718,9 +716,7 @@ def test_folder_jsonl_that_cannot_be_used(tmp_path: Path, line: str, message: st
 
 
 def test_folder_without_captions_file(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no file of captions there \(looked for captions\.csv, .* write one"
-    ):
+    with pytest.raises(UserError, match=r"no caption file found \(looked for captions\.csv, .* write one"):
         load(FolderConfig(root=str(tmp_path)))
 
 

@@ -19,7 +19,8 @@ from captioning import datasets
 from captioning.cli import prepare
 from captioning.config import parse
 from captioning.datasets import shards
-from captioning.datasets.shards import ShardsConfig, Unfit, adopt, write
+from captioning.datasets.prepare.shards import MAX_TEXT_BYTES, UnusableRecord, adopt, write
+from captioning.datasets.shards import ShardsConfig
 from captioning.errors import UserError
 from captioning.experiment import Experiment
 from captioning.images.preprocessing import Preprocessing
@@ -151,14 +152,14 @@ def test_an_interrupted_writing_goes_on_behind_the_last_whole_shard(tmp_path, pi
     assert by_id(datasets.load(ShardsConfig(root=str(root))).records) == by_id(whole)
     for path in root.iterdir():
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
-    with pytest.raises(UserError, match="holds shards of other records or settings"):
+    with pytest.raises(UserError, match="contains shards of other records or settings"):
         written(pictures[1:], root)
 
 
 def test_unfit_records_are_counted_and_too_many_stop_it(tmp_path, pictures):
     def picky(record):
         if record.image_id == 1:
-            raise Unfit("truncated PNG")
+            raise UnusableRecord("truncated PNG")
         return as_they_are(record)
 
     write(pictures, tmp_path / "a", picky, holds={"kind": "images"}, max_bad=0.1)
@@ -166,7 +167,7 @@ def test_unfit_records_are_counted_and_too_many_stop_it(tmp_path, pictures):
     assert len(found.records) == len(pictures) - 1
     assert [(skip.item, skip.reason) for skip in found.skipped] == [(pictures[1].path, "truncated PNG")]
     with pytest.raises(
-        UserError, match=r"1 of 25 records are unfit, more than max_bad = 0\.01 allows .*truncated PNG"
+        UserError, match=r"1 of 25 records are unusable, more than max_bad = 0\.01 allows .*truncated PNG"
     ):
         write(pictures, tmp_path / "b", picky, holds={"kind": "images"})
 
@@ -199,14 +200,14 @@ GOOD = [member("a.jpg"), member("a.json", b'{"captions": ["a dog"]}')]
         ([*GOOD, member("/tmp/b.jpg")], "entry 3: '/tmp/b.jpg' points outside"),
         ([*GOOD, member("b.jpg", kind=tarfile.SYMTYPE, link="/etc/passwd")], "'b.jpg' is a link"),
         ([*GOOD, member("b.jpg", kind=tarfile.LNKTYPE, link="a.jpg")], "'b.jpg' is a link"),
-        ([*GOOD, member("b.jpg", kind=tarfile.CHRTYPE)], "'b.jpg' is no plain file"),
-        ([*GOOD, member("b.jpg", kind=tarfile.FIFOTYPE)], "'b.jpg' is no plain file"),
-        ([*GOOD, member("b.jpg", kind=tarfile.GNUTYPE_SPARSE)], "'b.jpg' is a sparse file|no plain file|damaged"),
-        ([*GOOD, member("a.pyd", b"PICKLE")], "entry 3: 'a.pyd' is not read: only bmp, "),
-        ([*GOOD, member("a.pkl", b"PICKLE")], "'a.pkl' is not read"),
-        ([*GOOD, member("a.pt", b"PICKLE")], "'a.pt' is not read"),
-        ([*GOOD, member("a.jpg.pyd", b"PICKLE")], "'a.jpg.pyd' is not read"),
-        ([*GOOD, member("b")], "'b' is not read"),
+        ([*GOOD, member("b.jpg", kind=tarfile.CHRTYPE)], "'b.jpg' is a device or pipe"),
+        ([*GOOD, member("b.jpg", kind=tarfile.FIFOTYPE)], "'b.jpg' is a device or pipe"),
+        ([*GOOD, member("b.jpg", kind=tarfile.GNUTYPE_SPARSE)], "'b.jpg' is a sparse file|a device or pipe|damaged"),
+        ([*GOOD, member("a.pyd", b"PICKLE")], "entry 3: 'a.pyd' is not accepted; a shard may contain only bmp, "),
+        ([*GOOD, member("a.pkl", b"PICKLE")], "'a.pkl' is not accepted"),
+        ([*GOOD, member("a.pt", b"PICKLE")], "'a.pt' is not accepted"),
+        ([*GOOD, member("a.jpg.pyd", b"PICKLE")], "'a.jpg.pyd' is not accepted"),
+        ([*GOOD, member("b")], "'b' is not accepted"),
         ([*GOOD, member("a.jpg")], "'a.jpg' occurs twice"),
         ([*GOOD, member("b.jpg"), member("a.png")], "'a.png' is apart from its sample"),
         ([member("a.jpg"), member("a.png")], "sample 'a' has 2 images or features"),
@@ -215,8 +216,8 @@ GOOD = [member("a.jpg"), member("a.json", b'{"captions": ["a dog"]}')]
         ([member("a.jpg"), member("a.json", b"[" * 100_000)], "'a.json': not UTF-8 text or broken JSON"),
         ([member("a.jpg"), member("a.json", b'{"split": [1]}')], "split a name"),
         ([member("a.jpg"), member("a.txt", b"\xff\xfe\xff")], "not UTF-8"),
-        ([member("a.jpg"), member("a.txt", b"a" * (shards.MOST_TEXT + 1))], "larger than"),
-        ([member("a.npy", b"PICKLE"), member("a.json", b"{}")], "nothing says of which encoder"),
+        ([member("a.jpg"), member("a.txt", b"a" * (MAX_TEXT_BYTES + 1))], "larger than"),
+        ([member("a.npy", b"PICKLE"), member("a.json", b"{}")], "of an unknown encoder"),
     ],
 )  # fmt: skip
 def test_hostile_tars_are_refused_by_name_and_nothing_runs_or_is_written(tmp_path, members, message):
@@ -233,7 +234,7 @@ def test_hostile_tars_are_refused_by_name_and_nothing_runs_or_is_written(tmp_pat
 
 
 def test_tars_that_are_cut_or_compressed_or_none(tmp_path):
-    with pytest.raises(UserError, match=r"no \.tar files there"):
+    with pytest.raises(UserError, match=r"contains no \.tar files"):
         adopt(tmp_path)
     path = tmp_path / "train-0.tar"
     with tarfile.open(path, "w") as tar:
@@ -244,7 +245,8 @@ def test_tars_that_are_cut_or_compressed_or_none(tmp_path):
     for content in (whole[:3000], whole[:7000], b"", b"<html>" * 1000, b"\x1f\x8b" + whole):
         path.write_bytes(content)
         with pytest.raises(
-            UserError, match=r"train-0\.tar: (damaged, or no uncompressed tar|.* is cut)|hold"
+            UserError,
+            match=r"train-0\.tar: (damaged, or not an uncompressed tar|.* is cut)|contains no image",
         ):
             adopt(tmp_path)
 
@@ -332,7 +334,7 @@ def test_stored_features_in_shards(tmp_path, pictures):
         pictures, build(SmallCNNConfig(channels=(16, 24))).eval(), PREPROCESSING, tmp_path / "store",
         workers=0, flip=True,
     )  # fmt: skip
-    payload, holds = prepare.features_of(str(tmp_path / "store"), pictures)
+    payload, holds = prepare.read_features(str(tmp_path / "store"))
     write(pictures, tmp_path / "shards", payload, holds=holds)
     found = datasets.load(ShardsConfig(root=str(tmp_path / "shards"))).records
     numbers = np.array([11, 2, 23, 5])

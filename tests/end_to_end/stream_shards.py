@@ -25,7 +25,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from captioning import datasets
-from captioning.datasets.shards import ShardsConfig, write
+from captioning.datasets.prepare.shards import write
+from captioning.datasets.shards import ShardsConfig
 from captioning.images.preprocessing import Preprocessing
 from captioning.loaders.batches import (
     EncodedCaptions,

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.datasets.shapes import ShapesConfig
-from captioning.datasets.shapes import read as read_shapes
 from captioning.errors import UserError
 from captioning.generation import GreedyConfig, RuleIds, microbatch
 from captioning.images.preprocessing import Preprocessing, prepare
@@ -135,7 +134,7 @@ def test_captions_do_not_depend_on_batch_order_or_padding(name, config, ruled):
 def drawn(tmp_path_factory):
     """Regions of 1,000 drawn scenes: of all at once, and of batches of their own sizes in another order, padded."""
     root = tmp_path_factory.mktemp("shapes")
-    records = read_shapes(ShapesConfig(root=str(root), train=1000, val=0, test=0, unseen=0, size=32)).records
+    records = ShapesConfig(root=str(root), train=1000, val=0, test=0, unseen=0, size=32).load().records
     preparing = Preprocessing(size=32)
     pixels = torch.stack([prepare(load_image(record.path), preparing) for record in records]).double()
     torch.manual_seed(3)

@@ -1,11 +1,11 @@
-"""What a data set is like: sizes, caption lengths, words known, broken and repeated files. No decoding."""
+"""Statistics of a data set: split sizes, caption lengths, vocabulary coverage, broken and duplicate image files."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
@@ -18,14 +18,18 @@ from captioning.text.tokenizer import tokenize
 from captioning.utils.file_slice import read_bytes
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
-MOST_UNKNOWN = 10
+MAX_UNKNOWN = 10
 
 
 class SplitSurvey(NamedTuple):
-    """One split. `lengths`: percentile -> tokens of a caption; `captions_per_image`: number -> images.
+    """Statistics of one split.
 
-    `known_tokens` and `known_captions` are the shares of tokens, and of captions without any other token,
-    that the training split's vocabulary has; `unknown` the commonest tokens it lacks.
+    Attributes:
+        captions_per_image: number of captions -> number of images.
+        lengths: percentile -> tokens of a caption.
+        known_tokens: share of tokens in the vocabulary of the training split.
+        known_captions: share of captions whose tokens are all in it.
+        unknown: the commonest tokens that are not in it, with their counts.
     """
 
     images: int
@@ -39,7 +43,7 @@ class SplitSurvey(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """All splits, and the sizes of the vocabulary: of training words seen `min_count` times, and of all."""
+    """All splits; `vocabulary` is the number of training words that occur `min_count` times, of `training_words`."""
 
     splits: dict[str, SplitSurvey]
     min_count: int
@@ -48,7 +52,7 @@ class Survey(NamedTuple):
 
 
 class FileSurvey(NamedTuple):
-    """Broken files, and groups of files with the same bytes, within one split and across splits."""
+    """Broken files, and groups of files with equal bytes: within one split (`repeated`) and across splits."""
 
     checked: int
     broken: list[Skip]
@@ -81,24 +85,24 @@ def _survey_split(
         images=len(records),
         captions=len(captions),
         captions_per_image=dict(sorted(per_image.items())),
-        lengths={each: float(np.percentile(lengths, each)) for each in PERCENTILES},
+        lengths={percentile: float(np.percentile(lengths, percentile)) for percentile in PERCENTILES},
         mean_length=float(lengths.mean()),
         known_tokens=1 - sum(unknown.values()) / max(1, int(lengths.sum())),
         known_captions=complete / len(captions),
-        unknown=dict(unknown.most_common(MOST_UNKNOWN)),
+        unknown=dict(unknown.most_common(MAX_UNKNOWN)),
     )
 
 
 def survey_files(
     records: Sequence[ImageRecord], *, open_image: Callable[[BinaryIO], object], threads: int
 ) -> FileSurvey:
-    """Read every image file once: does it open, and has another one the same bytes?
+    """Read every image file once and report those that don't open, and those with equal bytes.
 
-    `open_image` raises UserError for what is no image. Files that differ in one byte count as different: a
-    scaled or recompressed copy is not found.
+    `open_image` raises UserError for a file that is not an image. Scaled or recompressed copies are not found,
+    because they differ in their bytes.
     """
 
-    def look(record: ImageRecord) -> tuple[bytes, str | None]:
+    def check(record: ImageRecord) -> tuple[bytes, str | None]:
         try:
             content = read_bytes(record.path)
             open_image(io.BytesIO(content))
@@ -109,26 +113,20 @@ def survey_files(
         return hashlib.sha256(content).digest(), None
 
     broken: list[Skip] = []
-    same: dict[bytes, list[ImageRecord]] = defaultdict(list)
+    by_digest: dict[bytes, list[ImageRecord]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
-        found = tqdm(
-            pool.map(look, records), total=len(records), desc="opening images", unit="image", disable=None
+        results = tqdm(
+            pool.map(check, records), total=len(records), desc="opening images", unit="image", disable=None
         )
-        for record, (digest, reason) in zip(records, found, strict=True):
+        for record, (digest, reason) in zip(records, results, strict=True):
             if reason is None:
-                same[digest].append(record)
+                by_digest[digest].append(record)
             else:
                 broken.append(Skip(record.path, reason))
-    groups = [group for group in same.values() if len(group) > 1]
+    groups = [group for group in by_digest.values() if len(group) > 1]
     return FileSurvey(
         checked=len(records),
         broken=broken,
         repeated=[group for group in groups if len({record.split for record in group}) == 1],
         leaked=[group for group in groups if len({record.split for record in group}) > 1],
     )
-
-
-def in_order(splits: Iterable[str]) -> list[str]:
-    """Split names with train, val and test first."""
-    usual = ("train", "val", "test")
-    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))

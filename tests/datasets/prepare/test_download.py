@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from captioning.datasets.base import RemoteFile
 from captioning.datasets.prepare.archives import unpack
-from captioning.datasets.prepare.download import Source, fetch
+from captioning.datasets.prepare.download import fetch
 from captioning.errors import UserError
 
 CONTENT = bytes(range(251)) * 997  # 250,247 bytes: every offset tells where it came from
@@ -92,7 +93,7 @@ def site() -> Iterator[Site]:
 
 
 def get(site: Site, folder: Path, *, tries: int = 3, **source: Any) -> Path:
-    return fetch(Source(url=site.url, **source), folder, tries=tries, wait=0.001, timeout=5)
+    return fetch(RemoteFile(url=site.url, **source), folder, tries=tries, wait=0.001, timeout=5)
 
 
 def ranges(site: Site) -> list[str]:
@@ -116,7 +117,7 @@ def test_cut_connection_is_taken_up_where_it_broke(site: Site, tmp_path: Path) -
 
 def test_a_later_run_goes_on_where_the_former_gave_up(site: Site, tmp_path: Path) -> None:
     site.cuts = [70_001, 0, 0, 0]
-    with pytest.raises(UserError, match=r"3 times in a row\); 70,001 bytes are kept, run this again"):
+    with pytest.raises(UserError, match=r"3 times in a row\); 70,001 bytes are kept; run this again"):
         get(site, tmp_path)
     assert get(site, tmp_path).read_bytes() == CONTENT
     assert ranges(site)[-1] == "bytes=70001-"
@@ -199,14 +200,14 @@ def test_busy_server_is_tried_again_and_a_refusal_is_not(site: Site, tmp_path: P
 
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no connection .* \(2 times in a row\)"):
-        fetch(Source(url="http://127.0.0.1:9/x.zip"), tmp_path, tries=2, wait=0.001)
+        fetch(RemoteFile(url="http://127.0.0.1:9/x.zip"), tmp_path, tries=2, wait=0.001)
     with pytest.raises(UserError, match="not the http"):
-        fetch(Source(url="file:///etc/passwd"), tmp_path)
+        fetch(RemoteFile(url="file:///etc/passwd"), tmp_path)
 
 
 def test_full_disk_is_told_before_the_download(site: Site, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1009})())
-    with pytest.raises(UserError, match="250,247 bytes to come, 1,009 free"):
+    with pytest.raises(UserError, match="250,247 bytes are missing, 1,009 are free"):
         get(site, tmp_path)
 
 
@@ -252,10 +253,10 @@ def test_good_archives_unpack_the_same(tmp_path: Path) -> None:
     tarred = make_tar(tmp_path / "x.tgz", [(n, tarfile.REGTYPE, c, "") for n, c in files.items()])
     for archive in (zipped, tarred):
         folder = tmp_path / f"out of {archive.name}"
-        assert unpack(archive, folder, most_bytes=10**6) == 3
+        assert unpack(archive, folder, max_bytes=10**6) == 3
         assert tree(folder) == files
     only = tmp_path / "only"
-    assert unpack(zipped, only, most_bytes=10**6, wanted=lambda name: name.endswith(".txt")) == 1
+    assert unpack(zipped, only, max_bytes=10**6, wanted=lambda name: name.endswith(".txt")) == 1
     assert tree(only) == {"a/b.txt": b"two"}
 
 
@@ -265,7 +266,7 @@ def test_unpacking_goes_on_after_an_interruption(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "done").write_bytes(b"54321")  # the right size: taken as done
     (folder / "half").write_bytes(b"12")
-    unpack(archive, folder, most_bytes=100)
+    unpack(archive, folder, max_bytes=100)
     assert tree(folder) == {"done": b"54321", "half": b"12345"}
 
 
@@ -278,14 +279,14 @@ def test_names_outside_stop_and_nothing_is_written(tmp_path: Path, name: str, ki
         good = ("good", tarfile.REGTYPE, b"1", "")
         archive = make_tar(tmp_path / "x.tar.gz", [good, (name, tarfile.REGTYPE, b"2", "")])
     with pytest.raises(UserError, match=r"entry 2: .* points outside the data root"):
-        unpack(archive, tmp_path / "root" / "out", most_bytes=100)
+        unpack(archive, tmp_path / "root" / "out", max_bytes=100)
     assert tree(tmp_path) == {archive.name: archive.read_bytes()}
 
 
 def test_links_and_devices_stop(tmp_path: Path) -> None:
     link = make_zip(tmp_path / "link.zip", {"x": b"/etc"}, modes={"x": stat.S_IFLNK | 0o777})
     with pytest.raises(UserError, match=r"entry 1: 'x' is a link, .* outside the data root"):
-        unpack(link, tmp_path / "out", most_bytes=100)
+        unpack(link, tmp_path / "out", max_bytes=100)
     kinds = [
         (tarfile.SYMTYPE, "is a link"),
         (tarfile.LNKTYPE, "is a link"),
@@ -296,7 +297,7 @@ def test_links_and_devices_stop(tmp_path: Path) -> None:
             tmp_path / "x.tar.gz", [("x", kind, b"", "/etc"), ("x/y", tarfile.REGTYPE, b"2", "")]
         )
         with pytest.raises(UserError, match=f"entry 1: 'x' .*{said}"):
-            unpack(archive, tmp_path / "out", most_bytes=100)
+            unpack(archive, tmp_path / "out", max_bytes=100)
     assert not (tmp_path / "out").exists()
 
 
@@ -304,10 +305,10 @@ def test_bombs_stop(tmp_path: Path) -> None:
     bomb = make_zip(tmp_path / "bomb.zip", {f"{n}": bytes(10**6) for n in range(7)})
     assert bomb.stat().st_size < 20_000
     with pytest.raises(UserError, match=r"entry 4: unpacks to more than 3,000,000 bytes"):
-        unpack(bomb, tmp_path / "out", most_bytes=3 * 10**6)
+        unpack(bomb, tmp_path / "out", max_bytes=3 * 10**6)
     rolled = make_tar(tmp_path / "bomb.tgz", [("x", tarfile.REGTYPE, bytes(10**7), "")])
     with pytest.raises(UserError, match=r"entry 1: unpacks to more than"):
-        unpack(rolled, tmp_path / "out", most_bytes=10**6)
+        unpack(rolled, tmp_path / "out", max_bytes=10**6)
     assert not (tmp_path / "out").exists()
 
 
@@ -317,7 +318,7 @@ def test_zip_that_lies_about_its_size(tmp_path: Path) -> None:
     assert raw.count((5003).to_bytes(4, "little")) == 2
     archive.write_bytes(raw.replace((5003).to_bytes(4, "little"), (13).to_bytes(4, "little")))
     with pytest.raises(UserError, match=r"damaged|has not the 13 bytes"):
-        unpack(archive, tmp_path / "out", most_bytes=100)
+        unpack(archive, tmp_path / "out", max_bytes=100)
     assert tree(tmp_path / "out") == {}
 
 
@@ -326,15 +327,15 @@ def test_damaged_and_other_files(tmp_path: Path) -> None:
     middle = len(whole) // 2
     (tmp_path / "x.zip").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
     with pytest.raises(UserError, match="damaged"):
-        unpack(tmp_path / "x.zip", tmp_path / "out", most_bytes=10**6)
+        unpack(tmp_path / "x.zip", tmp_path / "out", max_bytes=10**6)
     (tmp_path / "page.zip").write_text("<html>404</html>")
     with pytest.raises(UserError, match="neither a zip nor a tar"):
-        unpack(tmp_path / "page.zip", tmp_path / "out", most_bytes=10**6)
+        unpack(tmp_path / "page.zip", tmp_path / "out", max_bytes=10**6)
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     with pytest.raises(UserError, match=r"neither a zip nor a tar|damaged"):
-        unpack(tmp_path / "cut.zip", tmp_path / "out", most_bytes=10**6)
+        unpack(tmp_path / "cut.zip", tmp_path / "out", max_bytes=10**6)
     twice = tmp_path / "twice.tar.gz"
     make_tar(twice, [("x", tarfile.REGTYPE, b"1", ""), ("./x", tarfile.REGTYPE, b"2", "")])
     with pytest.raises(UserError, match=r"entry 2: '\./x' occurs twice"):
-        unpack(twice, tmp_path / "out", most_bytes=10**6)
+        unpack(twice, tmp_path / "out", max_bytes=10**6)
     assert tree(tmp_path / "out") == {}
