@@ -155,9 +155,7 @@ def find(model: Transformer, features: Features, config: SearchConfig) -> Tensor
         model,
         model.encode_memory(features),
         config,
-        start=vocabulary.start,
-        end=vocabulary.end,
-        suppress_ids=vocabulary.suppress_ids,
+        special=vocabulary.special_tokens,
     )
     return found.ids[:, 0]
 

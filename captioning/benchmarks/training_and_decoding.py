@@ -296,17 +296,15 @@ class _Finding:
         return self._find(GreedyConfig(min_length=LENGTH, max_length=LENGTH))
 
     def _find(self, config: SearchConfig) -> Tensor:
-        words = self.words
-        ids: dict[str, Any] = {"start": words.start, "end": words.end, "suppress_ids": words.suppress_ids}
         with torch.inference_mode():
             memory = self.model.encode_memory(Features(self.features))
-            return search(self.model, memory, config, **ids).ids[:, 0]
+            return search(self.model, memory, config, special=self.words.special_tokens).ids[:, 0]
 
 
 def _decoding_ways(seed: int) -> Contenders:
     finding = _Finding(seed)
     start = finding.words.start
-    banned = torch.tensor([*finding.words.suppress_ids, finding.words.end])
+    banned = torch.tensor([*finding.words.special_tokens.suppress_ids, finding.words.end])
 
     def textbook() -> Tensor:
         return naive_baseline.beam(

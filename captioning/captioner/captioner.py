@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captioning.errors import UserError
-from captioning.generation import BeamConfig, SearchConfig, rule_ids
+from captioning.generation import BeamConfig, SearchConfig, constraint_ids
 from captioning.images.preprocessing import Preprocessing
 from captioning.models import decoders, encoders
 from captioning.models.decoders import BaseDecoderConfig, DecoderConfig
@@ -75,7 +75,7 @@ class Captioner(nn.Module):
         Raises:
             UserError: the search's rules name words that the vocabulary does not have.
         """
-        rule_ids(search, vocabulary)
+        constraint_ids(search, vocabulary)
         config = ModelConfig(
             encoder=encoder,  # type: ignore[arg-type]
             preprocessing=preprocessing,
@@ -106,7 +106,7 @@ class Captioner(nn.Module):
         return (self.config.preprocessing,)
 
     @property
-    def longest(self) -> int | None:
+    def max_positions(self) -> int | None:
         """Most words, `<end>` counted, that the decoder can read; None: any number."""
         return self.config.decoder.longest
 

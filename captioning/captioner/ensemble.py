@@ -61,8 +61,8 @@ class EnsembleCaptioner(nn.Module):
         self.preprocessings: tuple[Preprocessing, ...] = tuple(
             each for captioner in captioners for each in captioner.preprocessings
         )
-        limits = [captioner.longest for captioner in captioners if captioner.longest is not None]
-        self.longest = min(limits, default=None)
+        limits = [captioner.max_positions for captioner in captioners if captioner.max_positions is not None]
+        self.max_positions = min(limits, default=None)
         search = captioners[0].search
         self.search: SearchConfig = replace(search, max_length=min([search.max_length, *limits]))
 

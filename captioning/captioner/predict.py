@@ -13,7 +13,7 @@ import torch
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner
 from captioning.errors import UserError
-from captioning.generation import SearchConfig, rule_ids, search
+from captioning.generation import SearchConfig, constraint_ids, search
 from captioning.records import ImageId, Prediction
 from captioning.tensors import Hypotheses
 from captioning.text.vocabulary import Vocabulary
@@ -44,10 +44,8 @@ def generate_captions(
         captioner.decoder,
         captioner.encode_memory(images),
         config,
-        start=vocabulary.start,
-        end=vocabulary.end,
-        suppress_ids=vocabulary.suppress_ids,
-        ids=rule_ids(config, vocabulary),
+        special=vocabulary.special_tokens,
+        constraints=constraint_ids(config, vocabulary),
         keys=torch.tensor(
             [key(image_id) for image_id in image_ids], device=next(captioner.parameters()).device
         ),

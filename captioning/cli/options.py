@@ -51,10 +51,10 @@ def search_of(
     Raises:
         UserError: the model cannot do what is asked for.
     """
-    from captioning.generation import rule_ids
-    from captioning.generation.overrides import adjusted
+    from captioning.generation import constraint_ids
+    from captioning.generation.overrides import override_search
 
-    config = adjusted(
+    config = override_search(
         captioner.search,
         kind=args.search,
         options=args.search_option,
@@ -62,7 +62,7 @@ def search_of(
         n_best=n_best,
         max_length=args.max_length,
         length_rule=args.length_rule,
-        longest=captioner.longest,
+        max_positions=captioner.max_positions,
     )
-    rule_ids(config, captioner.vocabulary)  # before the first image is read
+    constraint_ids(config, captioner.vocabulary)  # before the first image is read
     return config

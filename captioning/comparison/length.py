@@ -146,9 +146,7 @@ def _greedy(model: Any, features: Features, length: int) -> Callable[[], Any]:
                 model,
                 model.encode_memory(features),
                 config,
-                start=Vocabulary.start,
-                end=Vocabulary.end,
-                suppress_ids=(Vocabulary.start, Vocabulary.pad, Vocabulary.unk),
+                special=Vocabulary(SPECIALS).special_tokens,
             )
 
     return decode

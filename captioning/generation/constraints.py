@@ -1,4 +1,4 @@
-"""Words and phrases that a caption must contain. Knows ids and scores, no decoder."""
+"""Forced words and phrases: constrained decoding on ids and log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,145 +12,140 @@ from torch.nn import functional as F
 from captioning.generation.scores import IMPOSSIBLE, Candidates
 
 
-class Forced(NamedTuple):
-    """P phrases, each of which every caption contains, and how many words there are for them."""
+class PhraseConstraints(NamedTuple):
+    """P phrases that every caption must contain, and the number of words available for them."""
 
     phrases: tuple[Tensor, ...]  # each (l,) int64
     lengths: Tensor  # (P,)
-    last: int  # words a caption has at most, <end> not counted
+    max_words: int  # of a caption, <end> not counted
     end: int
 
     @classmethod
-    def of(
-        cls, phrases: Sequence[Sequence[int]], *, last: int, end: int, device: torch.device
-    ) -> Forced | None:
-        """None where there is nothing to say. Raises ValueError where `last` words are too few."""
+    def build(
+        cls, phrases: Sequence[Sequence[int]], *, max_words: int, end: int, device: torch.device
+    ) -> PhraseConstraints | None:
+        """None without phrases. Raises ValueError where they do not fit `max_words`."""
         if not phrases:
             return None
         lengths = [len(phrase) for phrase in phrases]
-        if sum(lengths) > last or not all(lengths):
-            raise ValueError(f"phrases of {lengths} words do not fit a caption of {last}")
+        if sum(lengths) > max_words or not all(lengths):
+            raise ValueError(f"phrases of {lengths} words do not fit a caption of {max_words}")
         return cls(
             tuple(torch.tensor(phrase, device=device) for phrase in phrases),
             torch.tensor(lengths, device=device),
-            last,
+            max_words,
             end,
         )
 
 
-class Progress(NamedTuple):
-    """How far each sequence has come with each phrase."""
+class PhraseProgress(NamedTuple):
+    """How much of every phrase each sequence contains."""
 
-    met: Tensor  # (B, K, P) bool: the phrase is there
-    begun: Tensor  # (B, K, P) int64: words of the phrase that the sequence ends in, fewer than all
-    open: Tensor  # (B, K) words of all the phrases not met
-    next: Tensor  # (B, K, P) the word that would go on with the phrase
+    met: Tensor  # (B, K, P) bool: the sequence contains the phrase
+    matched: Tensor  # (B, K, P) int64: words of the phrase at the end of the sequence, fewer than all
+    open: Tensor  # (B, K) total number of words of the unmet phrases
+    next: Tensor  # (B, K, P) the id that would continue the phrase
+
+    def missing(self) -> Tensor:
+        """(B, K) number of words still needed if the furthest unmet phrase is continued."""
+        return self.open - self.matched.masked_fill(self.met, 0).amax(-1)
 
 
-def progress(words: Tensor, forced: Forced) -> Progress:
-    """What of the phrases is in `ids` (B, K, t). Computed from the words alone: no state to be kept."""
-    said = words.shape[-1]
-    met, begun, following = [], [], []
-    for phrase in forced.phrases:
+def phrase_progress(ids: Tensor, constraints: PhraseConstraints) -> PhraseProgress:
+    """The progress of sequences `ids` (B, K, t), computed from the ids alone."""
+    size = ids.shape[-1]
+    met, matched, following = [], [], []
+    for phrase in constraints.phrases:
         length = len(phrase)
-        none = words.new_zeros(words.shape[:-1])
-        there = (words.unfold(-1, length, 1) == phrase).all(-1).any(-1) if said >= length else none.bool()
-        reached = none
-        for count in range(1, min(length - 1, said) + 1):
-            ends_so = (words[..., said - count :] == phrase[:count]).all(-1)
-            reached = reached.masked_fill(
-                ends_so, count
-            )  # the longest wins, as in Knuth, Morris and Pratt 1977
-        met.append(there)
-        begun.append(reached)
-        following.append(phrase[reached])
+        count = ids.new_zeros(ids.shape[:-1])
+        met.append((ids.unfold(-1, length, 1) == phrase).all(-1).any(-1) if size >= length else count.bool())
+        for prefix in range(1, min(length - 1, size) + 1):
+            matches = (ids[..., size - prefix :] == phrase[:prefix]).all(-1)
+            count = count.masked_fill(matches, prefix)  # the longest, as in Knuth, Morris and Pratt 1977
+        matched.append(count)
+        following.append(phrase[count])
     all_met = torch.stack(met, -1)
-    return Progress(
+    return PhraseProgress(
         met=all_met,
-        begun=torch.stack(begun, -1),
-        open=(forced.lengths * ~all_met).sum(-1),
+        matched=torch.stack(matched, -1),
+        open=(constraints.lengths * ~all_met).sum(-1),
         next=torch.stack(following, -1),
     )
 
 
-def enforce_constraints(scores: Tensor, unruled: Tensor, words: Tensor, forced: Forced) -> Tensor:
-    """No `<end>` before all phrases are met; and no word behind which there is no room for what is missing.
+def enforce_constraints(
+    scores: Tensor, unconstrained: Tensor, ids: Tensor, constraints: PhraseConstraints
+) -> Tensor:
+    """Forbid `<end>` before all phrases occur, and tokens that leave too few words for the missing phrases.
 
-    What is missing is counted as if phrases could not overlap, so there always is a word that may come: the
-    next one of the phrase that the sequence has got furthest with. Where other rules forbid all such words
-    they come nevertheless.
+    Missing words are counted as if phrases could not overlap, so one token is always possible: the next one
+    of the furthest phrase. It is allowed even where other constraints forbid all such tokens.
 
     Args:
-        scores: (B, K, V), written into.
-        unruled: (B, K, V) before rules.
+        scores: (B, K, V), may be overwritten.
+        unconstrained: (B, K, V) before the other constraints.
     """
-    state = progress(words, forced)
-    scores[..., forced.end].masked_fill_(state.open > 0, IMPOSSIBLE)
-    room = forced.last - words.shape[-1] - 1  # behind the next word
-    urgent = (state.open > 0) & (state.open > room)  # (B, K): not any word
+    progress = phrase_progress(ids, constraints)
+    scores[..., constraints.end].masked_fill_(progress.open > 0, IMPOSSIBLE)
+    room = constraints.max_words - ids.shape[-1] - 1  # words after the next one
+    urgent = (progress.open > 0) & (progress.open > room)  # (B, K): the next token is not free
     if not urgent.any():
         return scores
-    useful = torch.cat(forced.phrases).unique()  # (U,)
-    longer = F.pad(words[:, :, None].expand(-1, -1, len(useful), -1), (0, 1))  # (B, K, U, t + 1)
+    useful = torch.cat(constraints.phrases).unique()  # (U,)
+    longer = F.pad(ids[:, :, None].expand(-1, -1, len(useful), -1), (0, 1))  # (B, K, U, t + 1)
     longer[..., -1] = useful
-    fits = missing(progress(longer.flatten(1, 2), forced)).view(longer.shape[:-1]) <= room
-    allowed, despite = (part[..., useful].masked_fill(~fits, IMPOSSIBLE) for part in (scores, unruled))
-    allowed = torch.where((allowed == IMPOSSIBLE).all(-1, keepdim=True), despite, allowed)
+    fits = phrase_progress(longer.flatten(1, 2), constraints).missing().view(longer.shape[:-1]) <= room
+    allowed, fallback = (x[..., useful].masked_fill(~fits, IMPOSSIBLE) for x in (scores, unconstrained))
+    allowed = torch.where((allowed == IMPOSSIBLE).all(-1, keepdim=True), fallback, allowed)
     only = torch.full_like(scores, IMPOSSIBLE).index_copy_(-1, useful, allowed)
     return torch.where(urgent[..., None], only, scores)
 
 
-def missing(state: Progress) -> Tensor:
-    """(B, K) words that the phrases still need, when the one that is furthest is gone on with."""
-    return state.open - state.begun.masked_fill(state.met, 0).amax(-1)
-
-
 def dynamic_beam_allocation(
-    scores: Tensor, words: Tensor, logprob: Tensor, width: int, forced: Forced
+    scores: Tensor, ids: Tensor, logprob: Tensor, width: int, constraints: PhraseConstraints
 ) -> Candidates:
-    """Ways to go on, so ordered that hypotheses at all stages of the phrases get places among the first.
+    """Candidates ordered so that hypotheses with different numbers of constraint words share the beam.
 
-    Grid beam search (Hokamp and Liu 2017) with one beam for all stages (dynamic beam allocation, Post and
-    Vilar 2018): a bank is the number of words of the phrases that a way has said. First come the best of
-    each bank, the one that said most first; then the second best of each ... so that a place which one bank
-    cannot fill goes to the others. Candidates are each hypothesis's likeliest words and the words that go on
-    with its open phrases.
+    Grid beam search (Hokamp and Liu 2017) with one beam for all banks (dynamic beam allocation, Post and
+    Vilar 2018): a bank is the number of phrase words in a candidate. The order is the best candidate of every
+    bank, the bank with most words first, then the second best of every bank, and so on; a place that one bank
+    cannot fill goes to the others. The candidates are the most likely tokens of every hypothesis and the
+    tokens that continue its unmet phrases.
 
     Args:
-        scores: (B, W, V) of the next words, after all rules.
-        words: (B, W, t) of the hypotheses.
+        scores: (B, W, V) of the next token, after all constraints.
+        ids: (B, W, t) of the hypotheses.
         logprob: (B, W) of the hypotheses.
-        width: places.
+        width: size of the beam.
 
     Returns:
-        All candidates, in that order; impossible ones last.
+        All candidates in this order; impossible ones last.
     """
-    images, live, size = scores.shape
-    state = progress(words, forced)
-    onward = scores.gather(-1, state.next).masked_fill(state.met, IMPOSSIBLE)  # (B, W, P)
-    # two phrases may go on with the same word: it is one candidate
-    same = (state.next[..., None] == state.next[..., None, :]) & ~state.met[..., None, :]
+    images, active, size = scores.shape
+    progress = phrase_progress(ids, constraints)
+    onward = scores.gather(-1, progress.next).masked_fill(progress.met, IMPOSSIBLE)  # (B, W, P)
+    # two phrases may continue with the same token: it is one candidate
+    same = (progress.next[..., None] == progress.next[..., None, :]) & ~progress.met[..., None, :]
     onward = onward.masked_fill(same.tril(-1).any(-1), IMPOSSIBLE)
-    shut = torch.zeros_like(onward).masked_fill_(~state.met, IMPOSSIBLE)
-    free = scores.scatter_add(-1, state.next, shut)  # without the words of `onward`
-    likely, likely_words = free.topk(min(2 * width, size))  # (B, W, 2 x width)
-    word_logprobs = torch.cat([likely, onward], -1)
-    chosen = torch.cat([likely_words, state.next], -1)
-    parents = torch.arange(live, device=words.device)[:, None].expand_as(chosen)
-    found = Candidates(
+    penalty = torch.zeros_like(onward).masked_fill_(~progress.met, IMPOSSIBLE)
+    free = scores.scatter_add(-1, progress.next, penalty)  # without the tokens of `onward`
+    free_logprobs, free_ids = free.topk(min(2 * width, size))  # (B, W, 2 x width)
+    word_logprobs = torch.cat([free_logprobs, onward], -1)
+    next_ids = torch.cat([free_ids, progress.next], -1)
+    parents = torch.arange(active, device=ids.device)[:, None].expand_as(next_ids)
+    candidates = Candidates(
         parents=parents.flatten(1),
-        ids=chosen.flatten(1),
+        ids=next_ids.flatten(1),
         word_logprobs=word_logprobs.flatten(1),
         logprob=(word_logprobs + logprob[..., None]).flatten(1),
     )
-    order = found.logprob.argsort(descending=True, stable=True)
-    found = Candidates(*(part.gather(1, order) for part in found))
-    rows = torch.arange(images, device=words.device)[:, None]
-    after = progress(torch.cat([words[rows, found.parents], found.ids[..., None]], -1), forced)
-    bank = int(forced.lengths.sum()) - missing(after)  # (B, C)
-    inside = F.one_hot(bank, int(forced.lengths.sum()) + 1)  # (B, C, banks)
-    place = inside.cumsum(1).gather(-1, bank[..., None])[..., 0]  # 1 for the best of its bank
-    turn = place * inside.shape[-1] - bank
-    turn = turn.masked_fill(found.logprob == IMPOSSIBLE, torch.iinfo(turn.dtype).max)
-    order = turn.argsort(stable=True)
-    return Candidates(*(part.gather(1, order) for part in found))
+    candidates = candidates.take(candidates.logprob.argsort(descending=True, stable=True))
+    rows = torch.arange(images, device=ids.device)[:, None]
+    longer = torch.cat([ids[rows, candidates.parents], candidates.ids[..., None]], -1)
+    total = int(constraints.lengths.sum())
+    bank = total - phrase_progress(longer, constraints).missing()  # (B, C)
+    one_hot = F.one_hot(bank, total + 1)  # (B, C, banks)
+    place = one_hot.cumsum(1).gather(-1, bank[..., None])[..., 0]  # 1 for the best of its bank
+    order = place * one_hot.shape[-1] - bank
+    order = order.masked_fill(candidates.logprob == IMPOSSIBLE, torch.iinfo(order.dtype).max)
+    return candidates.take(order.argsort(stable=True))

@@ -1,60 +1,61 @@
-"""K sequences an image, each going on by itself: what greedy search and sampling share. Knows ids only."""
+"""The decoding loop of greedy search and sampling: K independent sequences of each image."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from captioning.generation.opening import Opening
-from captioning.generation.processors import next_scores
-from captioning.generation.scores import IMPOSSIBLE, PAD, LengthRule, emptied, length_score
+from captioning.generation.base import BaseSearchConfig
+from captioning.generation.prefill import Prefill
+from captioning.generation.processors import process_logits
+from captioning.generation.scores import IMPOSSIBLE, PAD, clear_rows
 from captioning.tensors import Hypotheses
 
 
 def generate_loop(
-    memory: Any,
-    opening: Opening,
-    choose: Callable[[Tensor, int], Tensor],
-    *,
-    max_length: int,
-    length_rule: LengthRule,
-    alpha: float,
+    prefill: Prefill, config: BaseSearchConfig, choose: Callable[[Tensor, int], Tensor]
 ) -> Hypotheses:
-    """The K captions that `choose` makes word by word, in its own order.
+    """K captions of each image, in the order of the sequences.
 
     Args:
-        opening: of K sequences an image.
-        choose: (scores (B, K, V), t) -> words (B, K), the t-th of their captions (the first is 1).
+        prefill: with K sequences per image.
+        choose: (scores (B, K, V), t) -> ids (B, K), the t-th tokens of the captions, from 1.
     """
-    decoder, limits, state, reading, begun, logp_begun = opening
-    first = begun.shape[-1] + 1
-    words = reading.new_full((*reading.shape, max_length), PAD)  # (B, K, T)
-    words[..., : first - 1] = begun
-    each = [logp_begun]
-    running = torch.ones_like(reading, dtype=torch.bool)
-    length = max_length
-    for length in range(first, max_length + 1):
-        step, state = decoder.step(reading, state, memory)
-        scores = next_scores(decoder.logits(step.hidden), words[..., : length - 1], limits)
-        reading = choose(scores, length)
-        each.append(scores.gather(-1, reading[..., None]).masked_fill_(~running[..., None], 0.0))
-        del scores  # as in `beam`
-        words[..., length - 1] = reading.masked_fill(~running, PAD)
-        running = running & (reading != limits.end)
-        if not running.any():
+    decoder, memory, processors, state, last_ids, prefix, prefix_logprobs, _ = prefill
+    first = prefix.shape[-1] + 1
+    ids = last_ids.new_full((*last_ids.shape, config.max_length), PAD)  # (B, K, T)
+    ids[..., : first - 1] = prefix
+    logprobs = [prefix_logprobs]
+    unfinished = torch.ones_like(last_ids, dtype=torch.bool)
+    for length in range(first, config.max_length + 1):
+        step, state = decoder.step(last_ids, state, memory)
+        scores = process_logits(decoder.logits(step.hidden), ids[..., : length - 1], processors)
+        last_ids = choose(scores, length)
+        logprobs.append(scores.gather(-1, last_ids[..., None]).masked_fill_(~unfinished[..., None], 0.0))
+        del scores  # as in `beam_search`
+        ids[..., length - 1] = last_ids.masked_fill(~unfinished, PAD)
+        unfinished = unfinished & (last_ids != processors.end)
+        if not unfinished.any():
             break
-    words, word_logprobs = words[..., :length], torch.cat(each, -1)
+    word_logprobs = torch.cat(logprobs, -1)
+    ids = ids[..., : word_logprobs.shape[-1]]
+    return as_hypotheses(ids, word_logprobs, config, finished=~unfinished, end=processors.end)
+
+
+def as_hypotheses(
+    ids: Tensor, word_logprobs: Tensor, config: BaseSearchConfig, *, finished: Tensor, end: int
+) -> Hypotheses:
+    """Captions `ids` (B, R, T) with their scores; those with log-probability minus infinity are empty."""
     logprob = word_logprobs.sum(-1)
-    lengths = torch.where(running, length, (words == limits.end).int().argmax(-1) + 1)
-    found = Hypotheses(
-        ids=words,
+    lengths = torch.where(finished, (ids == end).int().argmax(-1) + 1, ids.shape[-1])
+    hypotheses = Hypotheses(
+        ids=ids,
         lengths=lengths,
         logprob=logprob,
         word_logprobs=word_logprobs,
-        scores=length_score(logprob, lengths, length_rule, alpha),
-        finished=~running,
+        scores=config.score(logprob, lengths),
+        finished=finished,
     )
-    return emptied(found, logprob == IMPOSSIBLE)
+    return clear_rows(hypotheses, logprob == IMPOSSIBLE)

@@ -1,4 +1,4 @@
-"""Hypotheses that go on and those that have ended: the bookkeeping of beam searches. Knows ids, no decoder."""
+"""The state of a beam search between two steps: active hypotheses and the best finished ones."""
 
 from __future__ import annotations
 
@@ -9,141 +9,115 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning.generation.scores import (
-    IMPOSSIBLE,
-    PAD,
-    Candidates,
-    LengthRule,
-    emptied,
-    length_score,
-    ranked,
-)
+from captioning.generation.base import BeamSearchConfig
+from captioning.generation.scores import IMPOSSIBLE, PAD, Candidates, clear_rows, concat, rank
 from captioning.models.decoders.base import reorder_state
 from captioning.tensors import Hypotheses
 
 
-class Ranking(NamedTuple):
-    """How many hypotheses live, how many captions are kept, and how these compare."""
-
-    width: int
-    n_best: int
-    max_length: int
-    length_rule: LengthRule
-    alpha: float
-    patience: float | None
-
-
-class Live(NamedTuple):
-    """Hypotheses that go on, W an image; `logprob` minus infinity where there are fewer."""
+class ActiveHypotheses(NamedTuple):
+    """Unfinished hypotheses, W per image; `logprob` is minus infinity where there are fewer."""
 
     ids: Tensor  # (B, W, t)
     word_logprobs: Tensor  # (B, W, t)
     logprob: Tensor  # (B, W)
 
+    def extend(self, candidates: Candidates) -> ActiveHypotheses:
+        parents: ActiveHypotheses = reorder_state(self, candidates.parents)
+        return ActiveHypotheses(
+            ids=torch.cat([parents.ids, candidates.ids[..., None]], -1),
+            word_logprobs=torch.cat([parents.word_logprobs, candidates.word_logprobs[..., None]], -1),
+            logprob=candidates.logprob,
+        )
+
 
 class Beams(NamedTuple):
-    """A beam search of each image between two words."""
+    """A beam search of each image between two steps."""
 
-    live: Live
-    kept: Hypotheses  # the best that ended
-    ended: Tensor  # (B,) how many ended
+    active: ActiveHypotheses
+    finished: Hypotheses  # the best `n_best`
+    num_finished: Tensor  # (B,) of all that finished
 
 
-def init_beams(words: Tensor, word_logprobs: Tensor, ranking: Ranking) -> Beams:
-    """With the prefix `ids` (B, 1, P) alone. One is live at the start: equal copies would tie."""
-    images, device = len(words), words.device
-    rows = torch.zeros(images, ranking.n_best, device=device)
-    room = torch.zeros(images, ranking.n_best, ranking.max_length, device=device)
-    kept = Hypotheses(
-        ids=room.long(),
-        lengths=rows.long(),
-        logprob=rows,
-        word_logprobs=room,
-        scores=rows,
-        finished=rows.bool(),
+def init_beams(ids: Tensor, word_logprobs: Tensor, config: BeamSearchConfig) -> Beams:
+    """Beams with the prefix `ids` (B, 1, P): one active hypothesis, as W equal ones would tie."""
+    images, device = len(ids), ids.device
+    zeros = torch.zeros(images, config.n_best, device=device)
+    padding = torch.zeros(images, config.n_best, config.max_length, device=device)
+    empty = Hypotheses(
+        ids=padding.long(),
+        lengths=zeros.long(),
+        logprob=zeros,
+        word_logprobs=padding,
+        scores=zeros,
+        finished=zeros.bool(),
     )
     return Beams(
-        live=Live(ids=words, word_logprobs=word_logprobs, logprob=word_logprobs.sum(-1)),
-        kept=emptied(kept, torch.ones_like(kept.finished)),
-        ended=torch.zeros(images, dtype=torch.int64, device=device),
+        active=ActiveHypotheses(ids=ids, word_logprobs=word_logprobs, logprob=word_logprobs.sum(-1)),
+        finished=clear_rows(empty, torch.ones_like(empty.finished)),
+        num_finished=torch.zeros(images, dtype=torch.int64, device=device),
     )
 
 
 def advance_beams(
-    beams: Beams, top: Candidates, ranking: Ranking, *, may_end: bool, end: int
+    beams: Beams, candidates: Candidates, config: BeamSearchConfig, *, end: int
 ) -> tuple[Beams, Candidates]:
-    """One word further: the beams, and the candidates that became their live hypotheses.
+    """One step: the new beams, and the candidates that became their active hypotheses.
 
-    Those among the first `width` candidates that end are kept by their score; the first `width` that do not
-    end live on. An image is done (nothing in it lives) by `patience`, or, which changes no result, when the
-    best that its live hypotheses can still reach would not be kept.
+    Of the first `width` candidates those with `<end>` are finished hypotheses, kept by score; the first
+    `width` candidates without `<end>` become active. An image is done (no active hypotheses) by `patience`, or,
+    which changes no result, when its active hypotheses can no longer reach the score of the kept ones.
 
     Args:
-        top: ways to go on, in the order in which they are wanted; 2 x `width` where so many exist.
+        candidates: best first; 2 x `width` where so many exist.
     """
-    live, kept, ended = beams
-    if may_end:
-        # each live hypothesis ends in one way, so `width` of the 2 x width go on at least
-        ends = (top.ids == end) & (top.logprob != IMPOSSIBLE)  # (B, C)
-        kept = _kept(kept, _ending(live, top, ends, ranking), ranking.n_best)
-        ended = ended + ends[:, : ranking.width].sum(1)
-        going_on = ends.int().argsort(stable=True)[:, : ranking.width]
-        top = reorder_state(top._replace(logprob=top.logprob.masked_fill(ends, IMPOSSIBLE)), going_on)
+    active, finished, num_finished = beams
+    width = config.width
+    if active.ids.shape[-1] >= config.min_length:
+        # each hypothesis has one candidate with <end>, so at least `width` of 2 x width have none
+        ends = (candidates.ids == end) & (candidates.logprob != IMPOSSIBLE)  # (B, C)
+        ended = _hypotheses(active.extend(candidates.first(width)), ends[:, :width], True, config)
+        finished = _best(concat(finished, ended), config.n_best)
+        num_finished = num_finished + ends[:, :width].sum(1)
+        unfinished = ends.int().argsort(stable=True)[:, :width]
+        candidates = candidates._replace(logprob=candidates.logprob.masked_fill(ends, IMPOSSIBLE))
+        candidates = candidates.take(unfinished)
     else:
-        top = Candidates(*(part[:, : ranking.width] for part in top))
-    live = _longer(reorder_state(live, top.parents), top)
+        candidates = candidates.first(width)
+    active = active.extend(candidates)
     enough = math.inf
-    if ranking.patience is not None:
-        enough = max(ranking.n_best, math.ceil(ranking.width * ranking.patience))
-    reach = length_score(live.logprob.amax(1), ranking.max_length, ranking.length_rule, ranking.alpha)
-    done = (ended >= enough) | (reach <= kept.scores[:, -1])  # (B,)
-    if live.ids.shape[-1] < ranking.max_length:
-        live = live._replace(logprob=live.logprob.masked_fill(done[:, None], IMPOSSIBLE))
-    return Beams(live, kept, ended), top
+    if config.patience is not None:
+        enough = max(config.n_best, math.ceil(width * config.patience))
+    bound = config.score(active.logprob.amax(1), config.max_length)
+    done = (num_finished >= enough) | (bound <= finished.scores[:, -1])  # (B,)
+    if active.ids.shape[-1] < config.max_length:
+        active = active._replace(logprob=active.logprob.masked_fill(done[:, None], IMPOSSIBLE))
+    return Beams(active, finished, num_finished), candidates
 
 
-def finalize_beams(beams: Beams, ranking: Ranking) -> Hypotheses:
-    """What was kept, and in its empty places the best live ones, cut off by the length limit."""
-    live = beams.live
-    both = ranked(joined(beams.kept, _hypotheses(live, live.logprob != IMPOSSIBLE, False, ranking)))
-    return Hypotheses(*(part[:, : ranking.n_best] for part in both))
+def finalize_beams(beams: Beams, config: BeamSearchConfig) -> Hypotheses:
+    """The finished hypotheses, and in empty places the best active ones, cut off at `max_length`."""
+    exists = beams.active.logprob != IMPOSSIBLE
+    ranked = rank(concat(beams.finished, _hypotheses(beams.active, exists, False, config)))
+    return Hypotheses(*(field[:, : config.n_best] for field in ranked))
 
 
-def _longer(live: Live, top: Candidates) -> Live:
-    return Live(
-        ids=torch.cat([live.ids, top.ids[..., None]], -1),
-        word_logprobs=torch.cat([live.word_logprobs, top.word_logprobs[..., None]], -1),
-        logprob=top.logprob,
-    )
-
-
-def _ending(live: Live, top: Candidates, ends: Tensor, ranking: Ranking) -> Hypotheses:
-    """Those of the first `width` candidates that end, as hypotheses; the others empty."""
-    first = Candidates(*(part[:, : ranking.width] for part in top))
-    return _hypotheses(
-        _longer(reorder_state(live, first.parents), first), ends[:, : ranking.width], True, ranking
-    )
-
-
-def _hypotheses(live: Live, exists: Tensor, finished: bool, ranking: Ranking) -> Hypotheses:
-    length = live.ids.shape[-1]
-    behind = (0, ranking.max_length - length)
-    found = Hypotheses(
-        ids=F.pad(live.ids, behind, value=PAD),
-        lengths=torch.full_like(live.ids[..., 0], length),
-        logprob=live.logprob,
-        word_logprobs=F.pad(live.word_logprobs, behind),
-        scores=length_score(live.logprob, length, ranking.length_rule, ranking.alpha),
+def _hypotheses(
+    active: ActiveHypotheses, exists: Tensor, finished: bool, config: BeamSearchConfig
+) -> Hypotheses:
+    length = active.ids.shape[-1]
+    padding = (0, config.max_length - length)
+    hypotheses = Hypotheses(
+        ids=F.pad(active.ids, padding, value=PAD),
+        lengths=torch.full_like(active.ids[..., 0], length),
+        logprob=active.logprob,
+        word_logprobs=F.pad(active.word_logprobs, padding),
+        scores=config.score(active.logprob, length),
         finished=torch.full_like(exists, finished),
     )
-    return emptied(found, ~exists)
+    return clear_rows(hypotheses, ~exists)
 
 
-def joined(first: Hypotheses, second: Hypotheses) -> Hypotheses:
-    return Hypotheses(*(torch.cat(parts, 1) for parts in zip(first, second, strict=True)))
-
-
-def _kept(kept: Hypotheses, found: Hypotheses, count: int) -> Hypotheses:
-    """The best `count` by score, among equals those found earlier."""
-    both = joined(kept, found)
-    return reorder_state(both, both.scores.argsort(stable=True, descending=True)[:, :count])
+def _best(hypotheses: Hypotheses, count: int) -> Hypotheses:
+    order = hypotheses.scores.argsort(stable=True, descending=True)
+    return reorder_state(hypotheses, order[:, :count])

@@ -1,4 +1,4 @@
-"""A model's search settings with some of them changed from a command line. Knows no models."""
+"""A model's search settings with some of them changed from the command line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig
-from captioning.generation.processors import names, settings
+from captioning.generation.base import option_names, shared_options
 from captioning.generation.scores import LengthRule
 
-KINDS: dict[str, type[Any]] = {each.kind: each for each in typing.get_args(typing.get_args(SearchConfig)[0])}
+SEARCH_CONFIGS: dict[str, type[Any]] = {
+    config.kind: config for config in typing.get_args(typing.get_args(SearchConfig)[0])
+}
 
 
-def adjusted(
+def override_search(
     config: SearchConfig,
     *,
     kind: str | None = None,
@@ -27,52 +29,54 @@ def adjusted(
     n_best: int | None = None,
     max_length: int | None = None,
     length_rule: LengthRule | None = None,
-    longest: int | None = None,
+    max_positions: int | None = None,
 ) -> SearchConfig:
-    """`config` with what is given; None keeps its own value.
+    """`config` with the given options; None keeps its value.
 
-    Another `kind` keeps lengths, length rule and rules. Without `kind` a search that knows no width becomes a
-    beam search where one is given, and a greedy one also where captions are to be compared. Without a width
-    a beam grows to `n_best`; with it, `n_best` of the config is lowered to it.
+    Another `kind` keeps lengths, length rule and constraints. Without `kind`, a width turns a search that has
+    none into a beam search, and a length rule turns greedy search into a beam search of width 1. Without a
+    width, a beam grows to `n_best`; with one, the config's `n_best` is lowered to it.
 
     Args:
-        options: `key=value`, any settings of the search, the values YAML.
-        n_best: captions an image; a sampling search draws that many.
-        longest: most words (`<end>` counted) that the decoder can read; None: any number.
+        options: `key=value` for any option of the search, the values in YAML.
+        n_best: captions per image; the number of samples of a random search.
+        max_positions: maximum number of tokens that the decoder can read, including `<end>`; None: no limit.
 
     Raises:
-        UserError: what is asked for is not to be had, or contradicts the rest.
+        UserError: an option is unknown, out of range or contradicts another.
     """
     named = {"width": width, "max_length": max_length, "length_rule": length_rule}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    given.update(map(_parsed, options))
-    wanted = type(config) if kind is None else KINDS[kind]
-    if kind is None and not given.keys() <= set(names(wanted)):
+    given.update(map(_parse, options))
+    target = type(config) if kind is None else SEARCH_CONFIGS[kind]
+    if kind is None and not given.keys() <= set(option_names(target)):
         if "width" in given:
-            wanted = BeamConfig
-        elif wanted is GreedyConfig and "length_rule" in given:
-            wanted, given = BeamConfig, {"width": 1, **given}
-    if wanted is type(config):
-        values = TypeAdapter(wanted).dump_python(config)
+            target = BeamConfig
+        elif target is GreedyConfig and "length_rule" in given:
+            target, given = BeamConfig, {"width": 1, **given}
+    if target is type(config):
+        values = TypeAdapter(target).dump_python(config)
         if isinstance(given.get("width"), int) and "n_best" in values:
             values["n_best"] = min(values["n_best"], given["width"])
     else:
-        values = settings(config, wanted)
-    found = _checked(wanted, values, given)
-    if longest is not None and found.max_length > longest:
-        asked = f"--max-length {max_length}" if max_length else f"search.max_length={found.max_length}"
-        raise UserError(f"{asked}: this model's decoder reads no more than {longest} words")
+        values = shared_options(config, target)
+    result = _validate(target, values, given)
+    if max_positions is not None and result.max_length > max_positions:
+        option = f"--max-length {max_length}" if max_length else f"search.max_length={result.max_length}"
+        raise UserError(f"{option}: this model's decoder reads at most {max_positions} words")
     if n_best is None:
-        return found
+        return result
     if "width" in given and n_best > given["width"]:
-        most = given["width"]
-        raise UserError(f"--top {n_best}: a beam of {most} finds no more than {most}; give --beam {n_best}")
+        raise UserError(
+            f"--top {n_best}: a beam of {given['width']} returns at most {given['width']} captions; give "
+            f"--beam {n_best}"
+        )
     if kind == "greedy" and n_best > 1:
-        raise UserError(f"--top {n_best}: a greedy search finds one caption; use --search beam")
-    return found.finding(n_best)
+        raise UserError(f"--top {n_best}: greedy search returns one caption; use --search beam")
+    return result.with_n_best(n_best)
 
 
-def _parsed(option: str) -> tuple[str, Any]:
+def _parse(option: str) -> tuple[str, Any]:
     key, sign, text = option.partition("=")
     if not sign or not key:
         raise UserError(f"--search-option {option}: write it KEY=VALUE, as in max_length=12")
@@ -82,19 +86,19 @@ def _parsed(option: str) -> tuple[str, Any]:
         raise UserError(f"--search-option {option}: the value is not YAML") from None
 
 
-def _checked(wanted: type[Any], values: Mapping[str, Any], given: Mapping[str, Any]) -> SearchConfig:
-    """Raises UserError naming the first setting that is wrong."""
-    known = names(wanted)
+def _validate(target: type[Any], values: Mapping[str, Any], given: Mapping[str, Any]) -> SearchConfig:
+    """Raises UserError for the first invalid option."""
+    known = option_names(target)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"search.{name}: not a setting of the search {wanted.kind}; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known)}"
+            raise UserError(f"search.{name}: not an option of the search {target.kind}; {hint}")
     try:
-        return TypeAdapter(wanted).validate_python({**values, **given})
+        return TypeAdapter(target).validate_python({**values, **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(["search", *(str(part) for part in problem["loc"])])
+        place = ".".join(["search", *map(str, problem["loc"])])
         message = problem["msg"].removeprefix("Value error, ")
         got = f", got {problem['input']!r}" if problem["loc"] else ""
         raise UserError(f"{place}: {message[0].lower()}{message[1:]}{got}") from None

@@ -1,80 +1,26 @@
-"""What a caption may say: the settings that all searches share, as small functions on scores (B, K, V).
+"""Logits processors: the constraints on captions as functions on log-probabilities (B, K, V).
 
-They know ids, no words and no decoder. Adding a rule is one function `(scores, words) -> scores`, a field of
-`Rules` and a line in `limits`.
+A new constraint is one function `(scores, ids) -> scores`, an option of `BaseSearchConfig` and a line in
+`build_logits_processors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from captioning.generation.constraints import Forced, enforce_constraints
-from captioning.generation.scores import IMPOSSIBLE, LengthRule, check, check_lengths, ids_on, next_logprobs
-
-Texts = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-]
-"""A list of words or phrases; one alone may be written without the brackets."""
+from captioning.generation.base import BaseSearchConfig
+from captioning.generation.constraints import PhraseConstraints, enforce_constraints
+from captioning.generation.scores import IMPOSSIBLE, next_logprobs
+from captioning.text.vocabulary import SpecialTokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """The settings of every search. Text is cut into words as captions are, see `words.rule_ids`.
-
-    Attributes:
-        max_length: most words of a caption, `<end>` counted.
-        min_length: fewest words before `<end>`; equal to `max_length`, every caption has exactly that many.
-        prefix: how every caption begins ("a photo of"). Its words count: in lengths and log-probabilities.
-        forced: words or phrases, each of which every caption contains. A beam search keeps places for
-            hypotheses that have said more of them (see `forced.dynamic_beam_allocation`); any other search says what it
-            would say anyway, may not end before all have come, and says what is missing as late as the
-            length allows.
-        banned: words that never come.
-        no_repeat: no n-gram of that size comes twice; 0: repeat at will. Prefix and forced phrases may.
-        no_bad_ending: no caption ends behind an article, a preposition or the like (`words.BAD_ENDINGS`).
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    kind: str
-    max_length: Annotated[int, Field(ge=1)] = 20
-    min_length: Annotated[int, Field(ge=0)] = 1
-    prefix: str = ""
-    forced: Texts = ()
-    banned: Texts = ()
-    no_repeat: Annotated[int, Field(ge=0)] = 0
-    no_bad_ending: bool = False
-
-    def __post_init__(self) -> None:
-        check_lengths(self.min_length, self.max_length)
-
-    @property
-    def needs_ids(self) -> bool:
-        """Whether there are words among the rules."""
-        return bool(self.prefix or self.forced or self.banned or self.no_bad_ending)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranked(Rules):
-    """The settings of a search that compares captions of different lengths.
-
-    Attributes:
-        length_rule: what captions are ranked by: the sum of their log-probabilities, its mean over words, or
-            that of `gnmt`, which alone reads `alpha`. See `scores.length_score`.
-    """
-
-    length_rule: LengthRule = "mean"
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
-
-
-class RuleIds(NamedTuple):
-    """The words of a search's rules as ids of a vocabulary."""
+class ConstraintIds(NamedTuple):
+    """The words of a search's constraints as ids of a vocabulary."""
 
     prefix: tuple[int, ...] = ()
     forced: tuple[tuple[int, ...], ...] = ()
@@ -82,105 +28,113 @@ class RuleIds(NamedTuple):
     endings: tuple[int, ...] = ()  # words that <end> may not follow
 
 
-Rule = Callable[[Tensor, Tensor], Tensor]
-"""Scores of the next word (B, K, V), which may be written into, and the words so far (B, K, t) -> scores."""
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""Log-probabilities of the next token (B, K, V), changed in place or not, and ids so far (B, K, t)."""
 
 
-class Limits(NamedTuple):
-    """The rules of one search, ready for use on a device."""
+class LogitsProcessors(NamedTuple):
+    """The constraints of one search, with their tensors on the device."""
 
     start: int
     end: int
     prefix: tuple[int, ...]
     min_length: int
-    never: Tensor  # ids that never come
-    early: Tensor  # and those that do not come before `min_length` words
-    rules: tuple[Rule, ...]  # the active ones
-    forced: Forced | None
+    suppress_ids: Tensor  # never generated
+    early_suppress_ids: Tensor  # not generated before `min_length` words: `suppress_ids` and <end>
+    active: tuple[Processor, ...]
+    phrases: PhraseConstraints | None
 
 
-def limits(
-    config: Rules,
-    size: int,
+def build_logits_processors(
+    config: BaseSearchConfig,
+    vocabulary_size: int,
     device: torch.device,
     *,
-    start: int,
-    end: int,
-    suppress_ids: Collection[int],
-    ids: RuleIds | None,
-) -> Limits:
-    """Rules of `config` for a vocabulary of `size` words.
+    special: SpecialTokens,
+    constraints: ConstraintIds | None,
+) -> LogitsProcessors:
+    """The processors that implement the constraints of `config`.
 
     Raises:
-        ValueError: ids outside the vocabulary; words among the rules, but no ids of them.
+        ValueError: an id is outside the vocabulary, `special.end` is suppressed, the constraints do not fit
+            `max_length`, or `config` contains words but `constraints` is None.
     """
-    if ids is None:
+    if constraints is None:
         if config.needs_ids:
             raise ValueError(
-                "the search's rules name words: give their ids, words.rule_ids(config, vocabulary)"
+                "the search's constraints contain words: pass constraints=constraint_ids(config, vocabulary)"
             )
-        ids = RuleIds()
-    named = [word for words in (ids.prefix, ids.banned, ids.endings, *ids.forced) for word in words]
-    check(size, start=start, end=end, suppress_ids=(*suppress_ids, *ids.banned), others=named)
-    if len(ids.prefix) >= config.max_length:
-        raise ValueError(f"a prefix of {len(ids.prefix)} words leaves no word of {config.max_length}")
-    never = (*suppress_ids, *ids.banned)
-    rules: list[Rule] = []
+        constraints = ConstraintIds()
+    start, end, suppressed = special
+    suppressed = (*suppressed, *constraints.banned)
+    others = (
+        *constraints.prefix,
+        *constraints.endings,
+        *(i for phrase in constraints.forced for i in phrase),
+    )
+    if outside := [i for i in (start, end, *suppressed, *others) if not 0 <= i < vocabulary_size]:
+        raise ValueError(f"ids run from 0 to {vocabulary_size - 1}, got {outside[0]}")
+    if end in suppressed:
+        raise ValueError(f"the id of <end>, {end}, cannot be among the suppressed ids")
+    if len(constraints.prefix) >= config.max_length:
+        raise ValueError(
+            f"a prefix of {len(constraints.prefix)} words leaves no word of max_length={config.max_length}"
+        )
+    active: list[Processor] = []
     if config.no_repeat:
-        rules.append(partial(no_repeat, size=config.no_repeat))
-    if ids.endings:
-        rules.append(partial(no_bad_ending, endings=ids_on(ids.endings, device), end=end))
-    return Limits(
+        active.append(partial(no_repeat_ngram, size=config.no_repeat))
+    if constraints.endings:
+        active.append(partial(no_bad_ending, endings=_unique(constraints.endings, device), end=end))
+    return LogitsProcessors(
         start=start,
         end=end,
-        prefix=ids.prefix,
+        prefix=constraints.prefix,
         min_length=config.min_length,
-        never=ids_on(never, device),
-        early=ids_on((*never, end), device),
-        rules=tuple(rules),
-        forced=Forced.of(ids.forced, last=config.max_length - 1, end=end, device=device),
+        suppress_ids=_unique(suppressed, device),
+        early_suppress_ids=_unique((*suppressed, end), device),
+        active=tuple(active),
+        phrases=PhraseConstraints.build(
+            constraints.forced, max_words=config.max_length - 1, end=end, device=device
+        ),
     )
 
 
-def next_scores(logits: Tensor, words: Tensor, limits: Limits) -> Tensor:
-    """Log-probabilities (B, K, V) of the next word, minus infinity where a rule forbids it. See `next_logprobs`.
+def process_logits(logits: Tensor, ids: Tensor, processors: LogitsProcessors) -> Tensor:
+    """Log-probabilities (B, K, V) of the next token, minus infinity where a constraint forbids it.
+
+    Allowed tokens keep their probability under the full distribution. See `next_logprobs`.
 
     Args:
-        logits: (B, K, V).
-        words: (B, K, t) so far, the prefix among them.
+        logits: (B, K, V), may be overwritten.
+        ids: (B, K, t) so far, including the prefix.
     """
-    may_end = words.shape[-1] >= limits.min_length
-    scores = next_logprobs(logits, limits.never if may_end else limits.early)
-    unruled = scores.clone() if limits.forced else scores
-    for rule in limits.rules:
-        scores = rule(scores, words)
-    return enforce_constraints(scores, unruled, words, limits.forced) if limits.forced else scores
-
-
-def no_repeat(scores: Tensor, words: Tensor, *, size: int) -> Tensor:
-    """No n-gram of `size` words comes a second time (Paulus et al. 2018, section 2.5, for trigrams)."""
-    if words.shape[-1] < size:
-        return scores
-    said = words.unfold(-1, size, 1)  # (B, K, t - size + 1, size)
-    begun = words[..., words.shape[-1] - size + 1 :][..., None, :]  # the last size - 1 words
-    again = (said[..., :-1] == begun).all(-1)
-    forbidden = scores.new_zeros(again.shape).masked_fill_(again, IMPOSSIBLE)
-    return scores.scatter_add_(-1, said[..., -1], forbidden)
-
-
-def no_bad_ending(scores: Tensor, words: Tensor, *, endings: Tensor, end: int) -> Tensor:
-    """No `end` behind one of `endings`."""
-    if words.shape[-1]:
-        scores[..., end].masked_fill_(torch.isin(words[..., -1], endings), IMPOSSIBLE)
+    may_end = ids.shape[-1] >= processors.min_length
+    scores = next_logprobs(logits, processors.suppress_ids if may_end else processors.early_suppress_ids)
+    unconstrained = scores.clone() if processors.phrases else scores
+    for process in processors.active:
+        scores = process(scores, ids)
+    if processors.phrases:
+        scores = enforce_constraints(scores, unconstrained, ids, processors.phrases)
     return scores
 
 
-def names(kind: type[Rules]) -> list[str]:
-    """The settings of a kind of search."""
-    return [field.name for field in fields(kind) if field.name != "kind"]
+def no_repeat_ngram(scores: Tensor, ids: Tensor, *, size: int) -> Tensor:
+    """Forbid the second occurrence of an n-gram of `size` words (Paulus et al. 2018, section 2.5)."""
+    if ids.shape[-1] < size:
+        return scores
+    ngrams = ids.unfold(-1, size, 1)  # (B, K, t - size + 1, size)
+    last = ids[..., ids.shape[-1] - size + 1 :][..., None, :]  # the last size - 1 words
+    repeats = (ngrams[..., :-1] == last).all(-1)
+    penalty = scores.new_zeros(repeats.shape).masked_fill_(repeats, IMPOSSIBLE)
+    return scores.scatter_add_(-1, ngrams[..., -1], penalty)
 
 
-def settings(config: Rules, kind: type[Rules]) -> dict[str, Any]:
-    """The settings of `config` that a search of another kind shares: lengths, length rule, rules."""
-    shared = Ranked if issubclass(kind, Ranked) and isinstance(config, Ranked) else Rules
-    return {name: getattr(config, name) for name in names(shared)}
+def no_bad_ending(scores: Tensor, ids: Tensor, *, endings: Tensor, end: int) -> Tensor:
+    """Forbid `end` after one of `endings` (U,)."""
+    if ids.shape[-1]:
+        scores[..., end].masked_fill_(torch.isin(ids[..., -1], endings), IMPOSSIBLE)
+    return scores
+
+
+def _unique(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sorted(set(ids)), dtype=torch.int64, device=device)

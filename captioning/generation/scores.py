@@ -1,10 +1,9 @@
-"""What searches share: log-probabilities of next words, the best of many, length rules."""
+"""Next-token log-probabilities, exact top-k over hypotheses, length rules, and operations on `Hypotheses`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,63 +16,69 @@ from captioning.text.vocabulary import Vocabulary
 PAD = Vocabulary.pad
 IMPOSSIBLE = float("-inf")
 BLOCK = 1 << 18
-"""Numbers that are normalised at a time on a CPU: a megabyte in float32, half of a usual core's own cache."""
+"""Numbers normalised at a time on a CPU: 1 MB in float32, half of a typical core's L2 cache."""
 LengthRule = Literal["sum", "mean", "gnmt"]
-Length = TypeVar("Length", int, Tensor)
 
 
 class Candidates(NamedTuple):
-    """Ways to go on, C an image, best first by `logprob`; where fewer exist `logprob` is minus infinity."""
+    """Continuations of hypotheses, C per image, best first; `logprob` is minus infinity where there are fewer."""
 
-    parents: Tensor  # (B, C) int64: the sequence of the image that goes on
-    ids: Tensor  # (B, C) int64: its next word
-    word_logprobs: Tensor  # (B, C)
-    logprob: Tensor  # (B, C): of the sequence with that word
+    parents: Tensor  # (B, C) int64: index of the hypothesis that is continued
+    ids: Tensor  # (B, C) int64: its next token
+    word_logprobs: Tensor  # (B, C) of that token
+    logprob: Tensor  # (B, C) of the continued hypothesis
+
+    def take(self, order: Tensor) -> Candidates:
+        """The candidates at the indices `order` (B, C')."""
+        return Candidates(*(field.gather(1, order) for field in self))
+
+    def first(self, count: int) -> Candidates:
+        return Candidates(*(field[:, :count] for field in self))
 
 
-def next_logprobs(logits: Tensor, banned: Tensor) -> Tensor:
-    """Log-probabilities of the next word over the full vocabulary, then minus infinity for `banned` words.
+def next_logprobs(logits: Tensor, suppress_ids: Tensor) -> Tensor:
+    """Log-probabilities of the next token over the full vocabulary, then minus infinity for `suppress_ids`.
 
-    The others are not renormalised: what is banned takes no part in the choice and keeps its share.
+    The others are not renormalised: suppressed tokens are never chosen but keep their share.
 
     Args:
-        logits: (B, K, V) of any floating type; written into, where autograd does not need it.
-        banned: (U,) int64 ids.
+        logits: (B, K, V) of any floating type; overwritten unless autograd needs it.
+        suppress_ids: (U,) int64.
 
     Returns:
-        (B, K, V), float32 at least. The caller may write into it: further rules on what is chosen go there.
+        (B, K, V), at least float32. The caller may overwrite it.
     """
     logprob = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logprob.device.type != "cpu" or logprob.requires_grad:
         logprob = torch.log_softmax(logprob, -1)
     else:
-        # A few images at a time stay in a core's cache, and a second tensor of this size, the largest of a search,
-        # would cost its memory and the time to get it. The fused log_softmax is no slower than a logsumexp.
-        for part in logprob.split(max(1, BLOCK // max(1, logprob[:1].numel()))):
-            part.copy_(torch.log_softmax(part, -1))
-    return logprob.index_fill_(-1, banned, IMPOSSIBLE)
+        # A few images at a time stay in a core's cache, and no second tensor of this size, the largest of a
+        # search, is allocated. The fused log_softmax is as fast as a logsumexp.
+        for chunk in logprob.split(max(1, BLOCK // max(1, logprob[:1].numel()))):
+            chunk.copy_(torch.log_softmax(chunk, -1))
+    return logprob.index_fill_(-1, suppress_ids, IMPOSSIBLE)
 
 
 def best(word_logprobs: Tensor, logprob: Tensor, count: int) -> Candidates:
-    """The `count` best of the K x V ways to go on, for each image; all of them where there are fewer.
+    """The `count` most likely of the K x V continuations of each image; all where there are fewer.
 
-    Exact. Among equals the choice is deterministic and independent of the other images.
+    Exact. Ties are broken deterministically and independently of the other images.
 
     Args:
-        word_logprobs: (B, K, V) of the next words.
+        word_logprobs: (B, K, V) of the next tokens.
         logprob: (B, K) of the sequences so far.
     """
     images, width, size = word_logprobs.shape
     image = torch.arange(images, device=word_logprobs.device)[:, None]
     count = min(count, width * size)
-    # topk over rows of V is slow. No word is among the best whose block's best is not, so: the maximum of
-    # each block, the best blocks, the best inside those. As many words a block as makes the last two equal.
+    # topk over rows of V is slow. The best tokens lie in the blocks with the best maxima, so: the maximum of
+    # every block, the best blocks, the best tokens in them. This depth makes the last two steps equally large.
     depth = math.isqrt(width * size // count)
     if depth < 4:
         sums, index = (word_logprobs + logprob[..., None]).flatten(1).topk(count)
-        parents, words = index // size, index % size
+        parents, ids = index // size, index % size
     else:
-        blocks = math.ceil(size / depth)  # block j is words j, j + blocks, j + 2 blocks ...
+        blocks = math.ceil(size / depth)  # block j holds tokens j, j + blocks, j + 2 blocks ...
         full = size // blocks
         maxima = word_logprobs[..., : full * blocks].unflatten(-1, (full, blocks)).amax(-2)  # (B, K, blocks)
         rest = word_logprobs[..., full * blocks :]
@@ -83,25 +88,25 @@ def best(word_logprobs: Tensor, logprob: Tensor, count: int) -> Candidates:
         chosen = (maxima + logprob[..., None]).flatten(1).topk(min(count, width * blocks)).indices  # (B, C)
         inside = torch.arange(0, depth * blocks, blocks, device=chosen.device)
         parents = (chosen // blocks)[..., None].expand(-1, -1, depth).flatten(1)  # (B, C x depth)
-        words = ((chosen % blocks)[..., None] + inside).flatten(1)
-        outside = words >= size
-        words.clamp_(max=size - 1)
-        sums = word_logprobs[image, parents, words] + logprob.gather(1, parents)
+        ids = ((chosen % blocks)[..., None] + inside).flatten(1)
+        outside = ids >= size
+        ids.clamp_(max=size - 1)
+        sums = word_logprobs[image, parents, ids] + logprob.gather(1, parents)
         sums, order = sums.masked_fill_(outside, IMPOSSIBLE).topk(count)
-        parents, words = parents.gather(1, order), words.gather(1, order)
+        parents, ids = parents.gather(1, order), ids.gather(1, order)
     return Candidates(
-        parents=parents, ids=words, word_logprobs=word_logprobs[image, parents, words], logprob=sums
+        parents=parents, ids=ids, word_logprobs=word_logprobs[image, parents, ids], logprob=sums
     )
 
 
-def length_score(logprob: Tensor, length: Length, rule: LengthRule, alpha: float) -> Tensor:
-    """`logprob` under the length rule, never falling with the length for the same `logprob`.
+def length_score(logprob: Tensor, length: int | Tensor, rule: LengthRule, alpha: float) -> Tensor:
+    """The score of captions with this log-probability; it never falls with the length for equal `logprob`.
 
-    sum: logprob. mean: logprob / L. gnmt: logprob / ((5 + L) / 6)^alpha (Wu et al. 2016, eq. 14, without coverage).
+    sum: logprob. mean: logprob / L. gnmt: logprob / ((5 + L) / 6)^alpha (Wu et al. 2016, eq. 14, no coverage).
 
     Args:
         logprob: (...), at most 0.
-        length: words, `<end>` counted; a number or broadcast to `logprob`.
+        length: tokens, including `<end>`; a number, or broadcast to `logprob`.
     """
     if rule == "sum":
         return logprob
@@ -111,60 +116,43 @@ def length_score(logprob: Tensor, length: Length, rule: LengthRule, alpha: float
 
 
 def first_tensor(state: Any) -> Tensor:
-    """Any tensor (B, K, ...) of a carry: it tells the number of images and the device."""
+    """Any tensor (B, K, ...) of a state, which has its number of images and device."""
     while not isinstance(state, Tensor):
         state = state[0]
     return state
 
 
-def ids_on(ids: Collection[int], device: torch.device) -> Tensor:
-    """(U,) int64, each id once."""
-    return torch.tensor(sorted(set(ids)), dtype=torch.int64, device=device)
-
-
-def check(
-    size: int, *, start: int, end: int, suppress_ids: Collection[int], others: Collection[int] = ()
-) -> None:
-    """Raises ValueError where an id is not of a vocabulary of `size`, or `end` may not be produced."""
-    if outside := [word for word in (start, end, *suppress_ids, *others) if not 0 <= word < size]:
-        raise ValueError(f"ids run from 0 to {size - 1}, got {outside[0]}")
-    if end in suppress_ids:
-        raise ValueError(f"the end of a caption, {end}, cannot be among the unwanted ids")
-
-
-def check_lengths(least: int, most: int) -> None:
-    """Raises ValueError where a search's `min_length` and `max_length` contradict one another."""
-    if not 0 <= least <= most or most < 1:
-        raise ValueError(
-            f"min_length must be from 0 to max_length, and that at least 1, got {least} and {most}"
-        )
-
-
-def emptied(found: Hypotheses, empty: Tensor) -> Hypotheses:
-    """With nothing in the rows where `empty` (B, R): no words, length 0, minus infinity."""
+def clear_rows(hypotheses: Hypotheses, empty: Tensor) -> Hypotheses:
+    """Empty the rows where `empty` (B, R): no ids, length 0, scores minus infinity."""
     return Hypotheses(
-        ids=found.ids.masked_fill(empty[..., None], PAD),
-        lengths=found.lengths.masked_fill(empty, 0),
-        logprob=found.logprob.masked_fill(empty, IMPOSSIBLE),
-        word_logprobs=found.word_logprobs.masked_fill(empty[..., None], 0.0),
-        scores=found.scores.masked_fill(empty, IMPOSSIBLE),
-        finished=found.finished & ~empty,
+        ids=hypotheses.ids.masked_fill(empty[..., None], PAD),
+        lengths=hypotheses.lengths.masked_fill(empty, 0),
+        logprob=hypotheses.logprob.masked_fill(empty, IMPOSSIBLE),
+        word_logprobs=hypotheses.word_logprobs.masked_fill(empty[..., None], 0.0),
+        scores=hypotheses.scores.masked_fill(empty, IMPOSSIBLE),
+        finished=hypotheses.finished & ~empty,
     )
 
 
-def ranked(found: Hypotheses) -> Hypotheses:
-    """Best first: finished ones by their score, then those cut off, then empty rows. Equals keep their order."""
-    order = found.scores.argsort(stable=True, descending=True)
-    rank = torch.where(found.finished, 0, 1) + (found.scores == IMPOSSIBLE).int()  # (B, R)
-    order = order.gather(1, rank.gather(1, order).argsort(stable=True))
-    return reorder_state(found, order)
+def concat(*hypotheses: Hypotheses) -> Hypotheses:
+    """The captions of each image in several tuples of hypotheses, one after the other."""
+    return Hypotheses(*(torch.cat(fields, 1) for fields in zip(*hypotheses, strict=True)))
 
 
-def trimmed(found: Hypotheses) -> Hypotheses:
-    """Without the padding behind the longest caption. Raises UserError where the numbers are none."""
-    if not (found.logprob < float("inf")).all():
+def rank(hypotheses: Hypotheses) -> Hypotheses:
+    """Sorted: finished captions by score, then unfinished ones, then empty rows. The sort is stable."""
+    order = hypotheses.scores.argsort(stable=True, descending=True)
+    group = torch.where(hypotheses.finished, 0, 1) + (hypotheses.scores == IMPOSSIBLE).int()  # (B, R)
+    return reorder_state(hypotheses, order.gather(1, group.gather(1, order).argsort(stable=True)))
+
+
+def trim(hypotheses: Hypotheses) -> Hypotheses:
+    """Without padding after the longest caption. Raises UserError where log-probabilities are NaN or infinite."""
+    if not (hypotheses.logprob < float("inf")).all():
         raise UserError(
-            "the decoder's logits are NaN or infinite; damaged weights, or training that diverged"
+            "the decoder's logits are NaN or infinite; the weights are damaged, or training diverged"
         )
-    longest = int(found.lengths.max())
-    return found._replace(ids=found.ids[..., :longest], word_logprobs=found.word_logprobs[..., :longest])
+    longest = int(hypotheses.lengths.max())
+    return hypotheses._replace(
+        ids=hypotheses.ids[..., :longest], word_logprobs=hypotheses.word_logprobs[..., :longest]
+    )

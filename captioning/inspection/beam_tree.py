@@ -16,9 +16,10 @@ from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner
 from captioning.captioner.predict import predictions
 from captioning.errors import UserError
-from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, beam, greedy, rule_ids
-from captioning.generation.beam import Turn
-from captioning.generation.processors import settings
+from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, constraint_ids, search
+from captioning.generation.base import shared_options
+from captioning.generation.beam import BeamStep, beam_search
+from captioning.generation.prefill import prefill
 from captioning.generation.scores import IMPOSSIBLE, length_score
 from captioning.inspection.rescoring import WordDetail, judge, word_details
 from captioning.records import ImageId, Prediction
@@ -54,26 +55,19 @@ def explain(
     config = explainable(config)
     vocabulary = captioner.vocabulary
     memory = captioner.encode_memory(images)
-    ids = rule_ids(config, vocabulary)
-    marks: dict[str, Any] = {
-        "start": vocabulary.start,
-        "end": vocabulary.end,
-        "suppress_ids": vocabulary.suppress_ids,
-        "ids": ids,
-    }
-    turns: list[Turn] = []
-    found = predictions(
-        beam(captioner.decoder, memory, config, **marks, watch=turns.append), [image_id], vocabulary
+    constraints = constraint_ids(config, vocabulary)
+    options: dict[str, Any] = {"special": vocabulary.special_tokens, "constraints": constraints}
+    turns: list[BeamStep] = []
+    hypotheses = beam_search(
+        prefill(captioner.decoder, memory, config, **options), config, on_step=turns.append
     )
-    likeliest = predictions(
-        greedy(captioner.decoder, memory, GreedyConfig(**settings(config, GreedyConfig)), **marks),
-        [image_id],
-        vocabulary,
-    )[0]
+    found = predictions(hypotheses, [image_id], vocabulary)
+    greedy = GreedyConfig(**shared_options(config, GreedyConfig))
+    likeliest = predictions(search(captioner.decoder, memory, greedy, **options), [image_id], vocabulary)[0]
     ranked = (found[0], *found[0].alternatives)
     together = replace(found[0], alternatives=(*found[0].alternatives, likeliest))
     *details, greedy_words = word_details(captioner, memory, [together], config)[0]
-    steps = steps_of(turns, ids.prefix, config, vocabulary)
+    steps = steps_of(turns, constraints.prefix, config, vocabulary)
     return {
         "image_id": image_id,
         "search": asdict(config),
@@ -95,7 +89,7 @@ def explainable(config: SearchConfig) -> BeamConfig:
 
 
 def steps_of(
-    turns: Sequence[Turn], prefix: Ids, config: BeamConfig, vocabulary: Vocabulary
+    turns: Sequence[BeamStep], prefix: Ids, config: BeamConfig, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
     """What became of the live hypotheses of the first image at each word.
 
@@ -111,14 +105,14 @@ def steps_of(
     before: list[tuple[Ids, float]] = [(prefix, 0.0)]
     steps: list[dict[str, Any]] = []
     for turn in turns:
-        length = turn.beams.live.ids.shape[-1]
+        length = turn.beams.active.ids.shape[-1]
         words, parents, ways = (
-            [*map(int, part)] for part in (turn.chosen.ids[0], turn.chosen.parents[0], turn.ways.ids[0])
+            [*map(int, part)] for part in (turn.chosen.ids[0], turn.chosen.parents[0], turn.candidates.ids[0])
         )
         logprob, word_logprobs = turn.chosen.logprob[0].tolist(), turn.chosen.word_logprobs[0].tolist()
         live = [rank for rank in range(len(words)) if logprob[rank] != IMPOSSIBLE]
         after = [((*before[parents[rank]][0], words[rank]), logprob[rank]) for rank in live]
-        ways_parents, ways_logp = turn.ways.parents[0].tolist(), turn.ways.logprob[0].tolist()
+        ways_parents, ways_logp = turn.candidates.parents[0].tolist(), turn.candidates.logprob[0].tolist()
         ended = [
             way
             for way in range(min(config.width, len(ways)))
@@ -170,7 +164,7 @@ def steps_of(
                 ],
                 "pruned": pruned,
                 "stopped": length == config.max_length
-                or bool((turn.beams.live.logprob[0] == IMPOSSIBLE).all()),
+                or bool((turn.beams.active.logprob[0] == IMPOSSIBLE).all()),
             }
         )
         before = after

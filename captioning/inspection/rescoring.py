@@ -14,8 +14,9 @@ from torch import Tensor
 
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner
-from captioning.generation import SearchConfig, rule_ids
-from captioning.generation.processors import Limits, Ranked, limits, next_scores
+from captioning.generation import SearchConfig, constraint_ids
+from captioning.generation.base import RankedSearchConfig
+from captioning.generation.processors import LogitsProcessors, build_logits_processors, process_logits
 from captioning.generation.scores import IMPOSSIBLE, length_score, next_logprobs
 from captioning.models.decoders import Decoder
 from captioning.records import ImageId, Prediction
@@ -64,7 +65,7 @@ class Verdict:
 
 
 @torch.inference_mode()
-def read(decoder: Decoder, memory: Any, words: Tensor, limits: Limits) -> Reading:
+def read(decoder: Decoder, memory: Any, words: Tensor, limits: LogitsProcessors) -> Reading:
     """`words` (B, K, T) int64 through `decoder.forward`; behind the first `<end>`, and where negative, is nothing.
 
     Log-probabilities are those that searches claim: of the full distribution, before any rule.
@@ -74,14 +75,14 @@ def read(decoder: Decoder, memory: Any, words: Tensor, limits: Limits) -> Readin
     words = words.clamp(min=0)
     started = torch.cat([torch.full_like(words[..., :1], limits.start), words[..., :-1]], -1)
     hidden = decoder(started, memory).hidden  # (B, K, T, H)
-    nothing = limits.never[:0]
+    nothing = limits.suppress_ids[:0]
     logprob, entropy, allowed = [], [], []
     for t, chosen in enumerate(words.unbind(-1)):  # (B, K, V) at a time
         logits = decoder.logits(hidden[:, :, t])
         each = next_logprobs(logits.clone(), nothing)  # which writes into what it is given
         logprob.append(each.gather(-1, chosen[..., None])[..., 0])
         entropy.append(torch.special.entr(each.exp()).sum(-1))
-        ruled = next_scores(logits, words[..., :t], limits).gather(-1, chosen[..., None])[..., 0]
+        ruled = process_logits(logits, words[..., :t], limits).gather(-1, chosen[..., None])[..., 0]
         allowed.append((ruled != IMPOSSIBLE) | (t < len(limits.prefix)))
     begun = words.new_tensor(limits.prefix)
     begins = (words[..., : len(begun)] == begun).all(-1) & (words.shape[-1] >= len(begun))
@@ -151,7 +152,9 @@ def judge(
     # one word more than a caption may have tells a reference that is too long; no more is ever read
     cut = [[words[: config.max_length] for words in captions] for captions in listed]
     reading = _read(captioner, memory, cut, config)
-    rule, alpha = (config.length_rule, config.alpha) if isinstance(config, Ranked) else ("sum", 0.0)
+    rule, alpha = (
+        (config.length_rule, config.alpha) if isinstance(config, RankedSearchConfig) else ("sum", 0.0)
+    )
     logprob, allowed = reading.word_logprobs.sum(-1).tolist(), reading.allowed.tolist()
     verdicts = []
     for b, prediction in enumerate(predictions):
@@ -195,17 +198,17 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     return [asdict(each) for each in verdicts]
 
 
-def limits_of(captioner: Captioner | EnsembleCaptioner, config: SearchConfig, device: torch.device) -> Limits:
+def limits_of(
+    captioner: Captioner | EnsembleCaptioner, config: SearchConfig, device: torch.device
+) -> LogitsProcessors:
     """The rules of `config` in the captioner's ids."""
     vocabulary = captioner.vocabulary
-    return limits(
+    return build_logits_processors(
         config,
         len(vocabulary),
         device,
-        start=vocabulary.start,
-        end=vocabulary.end,
-        suppress_ids=vocabulary.suppress_ids,
-        ids=rule_ids(config, vocabulary),
+        special=vocabulary.special_tokens,
+        constraints=constraint_ids(config, vocabulary),
     )
 
 

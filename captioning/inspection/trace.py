@@ -14,7 +14,7 @@ from torch import Tensor
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import key
 from captioning.errors import UserError
-from captioning.generation import SearchConfig, rule_ids, search
+from captioning.generation import SearchConfig, constraint_ids, search
 from captioning.models.decoders import Decoder, unroll
 from captioning.records import ImageId
 from captioning.tensors import Features, SequenceOutput, StepOutput
@@ -109,10 +109,8 @@ def trace_search(
         Recorder(captioner.decoder, seen),
         captioner.encode_memory(pixels[None]),
         config,
-        start=vocabulary.start,
-        end=vocabulary.end,
-        suppress_ids=vocabulary.suppress_ids,
-        ids=rule_ids(config, vocabulary),
+        special=vocabulary.special_tokens,
+        constraints=constraint_ids(config, vocabulary),
         keys=torch.tensor([key(image_id)], device=pixels.device),
     )
     length = int(found.lengths[0, 0])
@@ -131,7 +129,7 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
     Raises:
         UserError: no words, one that is not of the vocabulary, or more than the decoder can read.
     """
-    vocabulary, longest = captioner.vocabulary, captioner.longest
+    vocabulary, longest = captioner.vocabulary, captioner.max_positions
     tokens = tokenize(text)
     if not tokens:
         raise UserError(f"--text {text!r}: holds no words")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -25,6 +25,14 @@ class VocabularyConfig:
 
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+class SpecialTokens(NamedTuple):
+    """The ids that decoding treats specially."""
+
+    start: int
+    end: int
+    suppress_ids: tuple[int, ...]  # never generated: <pad>, <start> and <unk>
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,8 @@ class Vocabulary:
         return {word: number for number, word in enumerate(self.words)}
 
     @property
-    def suppress_ids(self) -> tuple[int, ...]:
-        """Ids that no search may produce."""
-        return (self.pad, self.start, self.unk)
+    def special_tokens(self) -> SpecialTokens:
+        return SpecialTokens(self.start, self.end, suppress_ids=(self.pad, self.start, self.unk))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -61,7 +61,7 @@ def own_words(
 
 def _drawn(logits: Tensor, chance: Tensor, vocabulary: Vocabulary) -> Tensor:
     """(M,) int64 words, the first whose cumulated probability is above `chance` (M,), 0 to 1."""
-    never = torch.tensor([*vocabulary.suppress_ids, vocabulary.end], device=logits.device)
+    never = torch.tensor([*vocabulary.special_tokens.suppress_ids, vocabulary.end], device=logits.device)
     total = logits.double().index_fill(1, never, float("-inf")).softmax(1).cumsum(1)
     # the last total may fall short of 1, and words that are never drawn may stand there: scaled, none is met
     return torch.searchsorted(total, (chance * total[:, -1])[:, None], right=True)[:, 0]

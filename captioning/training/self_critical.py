@@ -99,9 +99,7 @@ def found(
         decoder,
         memory,
         config,
-        start=vocabulary.start,
-        end=vocabulary.end,
-        suppress_ids=vocabulary.suppress_ids,
+        special=vocabulary.special_tokens,
         keys=torch.tensor([key(image_id) for image_id in ids], device=device),
     )
     return reorder_state(result, result.lengths.argsort(dim=1, descending=True, stable=True))
@@ -126,7 +124,7 @@ def caption_logprobs(
     counts = valid.flatten().nonzero().squeeze(1)  # the positions that count
     logits = decoder.logits(steps.hidden.flatten(0, 2).index_select(0, counts))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    never = torch.tensor(vocabulary.suppress_ids, device=words.device)
+    never = torch.tensor(vocabulary.special_tokens.suppress_ids, device=words.device)
     logits.index_fill_(1, never, float("-inf"))
     logits[:, vocabulary.end].masked_fill_(counts % length == 0, float("-inf"))
     logprob = -F.cross_entropy(logits, words.flatten()[counts], reduction="none")

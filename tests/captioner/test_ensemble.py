@@ -21,13 +21,15 @@ from captioning.images.reading import load_image
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig, build, unroll
 from captioning.models.decoders.ensemble import Ensemble, Memory
 from captioning.tensors import Features
+from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.models import PREPROCESSING, save_tiny_model, tiny_captioner
 from tests.helpers.running import tool
 from tests.helpers.toy import Toy
 
 CHANNELS, VOCABULARY = 5, 13
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
-UNWANTED = (PAD, START, UNKNOWN)
+SUPPRESSED = (PAD, START, UNKNOWN)
+SPECIAL = SpecialTokens(START, END, SUPPRESSED)
 LSTM = SoftAttentionLSTMConfig(embedding=7, hidden=11, attention=3)
 TRANSFORMER = TransformerConfig(hidden=14, feed_forward=17, heads=2, layers=2)
 SEARCHES = [
@@ -65,7 +67,7 @@ def scene(images, *, regions=3, channels=CHANNELS, seed=0):
 
 @torch.no_grad()
 def run(decoder, memory, config):
-    return search(decoder, memory, config, start=START, end=END, suppress_ids=UNWANTED)
+    return search(decoder, memory, config, special=SPECIAL)
 
 
 @torch.no_grad()
@@ -131,7 +133,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions_under_the_average(average):
     vocabulary, longest, weights = 7, 4, (1.0, 3.0)
     members = [member(kind, seed, vocabulary=vocabulary) for seed, kind in ((0, LSTM), (1, TRANSFORMER))]
     ensemble = Ensemble(members, weights=weights, average=average).eval()
-    wanted = [word for word in range(vocabulary) if word not in (*UNWANTED, END)]
+    wanted = [word for word in range(vocabulary) if word not in (*SUPPRESSED, END)]
     every = [
         (*words, END) for length in range(1, longest) for words in itertools.product(wanted, repeat=length)
     ] + list(itertools.product(wanted, repeat=longest))
@@ -261,9 +263,7 @@ def test_the_tool_speaks_for_several_models(folders, photo, average):
             ensemble,
             Memory(tuple(memories)),
             BeamConfig(width=2, max_length=17),  # the first one's, but the second reads no more than 17 words
-            start=START,
-            end=END,
-            suppress_ids=UNWANTED,
+            special=SPECIAL,
         )
     told = json.loads(done.out)
     assert told["caption"] == " ".join(captioners[0].vocabulary.decode(found.ids[0, 0].tolist()))

@@ -247,7 +247,7 @@ def test_a_greedy_model(tmp_path, photos):
     [
         (["--top", "4", "--beam", "3"], "--top 4 needs a beam at least as wide, but --beam is 3"),
         (["--beam", "0"], "expected a number from 1 on, got '0'"),
-        (["--max-length", "18"], "--max-length 18: this model's decoder reads no more than 17 words"),
+        (["--max-length", "18"], "--max-length 18: this model's decoder reads at most 17 words"),
         (["--device", "toaster"], "--device toaster: not to be had here"),
         (["--out", "."], "--out .: a folder; name a file"),
     ],

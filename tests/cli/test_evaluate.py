@@ -742,7 +742,7 @@ def test_what_is_no_run(tmp_path):
             ["--split", "train"],
             "no images in the split 'train'; there are val (3 images), test (2 images)",
         ),
-        (run, ["--beam", "99"], "search.width: a beam of 99, but the model knows 9 words"),
+        (run, ["--beam", "99"], "search.width: a beam of 99, but the model has 9 words"),
         (
             run,
             ["--search-option", "forced=zebra"],

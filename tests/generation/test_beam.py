@@ -15,7 +15,7 @@ from tests.helpers.searching import (
     FEW,
     PAD,
     RULES,
-    UNWANTED,
+    SUPPRESSED,
     VOCABULARY,
     assert_same,
     beams,
@@ -71,7 +71,7 @@ def plain_beam(decoder, features, config):
         for words, total in live:
             logprob = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
             for word in range(decoder.vocabulary_size):
-                if word not in UNWANTED and (word != END or length > config.min_length):
+                if word not in SUPPRESSED and (word != END or length > config.min_length):
                     ways.append(((*words, word), total + logprob[word]))
         ways.sort(key=lambda way: -way[1])
         ended += [way for way in ways[: config.width] if way[0][-1] == END]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from captioning.datasets.shapes import ShapesConfig
 from captioning.errors import UserError
-from captioning.generation import GreedyConfig, RuleIds, microbatch
+from captioning.generation import ConstraintIds, GreedyConfig, microbatch
 from captioning.images.preprocessing import Preprocessing, prepare
 from captioning.images.reading import load_image
 from captioning.models.encoders import SmallCNNConfig
@@ -23,7 +23,7 @@ from tests.helpers.searching import (
     FEW,
     ONE_OF_EACH,
     PAD,
-    UNWANTED,
+    SUPPRESSED,
     VOCABULARY,
     allowed,
     assert_same,
@@ -49,7 +49,7 @@ a_few_decoders = pytest.mark.parametrize("name", FEW)
 def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, ruled, images, seed, end):
     ids, config = ruled
     decoder, features = make(name, seed=seed, end=end), scene(images, seed=seed)
-    found = run(decoder, features, config, ids=ids)
+    found = run(decoder, features, config, constraints=ids)
     length = found.ids.shape[-1]
     assert length == found.lengths.max()
     if not length:
@@ -65,7 +65,7 @@ def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, rul
     assert torch.equal(found.finished, (last == END) & some)
     assert ((found.ids == END).sum(-1) == found.finished).all()
     assert (found.lengths[some & ~found.finished] == config.max_length).all()
-    assert not torch.isin(found.ids[counted], torch.tensor(UNWANTED)).any()
+    assert not torch.isin(found.ids[counted], torch.tensor(SUPPRESSED)).any()
     rule, alpha = ("sum", 0.0) if config.kind == "greedy" else (config.length_rule, config.alpha)
     torch.testing.assert_close(
         found.scores[some], scored(found.logprob[some], found.lengths[some].double(), rule, alpha)
@@ -98,7 +98,7 @@ def test_greedy_takes_the_likeliest_wanted_word_each_time(name):
             logprob = read(decoder, one(features, image), torch.tensor([[words]], dtype=torch.int64))[
                 0, 0, -1
             ]
-            logprob[[*UNWANTED, *([END] if len(words) < 2 else [])]] = -math.inf
+            logprob[[*SUPPRESSED, *([END] if len(words) < 2 else [])]] = -math.inf
             words.append(int(logprob.argmax()))
         assert found.ids[image, 0, : len(words)].tolist() == words
         assert found.lengths[image, 0] == len(words)
@@ -110,22 +110,24 @@ def test_greedy_takes_the_likeliest_wanted_word_each_time(name):
 def test_captions_do_not_depend_on_batch_order_or_padding(name, config, ruled):
     decoder, features = make(name, seed=2, end=1.0), scene(7, seed=2)
     keys = torch.arange(7) * 1_000_003
-    ids = RuleIds(prefix=(4,), forced=((5, 6), (7,)), banned=(8,), endings=(9,)) if ruled else None
+    ids = ConstraintIds(prefix=(4,), forced=((5, 6), (7,)), banned=(8,), endings=(9,)) if ruled else None
     config = replace(config, no_repeat=2 * ruled)
-    together = run(decoder, features, config, ids=ids, keys=keys)
+    together = run(decoder, features, config, constraints=ids, keys=keys)
     expected = [captions(together, image) for image in range(7)]
     assert len({words for listed in expected for words, *_ in listed}) > 1
     for image in range(7):
-        alone = run(decoder, one(features, image), config, ids=ids, keys=keys[image : image + 1])
+        alone = run(decoder, one(features, image), config, constraints=ids, keys=keys[image : image + 1])
         assert_same(captions(alone, 0), expected[image])
     order = [3, 0, 6, 4, 2, 5, 1]
-    shuffled = run(decoder, Features(regions=features.regions[order]), config, ids=ids, keys=keys[order])
+    shuffled = run(
+        decoder, Features(regions=features.regions[order]), config, constraints=ids, keys=keys[order]
+    )
     for place, image in enumerate(order):
         assert_same(captions(shuffled, place), expected[image])
     valid = torch.tensor([[True] * 3 + [False] * 4] * 7)
     garbage = torch.full((7, 4, CHANNELS), 1e3, dtype=torch.float64)
     padded = Features(torch.cat([features.regions, garbage], 1), valid)
-    padded_found = run(decoder, padded, config, ids=ids, keys=keys)
+    padded_found = run(decoder, padded, config, constraints=ids, keys=keys)
     for image in range(7):
         assert_same(captions(padded_found, image), expected[image])
 
@@ -179,13 +181,13 @@ def test_captions_of_a_thousand_scenes_are_the_same_in_batches_of_any_size_and_o
 def test_unwanted_words_never_come_however_likely(name, config):
     decoder, features = make(name), scene(3)
     bias = decoder.bias if name == "toy" else decoder.vocab_projection.bias
-    bias.data[list(UNWANTED)] += 90
+    bias.data[list(SUPPRESSED)] += 90
     found = run(decoder, features, config)
     counted = torch.arange(found.ids.shape[-1]) < found.lengths[..., None]
-    assert counted[:, 0].any(-1).all() and not torch.isin(found.ids[counted], torch.tensor(UNWANTED)).any()
+    assert counted[:, 0].any(-1).all() and not torch.isin(found.ids[counted], torch.tensor(SUPPRESSED)).any()
     assert (found.word_logprobs[counted] < -30).all()  # not renormalised: the unwanted keep their share
     wanting = run(decoder, features, config, suppress_ids=())
-    assert torch.isin(wanting.ids, torch.tensor(UNWANTED)).any()
+    assert torch.isin(wanting.ids, torch.tensor(SUPPRESSED)).any()
 
 
 @a_few_decoders
@@ -226,14 +228,18 @@ def test_logits_that_are_no_numbers_are_told(config, bad):
 @each_search
 def test_rules_with_words_need_their_ids(config):
     for words in ({"prefix": "a"}, {"forced": ("a",)}, {"banned": ("a",)}, {"no_bad_ending": True}):
-        with pytest.raises(ValueError, match="rule_ids"):
+        with pytest.raises(ValueError, match="constraint_ids"):
             run(make("toy"), scene(1), replace(config, **words))
-    for ids in (RuleIds(prefix=(VOCABULARY,)), RuleIds(forced=((-1,),)), RuleIds(endings=(99,))):
+    for ids in (
+        ConstraintIds(prefix=(VOCABULARY,)),
+        ConstraintIds(forced=((-1,),)),
+        ConstraintIds(endings=(99,)),
+    ):
         with pytest.raises(ValueError, match="ids run from 0 to 12"):
-            run(make("toy"), scene(1), config, ids=ids)
-    for ids in (RuleIds(prefix=(4,) * 7), RuleIds(forced=((4, 5, 6), (4, 7, 5, 6)))):
+            run(make("toy"), scene(1), config, constraints=ids)
+    for ids in (ConstraintIds(prefix=(4,) * 7), ConstraintIds(forced=((4, 5, 6), (4, 7, 5, 6)))):
         with pytest.raises(ValueError, match=r"leaves no word|do not fit"):
-            run(make("toy"), scene(1), config, ids=ids)
+            run(make("toy"), scene(1), config, constraints=ids)
 
 
 @each_search
@@ -252,15 +258,15 @@ def test_a_few_images_at_a_time_have_the_captions_that_all_at_once_have(name, co
         decoder, features = make(name, seed=seed, end=end), scene(5, seed=seed)
         features = features._replace(valid=torch.arange(3) < torch.tensor([3, 1, 2, 3, 2])[:, None])
         with monkeypatch.context() as patched:
-            patched.setattr(microbatch, "ROWS", 5 * config.live)
+            patched.setattr(microbatch, "ROWS", 5 * config.num_sequences)
             whole = run(decoder, features, config)
         assert {images for images, _ in stepped} == {5}
         stepped.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(microbatch, "ROWS", 2 * config.live)
+            patched.setattr(microbatch, "ROWS", 2 * config.num_sequences)
             found = run(decoder, features, config)
         assert {images for images, _ in stepped} == {1, 2}
-        assert max(width for _, width in stepped) <= config.live
+        assert max(width for _, width in stepped) <= config.num_sequences
         stepped.clear()
         for part, other in zip(found, whole, strict=True):
             torch.testing.assert_close(part, other)

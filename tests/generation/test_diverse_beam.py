@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.generation import BeamConfig, DiverseBeamConfig, StochasticBeamConfig
-from captioning.generation.drawing import blocks
-from captioning.generation.stochastic_beam import below
+from captioning.generation.sampling import blocks
+from captioning.generation.stochastic_beam import condition_on_max
 from captioning.tensors import Features
 from tests.helpers.searching import (
     END,
@@ -191,7 +191,7 @@ def test_perturbed_children_have_their_parent_s_as_the_largest():
     fresh = torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3
     fresh[0, 3] = -torch.inf
     top = torch.randn(5, generator=generator, dtype=torch.float64)
-    found = below(top, fresh)
+    found = condition_on_max(top, fresh)
     torch.testing.assert_close(found.amax(-1), top)
     assert torch.equal(found.argsort(-1), fresh.argsort(-1)) and torch.isneginf(found[0, 3])
     # eq. 21 of Kool et al. as it stands, before it is made stable
@@ -199,5 +199,5 @@ def test_perturbed_children_have_their_parent_s_as_the_largest():
         torch.exp(-top[:, None]) - torch.exp(-fresh.amax(-1, keepdim=True)) + torch.exp(-fresh)
     )
     torch.testing.assert_close(found, plain)
-    assert torch.isneginf(below(torch.full((5,), -torch.inf).double(), fresh)).all()
-    assert torch.isneginf(below(top, torch.full_like(fresh, -torch.inf))).all()
+    assert torch.isneginf(condition_on_max(torch.full((5,), -torch.inf).double(), fresh)).all()
+    assert torch.isneginf(condition_on_max(top, torch.full_like(fresh, -torch.inf))).all()

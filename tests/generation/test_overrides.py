@@ -15,15 +15,15 @@ from captioning.cli.options import SEARCHES
 from captioning.errors import UserError
 from captioning.generation import (
     BeamConfig,
+    ConstraintIds,
     DiverseBeamConfig,
     GreedyConfig,
-    RuleIds,
     SampleConfig,
     StochasticBeamConfig,
-    rule_ids,
+    constraint_ids,
 )
-from captioning.generation.overrides import KINDS, adjusted
-from captioning.generation.processors import names
+from captioning.generation.base import option_names
+from captioning.generation.overrides import SEARCH_CONFIGS, override_search
 from captioning.images.preprocessing import prepare
 from captioning.images.reading import load_image
 from captioning.text.vocabulary import SPECIALS, Vocabulary
@@ -38,18 +38,18 @@ def test_words_of_rules_as_ids():
     config = GreedyConfig(
         prefix="The  RED, cat", forced=("a dog", "runs", "A dog!"), banned=("grass", "elephant"), max_length=7
     )
-    assert rule_ids(config, VOCABULARY) == RuleIds(
+    assert constraint_ids(config, VOCABULARY) == ConstraintIds(
         prefix=(IDS["the"], IDS["red"], IDS["cat"]),
         forced=((IDS["a"], IDS["dog"]), (IDS["runs"],)),  # once, however often it is asked for
         banned=(IDS["grass"],),  # the other cannot come anyway
     )
-    endings = rule_ids(GreedyConfig(no_bad_ending=True), VOCABULARY).endings
+    endings = constraint_ids(GreedyConfig(no_bad_ending=True), VOCABULARY).endings
     assert set(endings) == {IDS["a"], IDS["the"], IDS["on"]}
-    assert rule_ids(BeamConfig(), VOCABULARY) == RuleIds()
+    assert constraint_ids(BeamConfig(), VOCABULARY) == ConstraintIds()
     # a phrase that the prefix holds takes no further room; one that it begins does
-    rule_ids(GreedyConfig(prefix="a red dog", forced=("red dog",), max_length=4), VOCABULARY)
+    constraint_ids(GreedyConfig(prefix="a red dog", forced=("red dog",), max_length=4), VOCABULARY)
     with pytest.raises(UserError, match=r"are 6 words, but max_length=5"):
-        rule_ids(GreedyConfig(prefix="a red", forced=("red dog runs",), max_length=5), VOCABULARY)
+        constraint_ids(GreedyConfig(prefix="a red", forced=("red dog runs",), max_length=5), VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +57,22 @@ def test_words_of_rules_as_ids():
     [
         (GreedyConfig(forced=("elephant",)), "search.forced: 'elephant' is not among the model's 13 words"),
         (GreedyConfig(forced=("dog", "<unk>")), "search.forced: '<unk>' is not among"),
-        (GreedyConfig(forced=("dog", " . ")), "search.forced: ' . ' holds no word"),
+        (GreedyConfig(forced=("dog", " . ")), "search.forced: ' . ' contains no word"),
         (GreedyConfig(prefix="a Zebra runs"), "search.prefix: 'zebra' is not among the model's 13 words"),
-        (GreedyConfig(prefix="..."), "search.prefix: '...' holds no word"),
+        (GreedyConfig(prefix="..."), "search.prefix: '...' contains no word"),
         (GreedyConfig(banned=("red dog",)), "search.banned: 'red dog' is not one word"),
         (GreedyConfig(banned=("!",)), "search.banned: '!' is not one word"),
         (GreedyConfig(forced=("a dog",), banned=("DOG",)), "search.forced: 'dog' is also in search.banned"),
         (GreedyConfig(prefix="a dog", banned=("dog",)), "search.prefix: 'dog' is also in search.banned"),
-        (GreedyConfig(prefix="a dog runs", max_length=3), "'a dog runs' has 3 words, and captions end at"),
+        (GreedyConfig(prefix="a dog runs", max_length=3), "'a dog runs' has 3 words, but captions end at"),
         (GreedyConfig(forced=("a dog", "a cat"), max_length=4), "are 5 words, but max_length=4"),
-        (BeamConfig(width=10), "search.width: a beam of 10, but the model knows 9 words; lower it to 9"),
-        (DiverseBeamConfig(width=12), "search.width: a beam of 12, but the model knows 9 words"),
+        (BeamConfig(width=10), "search.width: a beam of 10, but the model has 9 words; lower it to 9"),
+        (DiverseBeamConfig(width=12), "search.width: a beam of 12, but the model has 9 words"),
     ],
 )
 def test_rules_that_cannot_be_kept(config, said):
     with pytest.raises(UserError) as raised:
-        rule_ids(config, VOCABULARY)
+        constraint_ids(config, VOCABULARY)
     assert said in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(UserError):
         tiny_captioner(search=config)  # before any training
@@ -80,8 +80,8 @@ def test_rules_that_cannot_be_kept(config, said):
 
 def test_as_many_beams_as_words_and_more_samples():
     for config in (BeamConfig(width=9), DiverseBeamConfig(width=9), SampleConfig(samples=99)):
-        assert rule_ids(config, VOCABULARY) == RuleIds()
-    assert rule_ids(StochasticBeamConfig(samples=99), VOCABULARY) == RuleIds()
+        assert constraint_ids(config, VOCABULARY) == ConstraintIds()
+    assert constraint_ids(StochasticBeamConfig(samples=99), VOCABULARY) == ConstraintIds()
 
 
 BEAM = BeamConfig(width=4, n_best=3, max_length=9, min_length=2, length_rule="gnmt", alpha=0.9, no_repeat=2)
@@ -135,32 +135,34 @@ BEAM = BeamConfig(width=4, n_best=3, max_length=9, min_length=2, length_rule="gn
     ],
 )
 def test_changes_from_a_command_line(config, asked, expected):
-    assert adjusted(config, **asked) == expected
+    assert override_search(config, **asked) == expected
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"width": 2, "n_best": 3}, "--top 3: a beam of 2 finds no more than 2; give --beam 3"),
-        ({"longest": 8}, "search.max_length=9: this model's decoder reads no more than 8 words"),
+        ({"width": 2, "n_best": 3}, "--top 3: a beam of 2 returns at most 2 captions; give --beam 3"),
+        ({"max_positions": 8}, "search.max_length=9: this model's decoder reads at most 8 words"),
         (
-            {"max_length": 10, "longest": 9},
-            "--max-length 10: this model's decoder reads no more than 9 words",
+            {"max_length": 10, "max_positions": 9},
+            "--max-length 10: this model's decoder reads at most 9 words",
         ),
     ],
 )
 def test_changes_that_contradict(asked, said):
     with pytest.raises(UserError, match=said):
-        adjusted(BEAM, **asked)
+        override_search(BEAM, **asked)
 
 
 @pytest.mark.parametrize("name", ["caption", "evaluate"])
 def test_help_names_every_kind_and_setting(name):
     told = tool(name, "--help").out
-    assert set(SEARCHES) == set(KINDS) and all(kind in told for kind in KINDS)
+    assert set(SEARCHES) == set(SEARCH_CONFIGS) and all(kind in told for kind in SEARCHES)
     settings = re.search(r"--search-option KEY=VALUE(.*?)--beam", told, re.DOTALL)
     assert settings is not None
-    assert set(re.findall(r"\w+", settings[1])) >= {each for kind in KINDS.values() for each in names(kind)}
+    assert set(re.findall(r"\w+", settings[1])) >= {
+        each for kind in SEARCH_CONFIGS.values() for each in option_names(kind)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +186,17 @@ def option(*settings):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--beam", "10"], "search.width: a beam of 10, but the model knows 9 words; lower it to 9 or less"),
-        (["--top", "100000"], "a beam of 100,000, but the model knows 9 words"),
-        (["--search", "diverse_beam", *option("width=12")], "a beam of 12, but the model knows 9 words"),
+        (["--beam", "10"], "search.width: a beam of 10, but the model has 9 words; lower it to 9 or less"),
+        (["--top", "100000"], "a beam of 100,000, but the model has 9 words"),
+        (["--search", "diverse_beam", *option("width=12")], "a beam of 12, but the model has 9 words"),
         (option("forced=elephant"), "search.forced: 'elephant' is not among the model's 13 words"),
         (option("forced=[dog]", "banned=[dog]"), "search.forced: 'dog' is also in search.banned"),
-        (option("prefix=a dog runs on a cat on the grass"), "has 9 words, and captions end at max_length=9"),
-        (option("prefix=a dog", "max_length=2"), "has 2 words, and captions end at max_length=2"),
+        (option("prefix=a dog runs on a cat on the grass"), "has 9 words, but captions end at max_length=9"),
+        (option("prefix=a dog", "max_length=2"), "has 2 words, but captions end at max_length=2"),
         (option("forced=[a dog, the cat, on grass]", "max_length=6"), "are 7 words, but max_length=6"),
         (
             option("min_length=12"),
-            "search: min_length must be from 0 to max_length, and that at least 1, got 12 and 9",
+            "search: min_length must be from 0 to max_length, and max_length at least 1, got 12 and 9",
         ),
         (["--max-length", "4", *option("min_length=5")], "min_length must be from 0 to max_length"),
         (
@@ -203,7 +205,7 @@ def option(*settings):
         ),
         (
             option("no_repeats=3"),
-            "search.no_repeats: not a setting of the search beam; did you mean no_repeat?",
+            "search.no_repeats: not an option of the search beam; did you mean no_repeat?",
         ),
         (option("width=[1]"), "search.width: input should be a valid integer, got [1]"),
         (option("width"), "--search-option width: write it KEY=VALUE, as in max_length=12"),
@@ -217,10 +219,10 @@ def option(*settings):
             "search.temperature: input should be greater than 0",
         ),
         (["--search", "diverse_beam", *option("width=7")], "width must be a multiple of groups, got 7 and 3"),
-        (["--search", "greedy", "--beam", "3"], "search.width: not a setting of the search greedy"),
+        (["--search", "greedy", "--beam", "3"], "search.width: not an option of the search greedy"),
         (
             ["--search", "greedy", "--top", "3"],
-            "--top 3: a greedy search finds one caption; use --search beam",
+            "--top 3: greedy search returns one caption; use --search beam",
         ),
         (["--search", "best_first"], "invalid choice: 'best_first'"),
     ],

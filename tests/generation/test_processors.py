@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from captioning.generation import (
     BeamConfig,
+    ConstraintIds,
     DiverseBeamConfig,
     GreedyConfig,
-    RuleIds,
     SampleConfig,
     StochasticBeamConfig,
 )
-from captioning.generation.constraints import Forced, progress
-from captioning.generation.processors import no_bad_ending, no_repeat
+from captioning.generation.constraints import PhraseConstraints, phrase_progress
+from captioning.generation.processors import no_bad_ending, no_repeat_ngram
 from captioning.tensors import Features
 from tests.helpers.searching import (
     DECODERS,
@@ -42,17 +42,17 @@ from tests.helpers.searching import (
 
 # words 4, 5 and 6 may come
 RULED = {
-    "prefix": (RuleIds(prefix=(5, 4)), {}),
-    "banned": (RuleIds(banned=(5,)), {}),
-    "endings": (RuleIds(endings=(4, 6)), {}),
-    "no word twice": (RuleIds(), {"no_repeat": 1}),
-    "no pair twice": (RuleIds(prefix=(4,)), {"no_repeat": 2}),
-    "a forced word": (RuleIds(forced=((6,),)), {}),
-    "forced words": (RuleIds(forced=((6,), (4,))), {}),
-    "a forced phrase": (RuleIds(forced=((4, 6),)), {}),
-    "a phrase and a word": (RuleIds(forced=((4, 4), (5,))), {}),
-    "a phrase behind its like": (RuleIds(prefix=(4,), forced=((4, 6),)), {}),
-    "all": (RuleIds(prefix=(4,), forced=((6,),), banned=(5,), endings=(4,)), {"no_repeat": 3}),
+    "prefix": (ConstraintIds(prefix=(5, 4)), {}),
+    "banned": (ConstraintIds(banned=(5,)), {}),
+    "endings": (ConstraintIds(endings=(4, 6)), {}),
+    "no word twice": (ConstraintIds(), {"no_repeat": 1}),
+    "no pair twice": (ConstraintIds(prefix=(4,)), {"no_repeat": 2}),
+    "a forced word": (ConstraintIds(forced=((6,),)), {}),
+    "forced words": (ConstraintIds(forced=((6,), (4,))), {}),
+    "a forced phrase": (ConstraintIds(forced=((4, 6),)), {}),
+    "a phrase and a word": (ConstraintIds(forced=((4, 4), (5,))), {}),
+    "a phrase behind its like": (ConstraintIds(prefix=(4,), forced=((4, 6),)), {}),
+    "all": (ConstraintIds(prefix=(4,), forced=((6,),), banned=(5,), endings=(4,)), {"no_repeat": 3}),
 }
 ruled = pytest.mark.parametrize("rules", RULED)
 a_few_decoders = pytest.mark.parametrize("name", FEW)
@@ -75,8 +75,8 @@ def test_wide_beams_find_all_captions_that_the_rules_allow(name, rules):
             decoder, one(features, image), low=1, high=4, rule="gnmt", alpha=0.8, ids=ids, **more
         )
         for config in searches:
-            assert_same(captions(run(decoder, features, config, ids=ids), image), oracle)
-        assert_same(captions(run(decoder, features, few, ids=ids), image), oracle[:2])
+            assert_same(captions(run(decoder, features, config, constraints=ids), image), oracle)
+        assert_same(captions(run(decoder, features, few, constraints=ids), image), oracle[:2])
 
 
 @a_few_decoders
@@ -99,7 +99,7 @@ def test_samples_have_the_model_s_distribution_renormalised_word_by_word(name, r
     if not ids.forced:  # other rules forbid a word for what has been said, not for what it would lead to
         assert all(allowed(words, ids, low=1, high=4, **more) for words in expected)
     config = SampleConfig(samples=50, max_length=4, **more)
-    found = run(decoder, Features(features.regions.expand(40, -1, -1)), config, ids=ids)
+    found = run(decoder, Features(features.regions.expand(40, -1, -1)), config, constraints=ids)
     seen = Counter(words for image in range(40) for words, *_ in captions(found, image))
     assert seen.total() == 2000 and chi_square(seen, expected) > 1e-4
 
@@ -165,9 +165,9 @@ def plain_constrained_beam(decoder, features, config, ids):
 )
 def test_constrained_beam_is_the_plain_one_in_banks(name, width, forced, room, seed):
     decoder, features = make(name, vocabulary=9, seed=seed, end=1.0), scene(2, seed=seed)
-    ids = RuleIds(forced=forced)
+    ids = ConstraintIds(forced=forced)
     config = BeamConfig(width=width, n_best=width, max_length=sum(map(len, forced)) + room, patience=None)
-    found = run(decoder, features, config, ids=ids)
+    found = run(decoder, features, config, constraints=ids)
     for image in range(2):
         assert_same(
             captions(found, image), plain_constrained_beam(decoder, one(features, image), config, ids)
@@ -178,9 +178,9 @@ def test_constrained_beam_is_the_plain_one_in_banks(name, width, forced, room, s
 def test_forced_words_cost_a_beam_less_than_greedy(name):
     """What the banks are for: the words come where they fit, not where room runs out."""
     decoder, features = make(name, seed=7, end=1.0), scene(11, seed=7)
-    ids = RuleIds(forced=((8,), (5, 9)))
-    beam = run(decoder, features, BeamConfig(width=8, max_length=9, length_rule="sum"), ids=ids)
-    greedy = run(decoder, features, GreedyConfig(max_length=9), ids=ids)
+    ids = ConstraintIds(forced=((8,), (5, 9)))
+    beam = run(decoder, features, BeamConfig(width=8, max_length=9, length_rule="sum"), constraints=ids)
+    greedy = run(decoder, features, GreedyConfig(max_length=9), constraints=ids)
     assert beam.finished.float().mean() >= greedy.finished.float().mean()
     assert (beam.logprob > greedy.logprob).float().mean() > 0.8
 
@@ -190,7 +190,7 @@ def test_a_prefix_costs_what_reading_it_says(name):
     decoder, features = make(name, seed=1), scene(3, seed=1)
     prefix = (6, 4, 6)
     for config in (GreedyConfig(max_length=7), SampleConfig(samples=5, max_length=7)):
-        found = run(decoder, features, config, ids=RuleIds(prefix=prefix))
+        found = run(decoder, features, config, constraints=ConstraintIds(prefix=prefix))
         logprob = read(decoder, features, torch.tensor([[prefix[:-1]]] * 3))[:, 0]  # (B, 3, V)
         expected = torch.stack([logprob[:, at, word] for at, word in enumerate(prefix)], -1)
         torch.testing.assert_close(
@@ -202,12 +202,14 @@ def test_a_prefix_costs_what_reading_it_says(name):
 @pytest.mark.parametrize("rule", RULES)
 def test_beam_of_one_is_greedy_under_rules(name, rule):
     for ids, more in (
-        (RuleIds(prefix=(4,), banned=(7, 9), endings=(5, 8)), {"no_repeat": 2}),
+        (ConstraintIds(prefix=(4,), banned=(7, 9), endings=(5, 8)), {"no_repeat": 2}),
         (None, {"no_repeat": 1}),
     ):
         decoder, features = make(name, seed=4, end=1.0), scene(7, seed=4)
-        greedy = run(decoder, features, GreedyConfig(max_length=7, **more), ids=ids)
-        beam = run(decoder, features, BeamConfig(width=1, max_length=7, length_rule=rule, **more), ids=ids)
+        greedy = run(decoder, features, GreedyConfig(max_length=7, **more), constraints=ids)
+        beam = run(
+            decoder, features, BeamConfig(width=1, max_length=7, length_rule=rule, **more), constraints=ids
+        )
         assert torch.equal(beam.ids, greedy.ids)
         torch.testing.assert_close(beam.word_logprobs, greedy.word_logprobs)
 
@@ -221,7 +223,7 @@ def test_beam_of_one_is_greedy_under_rules(name, rule):
 def test_no_repeat_forbids_exactly_the_words_that_repeat(words, size, others):
     other = torch.randint(4, (1, 1, len(words)), generator=torch.Generator().manual_seed(others))
     both = torch.cat([torch.tensor([[words]], dtype=torch.int64), other], 1)  # (1, 2, t)
-    scores = no_repeat(torch.zeros(1, 2, 5), both, size=size)
+    scores = no_repeat_ngram(torch.zeros(1, 2, 5), both, size=size)
     for row, said in zip(scores[0], both[0].tolist(), strict=True):
         grams = [tuple(said[at : at + size]) for at in range(len(said) - size + 1)]
         for word in range(5):
@@ -244,8 +246,8 @@ def test_no_bad_ending_on_paper():
     phrases=st.lists(st.lists(st.integers(4, 6), min_size=1, max_size=4), min_size=1, max_size=3),
 )
 def test_progress_is_what_a_search_through_the_text_says(words, phrases):
-    forced = Forced.of(phrases, last=99, end=END, device=torch.device("cpu"))
-    state = progress(torch.tensor([[words]], dtype=torch.int64), forced)
+    forced = PhraseConstraints.build(phrases, max_words=99, end=END, device=torch.device("cpu"))
+    state = phrase_progress(torch.tensor([[words]], dtype=torch.int64), forced)
     for place, phrase in enumerate(phrases):
         there = any(words[at : at + len(phrase)] == phrase for at in range(len(words)))
         begun = max(
@@ -254,6 +256,6 @@ def test_progress_is_what_a_search_through_the_text_says(words, phrases):
             if count <= len(words) and words[len(words) - count :] == phrase[:count]
         )
         assert state.met[0, 0, place] == there
-        assert state.begun[0, 0, place] == begun and state.next[0, 0, place] == phrase[begun]
+        assert state.matched[0, 0, place] == begun and state.next[0, 0, place] == phrase[begun]
     missing = [phrase for place, phrase in enumerate(phrases) if not state.met[0, 0, place]]
     assert state.open[0, 0] == len(list(itertools.chain(*missing)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.generation import GreedyConfig, SampleConfig, noise
-from captioning.generation.drawing import draw, filter_logits
+from captioning.generation.sampling import filter_logits, multinomial
 from captioning.tensors import Features
 from tests.helpers.searching import (
     FEW,
@@ -27,8 +27,8 @@ LEAST_P = 1e-4  # seeds are fixed, so a test that passes goes on to pass; a wron
 
 def test_noise_is_uniform_and_its_counters_are_independent():
     keys = torch.arange(-17, 50)
-    state = noise.streams(7, keys, 3)
-    numbers = torch.stack([noise.gumbel(noise.mixed(state, step), 101) for step in range(5)])
+    state = noise.sequence_states(7, keys, 3)
+    numbers = torch.stack([noise.gumbel(noise.mix(state, step), 101) for step in range(5)])
     uniform = torch.exp(-torch.exp(-numbers))  # (5, 67, 3, 101)
     cells = (uniform * 11).long()
     assert chi_square(Counter(cells.flatten().tolist()), dict.fromkeys(range(11), 1 / 11)) > LEAST_P
@@ -39,13 +39,13 @@ def test_noise_is_uniform_and_its_counters_are_independent():
         seen = Counter(zip(first.flatten().tolist(), second.flatten().tolist(), strict=True))
         assert chi_square(seen, pairs) > LEAST_P
     assert len(set(numbers.flatten().tolist())) == numbers.numel()
-    assert not torch.equal(noise.streams(8, keys, 3), state)
+    assert not torch.equal(noise.sequence_states(8, keys, 3), state)
 
 
 def test_noise_is_a_function_of_its_counters():
     keys = torch.tensor([5, 2**62 + 3, 0])
-    state = noise.streams(-3, keys, 5)
-    assert torch.equal(noise.streams(-3, keys[[2, 0]], 2), state[[2, 0], :2])
+    state = noise.sequence_states(-3, keys, 5)
+    assert torch.equal(noise.sequence_states(-3, keys[[2, 0]], 2), state[[2, 0], :2])
     assert torch.equal(noise.gumbel(state, 7), noise.gumbel(state, 13)[..., :7])
 
 
@@ -55,7 +55,9 @@ def test_draws_have_the_distribution_of_the_scores(size):
     if size > 2:
         scores[1] = -math.inf
     rows = 40_000
-    drawn = draw(scores.expand(rows // 5, 5, size), noise.streams(0, torch.arange(rows // 5), 5))
+    drawn = multinomial(
+        scores.expand(rows // 5, 5, size), noise.sequence_states(0, torch.arange(rows // 5), 5)
+    )
     expected = dict(enumerate(scores.double().softmax(0).tolist()))
     seen = Counter(drawn.flatten().tolist())
     assert chi_square(seen, {word: share for word, share in expected.items() if share}) > LEAST_P

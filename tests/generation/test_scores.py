@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, scores, search
 from captioning.generation.scores import best, length_score, next_logprobs
+from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.searching import END, START, VOCABULARY, make, scene
 
 
@@ -102,12 +103,10 @@ def test_configs_parse():
 def test_ids_outside_the_vocabulary_are_refused(end, suppress_ids):
     decoder = make("toy")
     for config in (GreedyConfig(), BeamConfig()):
-        with pytest.raises(ValueError, match=r"ids run from 0 to 12|among the unwanted"):
+        with pytest.raises(ValueError, match=r"ids run from 0 to 12|among the suppressed"):
             search(
                 decoder,
                 decoder.encode_memory(scene(1)),
                 config,
-                start=START,
-                end=end,
-                suppress_ids=suppress_ids,
+                special=SpecialTokens(START, end, suppress_ids),
             )

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from captioning.generation import (
     BeamConfig,
+    ConstraintIds,
     DiverseBeamConfig,
     GreedyConfig,
-    RuleIds,
     SampleConfig,
     StochasticBeamConfig,
     search,
@@ -28,6 +28,7 @@ from captioning.models.decoders import (
     build,
 )
 from captioning.tensors import Features
+from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.toy import Toy
 
 CONFIGS = {
@@ -50,7 +51,8 @@ DECODERS = ("toy", *CONFIGS)
 FEW = ("toy", "soft_attention_lstm", "up_down", "transformer")  # one, one and two layers of state, a cache
 CHANNELS, VOCABULARY = 5, 13
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
-UNWANTED = (PAD, START, UNKNOWN)
+SUPPRESSED = (PAD, START, UNKNOWN)
+SPECIAL = SpecialTokens(START, END, SUPPRESSED)
 RULES = ("sum", "mean", "gnmt")
 
 
@@ -74,9 +76,10 @@ def scene(images, *, regions=3, seed=0):
 
 
 @torch.no_grad()
-def run(decoder, features, config, suppress_ids=UNWANTED, **more):
+def run(decoder, features, config, suppress_ids=SUPPRESSED, **options):
     memory = decoder.encode_memory(features)
-    return search(decoder, memory, config, start=START, end=END, suppress_ids=suppress_ids, **more)
+    special = SpecialTokens(START, END, tuple(suppress_ids))
+    return search(decoder, memory, config, special=special, **options)
 
 
 @torch.no_grad()
@@ -123,7 +126,7 @@ def assert_same(actual, expected):
 def next_logprobs(decoder, features, words):
     """{word: log-probability} of what may come after `words` of the one image, unwanted words left out."""
     logprob = read(decoder, features, torch.tensor([[words]], dtype=torch.int64))[0, 0, -1].tolist()
-    return {word: value for word, value in enumerate(logprob) if word not in UNWANTED}
+    return {word: value for word, value in enumerate(logprob) if word not in SUPPRESSED}
 
 
 def all_captions(decoder, features, high, shares):
@@ -193,13 +196,15 @@ def allowed(words, ids, *, low, high, no_repeat=0):
 
 def exhaustive(decoder, features, *, low, high, rule, alpha, ids=None, no_repeat=0):
     """Every caption of one image that the rules allow, best first: the finished, then those cut off."""
-    wanted = [word for word in range(decoder.vocabulary_size) if word not in (*UNWANTED, END)]
+    wanted = [word for word in range(decoder.vocabulary_size) if word not in (*SUPPRESSED, END)]
     found = []
     for length in range(1, high + 1):
         found += [(*words, END) for words in itertools.product(wanted, repeat=length - 1)]
     found += list(itertools.product(wanted, repeat=high))
     found = [
-        words for words in found if allowed(words, ids or RuleIds(), low=low, high=high, no_repeat=no_repeat)
+        words
+        for words in found
+        if allowed(words, ids or ConstraintIds(), low=low, high=high, no_repeat=no_repeat)
     ]
     listed = torch.tensor([[(*words, *[PAD] * (high - len(words))) for words in found]])  # (1, K, T)
     logprob = read(decoder, features, listed[..., :-1]).gather(-1, listed[..., None])[0, :, :, 0]
@@ -241,7 +246,7 @@ def ruled_searches(draw):
     """A search of any kind with any rules that combine, and the ids of their words."""
     order = draw(st.permutations(range(4, VOCABULARY)))
     sizes = draw(st.sampled_from([(), (), (1,), (2,), (2, 1), (1, 1, 1)]))  # of the phrases
-    ids = RuleIds(
+    ids = ConstraintIds(
         prefix=tuple(order[: draw(st.integers(0, 2))]),
         forced=tuple(tuple(order[2 + sum(sizes[:at]) :][:size]) for at, size in enumerate(sizes)),
         banned=tuple(order[5 : draw(st.integers(5, 7))]),

@@ -11,7 +11,7 @@ from PIL import Image
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import generate_captions, key
 from captioning.errors import UserError
-from captioning.generation import BeamConfig, GreedyConfig, SampleConfig, rule_ids, search
+from captioning.generation import BeamConfig, GreedyConfig, SampleConfig, constraint_ids, search
 from captioning.inspection.trace import (
     GATES,
     Recorder,
@@ -66,13 +66,16 @@ KINDS = (*DECODERS, "gru", "rnn")
 def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
     captioner, config = captioner_of(kind), SEARCHES[name]
     vocabulary = captioner.vocabulary
-    ids = {"start": vocabulary.start, "end": vocabulary.end, "suppress_ids": vocabulary.suppress_ids}
-    ids |= {"ids": rule_ids(config, vocabulary), "keys": torch.tensor([key("x")])}
+    options = {
+        "special": vocabulary.special_tokens,
+        "constraints": constraint_ids(config, vocabulary),
+        "keys": torch.tensor([key("x")]),
+    }
     for seed in range(3):
         pixels = pixels_of(seed)
         memory = captioner.decoder.encode_memory(captioner.features(pixels[None]))
-        plain = search(captioner.decoder, memory, config, **ids)
-        recorded = search(Recorder(captioner.decoder, []), memory, config, **ids)
+        plain = search(captioner.decoder, memory, config, **options)
+        recorded = search(Recorder(captioner.decoder, []), memory, config, **options)
         for field, ours, theirs in zip(plain._fields, recorded, plain, strict=True):
             assert torch.equal(ours, theirs), field
         trace = trace_search(captioner, pixels, config=config, image_id="x")

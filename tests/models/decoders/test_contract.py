@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.generation import GreedyConfig, greedy
+from captioning.generation import GreedyConfig, search
 from captioning.models.decoders import (
     AdaptiveAttentionConfig,
     AoAConfig,
@@ -23,6 +23,7 @@ from captioning.models.decoders import (
     unroll,
 )
 from captioning.tensors import Features
+from captioning.text.vocabulary import SpecialTokens
 from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
 
 CONFIGS = {
@@ -294,7 +295,7 @@ def test_captions_of_a_few_images_are_learned(name):
     decoder.eval()
     with torch.no_grad():
         memory = decoder.encode_memory(features)
-        found = greedy(decoder, memory, GreedyConfig(max_length=4), start=1, end=2, suppress_ids=(0, 1, 3))
+        found = search(decoder, memory, GreedyConfig(max_length=4), special=SpecialTokens(1, 2, (0, 1, 3)))
     assert torch.equal(found.ids, words[..., 1:])
 
 

@@ -6,6 +6,7 @@ import torch
 from captioning.generation import BeamConfig, GreedyConfig, search
 from captioning.models.decoders import MeshedMemoryConfig, build
 from captioning.tensors import Features
+from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.plain_transformer import attention, linear, norm, sinusoid
 
 D, V, N, T = 5, 17, 3, 4
@@ -91,7 +92,7 @@ def test_what_a_search_claims_is_what_reading_its_words_gives():
     decoder = make()
     memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
     ways = [GreedyConfig(max_length=7), BeamConfig(width=1, max_length=7), BeamConfig(width=5, max_length=7)]
-    greedy, one, five = (search(decoder, memory, way, start=1, end=2, suppress_ids=(0, 1, 3)) for way in ways)
+    greedy, one, five = (search(decoder, memory, way, special=SpecialTokens(1, 2, (0, 1, 3))) for way in ways)
     assert torch.equal(greedy.ids, one.ids)
     words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
     logprob = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)

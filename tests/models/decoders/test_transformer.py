@@ -11,6 +11,7 @@ from captioning.models.decoders import TransformerConfig, build, reorder_state
 from captioning.ops.kv_cache import no_words
 from captioning.ops.positions import apply_rope, sinusoids
 from captioning.tensors import Features
+from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.plain_transformer import attention, linear, norm, sinusoid, turned
 
 D, V, N, T = 5, 17, 3, 4
@@ -135,7 +136,7 @@ def test_greedy_is_a_beam_of_one_and_its_words_read_back_alike(norm_, positions)
             BeamConfig(width=5, max_length=7),
         ]
         greedy, one, five = (
-            search(decoder, memory, way, start=1, end=2, suppress_ids=(0, 1, 3)) for way in ways
+            search(decoder, memory, way, special=SpecialTokens(1, 2, (0, 1, 3))) for way in ways
         )
         assert torch.equal(greedy.ids, one.ids)
         words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
