@@ -91,13 +91,14 @@ class ExperimentConfig:
         return fingerprint({key: value for key, value in values.items() if key not in NOT_IN_FINGERPRINT})
 
 
-def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
+def read_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, allow_code: bool = False
+) -> ExperimentConfig:
     """Read an experiment's YAML file and apply `section.key=value` overrides, whose values are YAML.
-
-    A `kind` outside the package ("my_module:MyConfig") is imported: the file is the user's own.
 
     Args:
         path: a file, or the name of a config that comes with the package, such as `flickr8k_lstm`.
+        allow_code: import a `kind` outside the package ("my_module:MyConfig"); for configs of the user's own.
 
     Raises:
         UserError: there is no such file, its YAML is broken, or a key or value is wrong.
@@ -106,7 +107,7 @@ def read_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     values = read_yaml(path)
     for override in overrides:
         _apply(override, values)
-    return parse(values, where=str(path), allow_code=True)
+    return parse(values, where=str(path), allow_code=allow_code)
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:

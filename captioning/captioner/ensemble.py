@@ -20,14 +20,14 @@ from captioning.text.vocabulary import Vocabulary
 
 
 def open_captioners(
-    folders: Sequence[Path], *, device: torch.device, average: Average
+    folders: Sequence[Path], *, device: torch.device, average: Average, allow_code: bool = False
 ) -> Captioner | EnsembleCaptioner:
     """The captioner of a model folder, in eval mode; of several folders their ensemble.
 
     Raises:
         UserError: see `Captioner.open`, `EnsembleCaptioner`.
     """
-    captioners = [Captioner.open(folder, device=device) for folder in folders]
+    captioners = [Captioner.open(folder, device=device, allow_code=allow_code) for folder in folders]
     if len(captioners) == 1:
         return captioners[0]
     return EnsembleCaptioner(captioners, names=[str(folder) for folder in folders], average=average)

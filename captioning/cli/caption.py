@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioning.cli.options import add_search, positive, search_of
+from captioning.cli.options import add_allow_code, add_search, positive, search_of
 from captioning.errors import UserError
 from captioning.utils.paths import STDIN, Found, find_images
 
@@ -117,6 +117,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--device", default="auto", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 ...")
     add("--batch", type=positive, default=16, metavar="N", help="images at a time (default: 16)")
+    add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     if args.top and args.beam and args.top > args.beam:
@@ -148,7 +149,8 @@ def main() -> int:
     from captioning.records import write_predictions
 
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    captioner = open_captioners(folders, device=choose_device(args.device), average=args.average)
+    device = choose_device(args.device)
+    captioner = open_captioners(folders, device=device, average=args.average, allow_code=args.allow_code)
     search = search_of(captioner, args, n_best=args.top)
     if args.explain:
         explainable(search)

@@ -6,7 +6,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from captioning.cli.options import positive
+from captioning.cli.options import add_allow_code, positive
 
 EXAMPLES = """examples, a study (trains what isn't there yet; killed at any point, the same command goes on):
   captioning compare configs/study_shapes.yaml --dry-run       sizes and runs, nothing is trained
@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--split", metavar="NAME", help="of runs (default: val) or of the references")
     add("--out", metavar="FOLDER", help="the report's folder (default: reports/compare; a study's: its own)")
     add("--no-speed", action="store_true", help="measure neither speed nor memory")
+    add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_intermixed_args()
     if bool(options.what) == bool(options.predictions):
@@ -103,9 +104,14 @@ def study(options: argparse.Namespace) -> Path | None:
 
 def report_runs(options: argparse.Namespace) -> Path:
     from captioning.comparison import report
+    from captioning.config import read_config
 
+    folders = [Path(name) for name in options.what]
+    if options.allow_code:
+        for folder in folders:  # once imported, the modules may be used by all that follows
+            read_config(folder / "config.yaml", allow_code=True)
     return report.report_runs(
-        [Path(each) for each in options.what],
+        folders,
         split=options.split or "val",
         out=Path(options.out or "reports/compare"),
         log=print,

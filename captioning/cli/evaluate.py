@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioning.cli.options import add_search, positive, search_of
+from captioning.cli.options import add_allow_code, add_search, positive, search_of
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     add_search(parser, default="the run's")
     add("--device", default=None, choices=("auto", "cpu", "cuda"), help="default: the run's")
     add("--batch", type=positive, default=32, metavar="N", help="images at a time (default: 32)")
+    add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     args.run = args.run or None
@@ -302,7 +303,9 @@ def evaluate_run(args: argparse.Namespace) -> None:
     experiments = [experiment_of(run, args) for run in runs]
     models = [run / "model" for run in runs]
     average: Average = args.average or "probabilities"
-    captioner = open_captioners(models, device=experiments[0].device, average=average)
+    captioner = open_captioners(
+        models, device=experiments[0].device, average=average, allow_code=args.allow_code
+    )
     members = captioner.each if isinstance(captioner, EnsembleCaptioner) else (captioner,)
     folder = runs[0] if len(runs) == 1 else Path(args.out)
     search = search_of(captioner, args)
@@ -360,7 +363,7 @@ def experiment_of(run: Path, args: argparse.Namespace) -> Experiment:
     from captioning.config import read_config
     from captioning.experiment import Experiment
 
-    config = read_config(run / "config.yaml")
+    config = read_config(run / "config.yaml", allow_code=args.allow_code)
     # a run that was moved or renamed is where it is now
     config = replace(config, runs=str(run.parent), name=run.name, device=args.device or config.device)
     return Experiment(config, log=lambda line: print(line, file=sys.stderr))

@@ -91,7 +91,7 @@ def _of_config(args: argparse.Namespace) -> FeatureStore:
     from captioning.experiment import Experiment
     from captioning.models import encoders
 
-    experiment = Experiment(read_config(args.config, args.overrides))
+    experiment = Experiment(read_config(args.config, args.overrides, allow_code=True))
     torch.manual_seed(experiment.config.seed)  # as training does, should the weights be random
     encoder = encoders.build(experiment.config.encoder).to(experiment.device)
     if not encoder.frozen:

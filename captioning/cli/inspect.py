@@ -44,7 +44,7 @@ class Trained(NamedTuple):
 
 
 def parse_arguments() -> argparse.Namespace:
-    from captioning.cli.options import add_search, positive
+    from captioning.cli.options import add_allow_code, add_search, positive
 
     parser = argparse.ArgumentParser(
         description="Look inside a trained decoder.",
@@ -65,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=positive, metavar="N", help="seeds of each kind as training begins (default: 3)")
     add("--split", metavar="NAME", help="whose captions (default: val)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU where there is one")
+    add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     if bool(args.image) == args.gradients:
@@ -108,7 +109,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     folder = model_folder(run)
     out = output_folder(args, run)
     image = load_image(args.image)
-    captioner = Captioner.open(folder, device=choose_device(args.device))
+    captioner = Captioner.open(folder, device=choose_device(args.device), allow_code=args.allow_code)
     preprocessing = captioner.config.preprocessing
     pixels = prepare(image, preprocessing).to(next(captioner.parameters()).device)
     if args.text is not None:
@@ -176,7 +177,7 @@ def inspect_gradients(args: argparse.Namespace) -> None:
 
     folders = [Path(name) for name in args.runs]
     out = output_folder(args, folders[0])
-    runs = open_runs(folders, args.device)
+    runs = open_runs(folders, args.device, allow_code=args.allow_code)
     first = runs[0]
     records = datasets.of_split(datasets.load(first.config.dataset), args.split or "val")
     chosen = some(records, args.captions or 8)
@@ -271,7 +272,7 @@ def output_folder(args: argparse.Namespace, run: Path) -> Path:
     return out
 
 
-def open_runs(folders: Sequence[Path], device: str) -> list[Trained]:
+def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False) -> list[Trained]:
     """Runs with their models. Raises UserError where one is none, or differs in what must be the same."""
     from captioning.captioner.captioner import Captioner
     from captioning.config import read_config
@@ -283,8 +284,9 @@ def open_runs(folders: Sequence[Path], device: str) -> list[Trained]:
         model = model_folder(folder)
         if model == folder:
             raise UserError(f"{folder}: a model's folder, which knows no captions; give the run's folder")
-        config = read_config(folder / "config.yaml")
-        runs.append(Trained(str(folder), config, Captioner.open(model, device=choose_device(device))))
+        config = read_config(folder / "config.yaml", allow_code=allow_code)
+        captioner = Captioner.open(model, device=choose_device(device), allow_code=allow_code)
+        runs.append(Trained(str(folder), config, captioner))
         first = runs[0]
         if config.dataset != first.config.dataset:
             raise UserError(f"{folder}: another data set than {first.name}; give runs of one data set")

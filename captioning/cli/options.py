@@ -21,6 +21,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_allow_code(parser: Any) -> None:
+    """Add the option that consents to importing code outside the package."""
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help='import the Python modules that a model names ("kind: my_module:MyConfig"); read them first',
+    )
+
+
 def add_search(parser: Any, *, default: str) -> None:
     """Add the options that `search_of` reads; `default` says whose search is used without them."""
     add = parser.add_argument

@@ -42,7 +42,7 @@ def main() -> int:
 
     keep_freed_memory()
     experiment = Experiment(
-        read_config(args.config, args.overrides), log=functools.partial(print, flush=True)
+        read_config(args.config, args.overrides, allow_code=True), log=functools.partial(print, flush=True)
     )
     progress = experiment.train(resume=args.resume)
     print(

@@ -220,7 +220,7 @@ def plan(study: StudyConfig) -> Plan:
     Raises:
         UserError: a setting is wrong, or a decoder cannot be made as large as the others.
     """
-    base = read_config(study.base).as_json()
+    base = read_config(study.base, allow_code=True).as_json()
     plain = {name: _experiment(study, base, name, None) for name in study.decoders}
     first = next(iter(plain.values()))
     for name, config in plain.items():
@@ -281,7 +281,7 @@ def _experiment(
     values = merged(values, study.overrides)
     values = merged(values, entrant.overrides)
     values |= {"decoder": dict(decoder or entrant.decoder), "name": name, "runs": str(study.folder)}
-    return parse(values, where=f"study {study.name}, decoder {name}")
+    return parse(values, where=f"study {study.name}, decoder {name}", allow_code=True)
 
 
 def _at_length(config: ExperimentConfig, words: int | None) -> ExperimentConfig:
