@@ -1,4 +1,4 @@
-"""Where a word stands, as numbers that need no learning. Knows positions, no words."""
+"""Positional encodings that are computed, not learned: sinusoidal and rotary."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ BASE = 10000.0
 
 
 def sinusoids(positions: Tensor, size: int) -> Tensor:
-    """Vaswani et al. 2017, section 3.5: PE(p, 2i) = sin(p / 10000^(2i / H)), PE(p, 2i + 1) = its cosine.
+    """Vaswani et al. 2017, section 3.5: PE(p, 2i) = sin(p / 10000^(2i / H)), PE(p, 2i + 1) = cos of the same.
 
     Args:
         positions: (T,).
         size: H, even.
 
     Returns:
-        (T, H).
+        (T, H) float64.
     """
     angles = _angles(positions, size)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
 def apply_rope(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
-    """Su et al. 2021, eq. 34: in each head of size d, numbers 2i and 2i + 1 are turned by p / 10000^(2i / d).
+    """Rotary position embedding (Su et al. 2021, eq. 34).
 
-    The product of a query and a key so turned depends on their distance alone.
+    In each head of size d, the pair (2i, 2i + 1) is rotated by p / 10000^(2i / d). The product of a query and a key
+    that were both rotated depends on the distance of their positions alone.
 
     Args:
         x: (..., T, H), d = H / heads even.
@@ -38,6 +39,6 @@ def apply_rope(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
 
 
 def _angles(positions: Tensor, size: int) -> Tensor:
-    """(T, size / 2), in float64: a turn by thousands of radians is not exact in float32."""
+    """(T, size / 2), in float64: an angle of thousands of radians is not exact in float32."""
     powers = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
     return positions[:, None] / BASE**powers

@@ -1,4 +1,4 @@
-"""The loop over a caption's words that recurrent decoders share. Knows which sequences still run, no cell."""
+"""The loop over time steps that recurrent decoders share: token embedding, teacher forcing, single steps."""
 
 from __future__ import annotations
 
@@ -12,116 +12,145 @@ from torch.nn import functional as F
 from captioning.tensors import SequenceOutput, StepOutput
 
 State = TypeVar("State")
-Product = Callable[[Tensor], Tensor]
-"""(..., in) -> (..., out): a `DeferredGradLinear`."""
+Linear = Callable[[Tensor], Tensor]
+"""(..., in) -> (..., out), such as a `DeferredGradLinear`."""
+RecurrentStep = Callable[[Tensor, Any, Any, Any], tuple[StepOutput, Any]]
+"""`RecurrentDecoder.recurrent_step`."""
 
 
-class Running(NamedTuple):
-    """Which words of (B, K, T) are read: at word t those of the first `counts[t]` sequences of each image."""
+class StepLayout(NamedTuple):
+    """Which ids of (B, K, T) are read: at step t those of the first `batch_sizes[t]` sequences of each image."""
 
-    images: int
-    width: int  # K
-    counts: tuple[int, ...]  # T numbers
+    num_images: int
+    num_sequences: int  # K
+    batch_sizes: tuple[int, ...]  # T numbers, never rising
 
-    def gathered(self, words: Tensor) -> Tensor:
-        """(B, K, T, ...) -> (M, ...): the words that are read, those at t = 0 first."""
-        return torch.cat([words[:, :count, t].flatten(0, 1) for t, count in enumerate(self.counts)])
+    @classmethod
+    def of(cls, ids: Tensor, batch_sizes: Sequence[int] | None) -> StepLayout:
+        """From the arguments of `Decoder.forward`."""
+        images, sequences, length = ids.shape
+        sizes = (sequences,) * length if batch_sizes is None else tuple(batch_sizes)
+        return cls(images, sequences, sizes)
 
-    def parted(self, each: Tensor) -> list[Tensor]:
-        """(M, X) -> T tensors (B, counts[t], X)."""
-        parts = each.split([self.images * count for count in self.counts])
-        return [part.view(self.images, count, -1) for part, count in zip(parts, self.counts, strict=True)]
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, K, T, ...) -> (M, ...): the M positions that are read, those of t = 0 first."""
+        return torch.cat([x[:, :size, t].flatten(0, 1) for t, size in enumerate(self.batch_sizes)])
 
-    def stacked(self, parts: Sequence[Tensor]) -> Tensor:
-        """T tensors (B, counts[t], X) -> (B, K, T, X), zeros where a sequence had ended."""
-        return torch.stack([F.pad(part, (0, 0, 0, self.width - part.shape[1])) for part in parts], 2)
+    def split(self, packed: Tensor) -> list[Tensor]:
+        """(M, X) -> T tensors (B, batch_sizes[t], X)."""
+        steps = packed.split([self.num_images * size for size in self.batch_sizes])
+        return [x.view(self.num_images, size, -1) for x, size in zip(steps, self.batch_sizes, strict=True)]
 
-
-def batch_sizes_of(words: Tensor, batch_sizes: Sequence[int] | None) -> Running:
-    """What `Decoder.forward` is told about `words` (B, K, T)."""
-    images, width, length = words.shape
-    return Running(images, width, (width,) * length if batch_sizes is None else tuple(batch_sizes))
+    def stack(self, steps: Sequence[Tensor]) -> Tensor:
+        """T tensors (B, batch_sizes[t], X) -> (B, K, T, X), zeros where a sequence had ended."""
+        return torch.stack([F.pad(x, (0, 0, 0, self.num_sequences - x.shape[1])) for x in steps], 2)
 
 
-def loop(
-    batch_sizes: Running,
-    said: Tensor,
+def run_time_loop(
+    layout: StepLayout,
+    input_gates: Tensor,
     state: State,
-    cell: Callable[[Tensor, State], tuple[StepOutput, State]],
+    step: Callable[[Tensor, State], tuple[StepOutput, State]],
 ) -> SequenceOutput:
-    """Step through the words that run.
+    """Call `step` for every time step, on the sequences that have not ended.
 
     Args:
-        said: (M, X), what all the words say, gathered: computed in one large product.
-        carry: before the first word, for K sequences.
-        cell: a step, from what one word says (B, k, X) and the carry of k sequences.
+        input_gates: (M, X), packed: the inputs' share of the gates, computed in one large product.
+        state: of K sequences, before the first step.
+        step: input gates (B, k, X) and the state of k sequences -> output and next state.
     """
-    steps = []
-    count = batch_sizes.width
-    for each in batch_sizes.parted(said):
-        if each.shape[1] < count:
-            count = each.shape[1]
-            state = _first(state, count)
-        step, state = cell(each, state)
-        steps.append((step.hidden, step.attention))  # the gates are not kept: nothing learns from them
-    attention = [each for _, each in steps if each is not None]
+    outputs = []
+    active = layout.num_sequences
+    for step_gates in layout.split(input_gates):
+        if step_gates.shape[1] < active:
+            active = step_gates.shape[1]
+            state = _first_sequences(state, active)
+        output, state = step(step_gates, state)
+        outputs.append((output.hidden, output.attention))  # not the gates: no loss reads them
+    attention = [weights for _, weights in outputs if weights is not None]
     return SequenceOutput(
-        hidden=batch_sizes.stacked([hidden for hidden, _ in steps]),
-        attention=batch_sizes.stacked(attention) if attention else None,
+        hidden=layout.stack([hidden for hidden, _ in outputs]),
+        attention=layout.stack(attention) if attention else None,
     )
 
 
-def _first(state: Any, count: int) -> Any:
-    """The first `count` sequences of each image."""
+def _first_sequences(state: Any, count: int) -> Any:
+    """The state of the first `count` sequences of each image."""
     if isinstance(state, Tensor):
         return state[:, :count]
-    parts = [_first(part, count) for part in state]
+    parts = [_first_sequences(part, count) for part in state]
     return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
-def read(
-    words: Tensor, embedding: nn.Embedding, dropout: nn.Dropout, gates: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What (B, K) words are, (B, K, E), and what they say, `gates` of it, (B, K, X)."""
-    if dropout.training or words.device.type != "cpu":
-        embedded = dropout(embedding(words))
-        return embedded, gates(embedded)
-    # hypotheses of many images read the same few words; each is multiplied once
-    distinct, place = words.unique(return_inverse=True)
-    embedded = embedding(distinct)
-    return embedded[place], gates(embedded)[place]
-
-
-class Reader(Protocol):
-    """A decoder whose step needs of a word no more than what it says to the gates."""
+class RecurrentDecoder(Protocol):
+    """What `decode_step` and `decode_sequence` need of a decoder."""
 
     embedding: nn.Embedding
     dropout: nn.Dropout
-    word_gates: nn.Linear
+    input_proj: nn.Linear  # token embedding -> gates
 
     def init_state(self, memory: Any, num_sequences: int) -> Any: ...
 
-    def products(self) -> Any:
-        """The products of its step, for use in a loop."""
+    def loop_weights(self) -> Any:
+        """The linear layers of a step, as `DeferredGradLinear`s for one pass through the loop."""
 
-    def cell_step(self, said: Tensor, state: Any, memory: Any, products: Any) -> tuple[StepOutput, Any]:
-        """One step for what words (B, K) say to the gates, (B, K, X)."""
-
-
-def read_word(decoder: Reader, words: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
-    """`Decoder.step` of a `Reader`."""
-    _, said = read(words, decoder.embedding, decoder.dropout, decoder.word_gates)
-    return decoder.cell_step(said, state, memory, decoder.products())
+    def recurrent_step(
+        self, input_gates: Tensor, state: Any, memory: Any, weights: Any
+    ) -> tuple[StepOutput, Any]:
+        """Attention and recurrent update of one time step; `input_gates` (B, K, X) are those of the tokens read."""
 
 
-def read_words(
-    decoder: Reader, words: Tensor, memory: Any, batch_sizes: Sequence[int] | None
+def decode_step(
+    decoder: RecurrentDecoder, ids: Tensor, state: Any, memory: Any, *, append_embedding: bool = False
+) -> tuple[StepOutput, Any]:
+    """`Decoder.step` of a recurrent decoder.
+
+    Args:
+        append_embedding: append the token embedding to `hidden`, for decoders whose output layer reads it.
+    """
+    embedded, input_gates = _embed(decoder, ids)
+    output, state = decoder.recurrent_step(input_gates, state, memory, decoder.loop_weights())
+    if append_embedding:
+        output = output._replace(hidden=torch.cat([output.hidden, embedded], -1))
+    return output, state
+
+
+def _embed(decoder: RecurrentDecoder, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The embeddings (B, K, E) of `ids` (B, K) and their share of the gates (B, K, X)."""
+    if decoder.dropout.training or ids.device.type != "cpu":
+        embedded = decoder.dropout(decoder.embedding(ids))
+        return embedded, decoder.input_proj(embedded)
+    # in a search on a CPU many hypotheses read the same few tokens; each token is multiplied once
+    distinct, inverse = ids.unique(return_inverse=True)
+    embedded = decoder.embedding(distinct)
+    return embedded[inverse], decoder.input_proj(embedded)[inverse]
+
+
+def decode_sequence(
+    decoder: RecurrentDecoder,
+    ids: Tensor,
+    memory: Any,
+    batch_sizes: Sequence[int] | None,
+    *,
+    append_embedding: bool = False,
+    recurrent_step: RecurrentStep | None = None,
 ) -> SequenceOutput:
-    """`Decoder.forward` of a `Reader`: what all words say in one large product, then the loop."""
-    runs, products = batch_sizes_of(words, batch_sizes), decoder.products()
-    return loop(
-        runs,
-        decoder.word_gates(decoder.dropout(decoder.embedding(runs.gathered(words)))),
-        decoder.init_state(memory, runs.width),
-        lambda said, state: decoder.cell_step(said, state, memory, products),
+    """`Decoder.forward` of a recurrent decoder: the input gates of all tokens in one product, then the loop.
+
+    Args:
+        append_embedding: as for `decode_step`.
+        recurrent_step: called in place of the decoder's own.
+    """
+    layout, weights = StepLayout.of(ids, batch_sizes), decoder.loop_weights()
+    step = recurrent_step or decoder.recurrent_step
+    embedded = decoder.dropout(decoder.embedding(layout.pack(ids)))
+    output = run_time_loop(
+        layout,
+        decoder.input_proj(embedded),
+        decoder.init_state(memory, layout.num_sequences),
+        lambda input_gates, state: step(input_gates, state, memory, weights),
     )
+    if append_embedding:
+        embedded = layout.stack(layout.split(embedded))
+        output = output._replace(hidden=torch.cat([output.hidden, embedded], -1))
+    return output

@@ -1,4 +1,4 @@
-"""Adaptive attention with a visual sentinel. Knows ids and regions, never words or pixels."""
+"""Adaptive attention with a visual sentinel (Lu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, CellState, between
+from captioning.models.decoders.cells import LSTM, CellState, init_gates_orthogonal, interpolate, zero_state
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.attention import additive_scores, attend
 from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
-from captioning.ops.time_loop import Product, read_word, read_words
+from captioning.ops.time_loop import Linear, decode_sequence, decode_step
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveAttentionConfig(RecurrentConfig):
-    """Sizes of the decoder. The regions are projected to `hidden` channels, as the sentinel has so many."""
+    """Settings of the decoder. The regions are projected to `hidden` channels, the size of the sentinel."""
 
     kind: Literal["adaptive_attention"] = "adaptive_attention"
     attention_size: Size = 512
@@ -35,17 +35,17 @@ class Memory(NamedTuple):
     regions: Tensor  # (B, N, H)
     keys: Tensor  # (B, N, A)
     valid: Tensor | None  # (B, N)
-    mean: Tensor  # (B, 1, 5H), what the image as a whole says to the gates and to the sentinel's
+    mean_gates: Tensor  # (B, 1, 5H), the mean region's share of the gates
 
 
-class Products(NamedTuple):
-    from_hidden: Product
-    query: Product
-    sentinel_key: Product
+class LoopWeights(NamedTuple):
+    hidden: Linear
+    query: Linear
+    sentinel_key: Linear
 
 
 class AdaptiveAttention(Decoder):
-    """Looks at the regions after each step of the LSTM, or at what it remembers (Lu et al. 2017).
+    """Attends to the regions after each LSTM step, or to a sentinel of its own memory (Lu et al. 2017).
 
     With a_i the regions and E the embedding:
         v_i = ReLU(W_a a_i);  v = ReLU(W_b mean a);  x_t = [E y_t-1, v]                (eqs. 14-16)
@@ -54,8 +54,8 @@ class AdaptiveAttention(Decoder):
         g_t = sigmoid(W_x x_t + W_h h_t-1);  s_t = g_t tanh(m_t)                       (eqs. 9, 10)
         beta_t = last of softmax([z_t, w_h . tanh(W_s s_t + W_g h_t)])                 (eq. 12)
         p(y_t) = softmax(W_p (beta_t s_t + (1 - beta_t) c_t + h_t))                    (eqs. 11, 13)
-    `Step.attention` is alpha_t, `Gates.sentinel` beta_t. States are zero at first. Differs: A is a setting, where
-    the paper takes the number of regions; keys, gates and W_p have biases; dropout.
+    `StepOutput.attention` is alpha_t, `Gates.sentinel` beta_t. The initial state is zero. Differs: A is a setting,
+    where the paper takes the number of regions; keys, gates and W_p have biases; dropout.
     """
 
     def __init__(self, config: AdaptiveAttentionConfig, *, channels: int, vocabulary_size: int):
@@ -64,79 +64,73 @@ class AdaptiveAttention(Decoder):
         size = config.hidden
         self.cell = LSTM(size)
         self.project = nn.Sequential(nn.Linear(channels, size), nn.ReLU(), nn.Dropout(config.dropout))
-        self.project_mean = nn.Sequential(nn.Linear(channels, size), nn.ReLU(), nn.Dropout(config.dropout))
-        self.keys = nn.Linear(size, config.attention_size)
-        self.energy = nn.Parameter(torch.empty(config.attention_size))
+        self.mean_project = nn.Sequential(nn.Linear(channels, size), nn.ReLU(), nn.Dropout(config.dropout))
+        self.key_proj = nn.Linear(size, config.attention_size)
+        self.score_weight = nn.Parameter(torch.empty(config.attention_size))
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
-        # to the LSTM's four gates and to the sentinel's
-        self.word_gates = nn.Linear(config.embedding, 5 * size)
-        self.mean_gates = nn.Linear(size, 5 * size, bias=False)
-        self.from_hidden = skip_init(nn.Linear, size, 5 * size, bias=False)
-        self.query = nn.Linear(size, config.attention_size, bias=False)
-        self.sentinel_key = nn.Linear(size, config.attention_size, bias=False)
+        # the LSTM's four gates, then the sentinel's
+        self.input_proj = nn.Linear(config.embedding, 5 * size)
+        self.mean_proj = nn.Linear(size, 5 * size, bias=False)
+        self.hidden_proj = skip_init(nn.Linear, size, 5 * size, bias=False)
+        self.query_proj = nn.Linear(size, config.attention_size, bias=False)
+        self.sentinel_key_proj = nn.Linear(size, config.attention_size, bias=False)
         self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
-        self._initialise()
+        self._init_weights()
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         size = self.config.hidden
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.normal_(self.energy, std=len(self.energy) ** -0.5)
-        for gate in self.from_hidden.weight.data.split(size):
-            nn.init.orthogonal_(gate)
-        for product in (self.query, self.sentinel_key):
-            nn.init.xavier_uniform_(product.weight)
-        self.cell.initialise(self.word_gates.bias.data[: 4 * size], forget=self.config.forget_bias)
-        nn.init.zeros_(self.word_gates.bias.data[4 * size :])
+        nn.init.normal_(self.score_weight, std=len(self.score_weight) ** -0.5)
+        init_gates_orthogonal(self.hidden_proj.weight.data, size)
+        for layer in (self.query_proj, self.sentinel_key_proj):
+            nn.init.xavier_uniform_(layer.weight)
+        self.cell.init_bias(self.input_proj.bias.data[: 4 * size], forget=self.config.forget_bias)
+        nn.init.zeros_(self.input_proj.bias.data[4 * size :])
 
     def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)
-        whole = self.project_mean(mean_region(features))
+        mean = self.mean_project(mean_region(features))
         return Memory(
             regions=regions,
-            keys=self.keys(regions),
+            keys=self.key_proj(regions),
             valid=features.valid,
-            mean=self.mean_gates(whole)[:, None],
+            mean_gates=self.mean_proj(mean)[:, None],
         )
 
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
-        zero = memory.mean.new_zeros(len(memory.mean), num_sequences, self.config.hidden)
+        zero = zero_state(memory.mean_gates, num_sequences, self.config.hidden)
         return zero, zero
 
-    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
-        return read_word(self, words, state, memory)
+    def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
+        return decode_step(self, ids, state, memory)
 
-    def forward(
-        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
-    ) -> SequenceOutput:
-        return read_words(self, words, memory, batch_sizes)
+    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+        return decode_sequence(self, ids, memory, batch_sizes)
 
-    def products(self) -> Products:
-        return Products(
-            *(DeferredGradLinear(each) for each in (self.from_hidden, self.query, self.sentinel_key))
-        )
+    def loop_weights(self) -> LoopWeights:
+        layers = (self.hidden_proj, self.query_proj, self.sentinel_key_proj)
+        return LoopWeights(*(DeferredGradLinear(layer) for layer in layers))
 
-    def cell_step(
-        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    def recurrent_step(
+        self, input_gates: Tensor, state: CellState, memory: Memory, weights: LoopWeights
     ) -> tuple[StepOutput, CellState]:
-        """One step for what words (B, K) say to the gates."""
+        """LSTM update, sentinel and attention of one time step."""
         sizes = [4 * self.config.hidden, self.config.hidden]
-        entered, to_gate = (said + memory.mean).split(sizes, -1)
-        recalled, gate = products.from_hidden(state[0]).split(sizes, -1)
-        state, gates = self.cell(entered, recalled, state)
-        sentinel = torch.sigmoid(to_gate + gate) * torch.tanh(state[1])
-        query = products.query(state[0])
-        energy = additive_scores(memory.keys, query, self.energy)  # (B, K, N)
-        context, attention = attend(energy, memory.regions, memory.valid)
-        own = torch.tanh(products.sentinel_key(sentinel) + query) @ self.energy  # (B, K)
+        input_gates, sentinel_input = (input_gates + memory.mean_gates).split(sizes, -1)
+        hidden_gates, sentinel_hidden = weights.hidden(state[0]).split(sizes, -1)
+        state, gates = self.cell(input_gates, hidden_gates, state)
+        sentinel = torch.sigmoid(sentinel_input + sentinel_hidden) * torch.tanh(state[1])
+        query = weights.query(state[0])
+        scores = additive_scores(memory.keys, query, self.score_weight)  # (B, K, N)
+        context, attention = attend(scores, memory.regions, memory.valid)
+        sentinel_score = torch.tanh(weights.sentinel_key(sentinel) + query) @ self.score_weight  # (B, K)
         if memory.valid is not None:
-            energy = energy.masked_fill(~memory.valid[:, None], float("-inf"))
-        beta = torch.sigmoid(own - energy.logsumexp(-1))  # the last of a softmax over N + 1
-        mixed = between(context, sentinel, beta[..., None])
-        step = StepOutput(
-            hidden=mixed + state[0], attention=attention, gates=(gates._replace(sentinel=beta),)
-        )
-        return step, state
+            scores = scores.masked_fill(~memory.valid[:, None], float("-inf"))
+        beta = torch.sigmoid(sentinel_score - scores.logsumexp(-1))  # the last of a softmax over N + 1
+        mixture = interpolate(context, sentinel, beta[..., None])
+        gates = gates._replace(sentinel=beta)
+        return StepOutput(hidden=mixture + state[0], attention=attention, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.vocab_projection(self.dropout(hidden))

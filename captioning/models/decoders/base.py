@@ -1,4 +1,4 @@
-"""What a decoder is: B images x K sequences, state as argument and result. Knows ids, never words or pixels."""
+"""The interface of every decoder: B images x K sequences, with the state as an argument and a result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class BaseDecoderConfig(abc.ABC):
     kind: str
 
     @property
-    def longest(self) -> int | None:
-        """Most words that the decoder can read, `<start>` included; None: any number."""
+    def max_positions(self) -> int | None:
+        """Tokens that the decoder can read, `<start>` included; None: any number."""
         return None
 
     @abc.abstractmethod
@@ -33,18 +33,17 @@ class BaseDecoderConfig(abc.ABC):
 
 
 class Decoder(nn.Module, abc.ABC):
-    """Image features and words so far -> scores of the next word. Concrete decoders are final.
+    """Predicts the next token from image features and the tokens so far. Concrete decoders are final.
 
-    `Memory` and `State` are NamedTuples of tensors (nested ones allowed), each decoder's own. A search
-    reorders a carry with `reorder_state`; a memory is never reordered, and nothing in it is copied K times.
-    `forward` equals `unroll` of `step`.
+    Each decoder has its own `Memory` and `State`: NamedTuples of tensors, which may be nested. A search reorders the
+    state with `reorder_state`; the memory is never reordered and holds nothing K times. `forward` gives the same
+    numbers as `unroll`, which calls `step` token by token.
     """
 
     vocabulary_size: int
-    embedding: nn.Embedding  # of the words read
-    parallel: bool = (
-        False  # `forward` needs no `batch_sizes`, reads all words at once; a Carry grows with each
-    )
+    embedding: nn.Embedding  # of the tokens read
+    # True: `forward` reads all tokens at once and ignores `batch_sizes`; the state grows with every token
+    parallel: bool = False
 
     @abc.abstractmethod
     def encode_memory(self, features: Features) -> Any:
@@ -52,30 +51,31 @@ class Decoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def init_state(self, memory: Any, num_sequences: int) -> Any:
-        """The Carry of (B, num_sequences, ...) tensors before the first word (`<start>`) is read."""
+        """The State of (B, num_sequences, ...) tensors before the first token (`<start>`) is read."""
 
     @abc.abstractmethod
-    def step(self, words: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
-        """Read one word a sequence, `words` (B, K) int64; Step of (B, K, ...) and the next Carry."""
+    def step(self, ids: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
+        """Read one token per sequence, `ids` (B, K) int64: a StepOutput of (B, K, ...) tensors and the next State."""
 
     @abc.abstractmethod
-    def forward(self, words: Tensor, memory: Any, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
-        """Teacher forced: read `words` (B, K, T) int64; Steps of (B, K, T, ...).
+    def forward(self, ids: Tensor, memory: Any, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+        """Read `ids` (B, K, T) int64 with teacher forcing: a SequenceOutput of (B, K, T, ...) tensors.
 
-        `batch_sizes` (T numbers, never rising) says that at word t only the first `batch_sizes[t]` sequences of
-        each image are wanted; what the others hold there is unspecified. None: all are wanted.
+        Args:
+            batch_sizes: T numbers that never rise. At step t only the first `batch_sizes[t]` sequences of each image
+                are needed; what the output holds for the others is unspecified. None: all are needed.
         """
 
     @abc.abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., H) -> (..., V), which the caller may write into: call it on the positions that count, no others."""
+        """(..., H) -> (..., V), which the caller may modify. Call it only on the positions that are needed."""
 
 
 def reorder_state(state: Nested, parents: Tensor) -> Nested:
-    """Carry of (B, K, ...) tensors and `parents` (B, W) int64 -> carry of (B, W, ...) tensors.
+    """A state of (B, K, ...) tensors, and `parents` (B, W) int64 -> a state of (B, W, ...) tensors.
 
-    Sequence w of image b goes on from sequence `parents[b, w]` of the same image. A part that knows better
-    than to move all that it holds has a `reorder_state` of its own.
+    Sequence w of image b continues sequence `parents[b, w]` of the same image. A part of the state that has a
+    cheaper way than to index all its tensors implements `reorder(parents)`.
     """
     if isinstance(state, Tensor):
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None]
@@ -85,11 +85,11 @@ def reorder_state(state: Nested, parents: Tensor) -> Nested:
     if isinstance(state, tuple):
         parts = [reorder_state(part, parents) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)  # type: ignore[return-value]
-    raise TypeError(f"a state holds tensors and tuples of tensors, found {type(state).__name__}")
+    raise TypeError(f"a state consists of tensors and tuples of tensors, got {type(state).__name__}")
 
 
 def tensors_of(state: Any) -> Iterator[Tensor]:
-    """The tensors that a carry holds; a part that is more than them says which by `tensors`."""
+    """All tensors of a state or memory; a part that is not a tuple of tensors lists its own with `tensors()`."""
     if isinstance(state, Tensor):
         yield state
     elif hasattr(state, "tensors"):
@@ -99,15 +99,15 @@ def tensors_of(state: Any) -> Iterator[Tensor]:
             yield from tensors_of(part)
 
 
-def unroll(decoder: Decoder, words: Tensor, memory: Any) -> SequenceOutput:
-    """Read `words` (B, K, T) by T calls of `step`; what `forward` must equal."""
-    state = decoder.init_state(memory, words.shape[1])
-    steps = []
-    for word in words.unbind(2):
-        out, state = decoder.step(word, state, memory)
-        steps.append(out)
-    attention = [step.attention for step in steps if step.attention is not None]
+def unroll(decoder: Decoder, ids: Tensor, memory: Any) -> SequenceOutput:
+    """Read `ids` (B, K, T) by T calls of `step`; `forward` must give the same."""
+    state = decoder.init_state(memory, ids.shape[1])
+    outputs = []
+    for step_ids in ids.unbind(2):
+        output, state = decoder.step(step_ids, state, memory)
+        outputs.append(output)
+    attention = [output.attention for output in outputs if output.attention is not None]
     return SequenceOutput(
-        hidden=torch.stack([step.hidden for step in steps], dim=2),
+        hidden=torch.stack([output.hidden for output in outputs], dim=2),
         attention=torch.stack(attention, dim=2) if attention else None,
     )

@@ -1,4 +1,4 @@
-"""The recurrent cells, from what inputs and state say to the next state. They know no words and no regions."""
+"""Recurrent cells: LSTM, GRU and RNN, without the matrix products of inputs and hidden state."""
 
 from __future__ import annotations
 
@@ -11,103 +11,128 @@ from torch import Tensor, nn
 from captioning.tensors import Gates
 
 CellState = tuple[Tensor, ...]
-"""The hidden state (B, K, H) first; then, in an LSTM, the cell (B, K, H)."""
+"""The hidden state (B, K, H) first; in an LSTM then the cell (B, K, H)."""
 
 
 class Cell(nn.Module, abc.ABC):
-    """One word's step. The products are the decoder's: outside the time loop where they can be, many in one."""
+    """One update of a recurrent cell. The decoder computes the products, outside the time loop where it can."""
 
-    blocks: ClassVar[int]  # parts of H numbers that inputs and state have to say
-    states: ClassVar[int]  # tensors of a State
+    num_gates: ClassVar[int]  # products of size H that inputs and hidden state contribute
+    num_states: ClassVar[int]  # tensors of a CellState
 
     @abc.abstractmethod
-    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
-        """The next state, and how it came about.
+    def forward(
+        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
+    ) -> tuple[CellState, Gates]:
+        """The next state, and the gates that led to it.
 
         Args:
-            entered: (B, K, blocks x H), the products of the inputs, with their biases.
-            recalled: (B, K, blocks x H), the product of the hidden state, without.
-            state: before the word.
+            input_gates: (B, K, num_gates x H), the product of the inputs, with the biases.
+            hidden_gates: (B, K, num_gates x H), the product of the hidden state, without biases.
+            state: before the update.
         """
 
     @abc.abstractmethod
-    def initialise(self, bias: Tensor, *, forget: float) -> None:
-        """Set the biases (blocks x H,) of the inputs' products as training begins: `forget` where there is a gate
-        that keeps the state, 0 elsewhere."""
+    def init_bias(self, bias: Tensor, *, forget: float) -> None:
+        """Fill the input gates' bias (num_gates x H,): `forget` for the gate that keeps the state, 0 elsewhere."""
 
 
 class LSTM(Cell):
-    """Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); blocks as in `torch.nn.LSTM`.
+    """Hochreiter and Schmidhuber 1997 with forget gates (Gers et al. 2000); gates in the order of `torch.nn.LSTM`.
 
-    i, f, g, o = entered + recalled;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
+    i, f, g, o = input_gates + hidden_gates;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
     """
 
-    blocks, states = 4, 2
+    num_gates, num_states = 4, 2
 
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
-        enter, forget, candidate, out = (entered + recalled).chunk(4, -1)
-        enter, forget, out = torch.sigmoid(enter), torch.sigmoid(forget), torch.sigmoid(out)
+    def forward(
+        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
+    ) -> tuple[CellState, Gates]:
+        input_, forget, candidate, output = (input_gates + hidden_gates).chunk(4, -1)
+        input_, forget, output = torch.sigmoid(input_), torch.sigmoid(forget), torch.sigmoid(output)
         candidate = torch.tanh(candidate)
-        cell = forget * state[1] + enter * candidate
-        hidden = out * torch.tanh(cell)
-        gates = Gates(input=enter, forget=forget, candidate=candidate, output=out, cell=cell, hidden=hidden)
+        cell = forget * state[1] + input_ * candidate
+        hidden = output * torch.tanh(cell)
+        gates = Gates(
+            input=input_, forget=forget, candidate=candidate, output=output, cell=cell, hidden=hidden
+        )
         return (hidden, cell), gates
 
-    def initialise(self, bias: Tensor, *, forget: float) -> None:
+    def init_bias(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
         nn.init.constant_(bias.chunk(4)[1], forget)
 
 
-def between(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """first + share (second - first), all (...): `torch.lerp` of what may differ in precision under autocast."""
-    precision = torch.promote_types(torch.promote_types(first.dtype, second.dtype), share.dtype)
-    return torch.lerp(first.to(precision), second.to(precision), share.to(precision))
-
-
 class GRU(Cell):
-    """Cho et al. 2014 as `torch.nn.GRU` has it: the state's bias of the candidate stands inside the reset.
+    """Cho et al. 2014 as in `torch.nn.GRU`: the candidate has a second bias, inside the reset.
 
-    r, z, n = blocks;  n = tanh(n_entered + sigmoid(r) (n_recalled + b));  h' = (1 - sigmoid(z)) n + sigmoid(z) h
+    r, z, n = gates;  n = tanh(n_input + sigmoid(r) (n_hidden + b));  h' = (1 - sigmoid(z)) n + sigmoid(z) h
     """
 
-    blocks, states = 3, 1
+    num_gates, num_states = 3, 1
 
     def __init__(self, size: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size))
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
+    def forward(
+        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
+    ) -> tuple[CellState, Gates]:
         size = len(self.bias)
-        reset, update = torch.sigmoid(entered[..., : 2 * size] + recalled[..., : 2 * size]).chunk(2, -1)
+        reset, update = torch.sigmoid(input_gates[..., : 2 * size] + hidden_gates[..., : 2 * size]).chunk(2, -1)
         candidate = torch.tanh(
-            torch.addcmul(entered[..., 2 * size :], reset, recalled[..., 2 * size :] + self.bias)
+            torch.addcmul(input_gates[..., 2 * size :], reset, hidden_gates[..., 2 * size :] + self.bias)
         )
-        hidden = between(candidate, state[0], update)
+        hidden = interpolate(candidate, state[0], update)
         return (hidden,), Gates(reset=reset, update=update, candidate=candidate, hidden=hidden)
 
-    def initialise(self, bias: Tensor, *, forget: float) -> None:
+    def init_bias(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
         nn.init.constant_(bias.chunk(3)[1], forget)
 
 
 class RNN(Cell):
-    """Elman 1990: h' = tanh(entered + recalled)."""
+    """Elman 1990: h' = tanh(input_gates + hidden_gates)."""
 
-    blocks, states = 1, 1
+    num_gates, num_states = 1, 1
 
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(self, entered: Tensor, recalled: Tensor, state: CellState) -> tuple[CellState, Gates]:
-        hidden = torch.tanh(entered + recalled)
+    def forward(
+        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
+    ) -> tuple[CellState, Gates]:
+        hidden = torch.tanh(input_gates + hidden_gates)
         return (hidden,), Gates(hidden=hidden)
 
-    def initialise(self, bias: Tensor, *, forget: float) -> None:
+    def init_bias(self, bias: Tensor, *, forget: float) -> None:
         nn.init.zeros_(bias)
 
 
 CELLS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-"""By the name that configs have for them; each is made with H."""
+"""By their names in configs; the argument of each is H."""
+
+
+def interpolate(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """start + weight (end - start): `torch.lerp` of tensors whose dtypes may differ under autocast."""
+    dtype = torch.promote_types(torch.promote_types(start.dtype, end.dtype), weight.dtype)
+    return torch.lerp(start.to(dtype), end.to(dtype), weight.to(dtype))
+
+
+def init_gates_orthogonal(weight: Tensor, size: int) -> None:
+    """Fill the matrix (gates x H, H) of each gate with an orthogonal one."""
+    for gate in weight.split(size):
+        nn.init.orthogonal_(gate)
+
+
+def zero_state(like: Tensor, num_sequences: int, size: int) -> Tensor:
+    """(B, num_sequences, size) zeros, with B, dtype and device of `like` (B, ...)."""
+    return like.new_zeros(len(like), num_sequences, size)
+
+
+def expand_state(state: CellState, num_sequences: int) -> CellState:
+    """The state (B, 1, H) of an image for all its sequences, (B, num_sequences, H), without copying it."""
+    return tuple(part.expand(-1, num_sequences, -1) for part in state)

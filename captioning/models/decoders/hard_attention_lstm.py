@@ -1,10 +1,10 @@
-"""Show, Attend and Tell with hard attention. Knows ids and regions, never words or pixels."""
+"""Show, Attend and Tell (Xu et al. 2015) with hard attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import LSTM, CellState
+from captioning.models.decoders.cells import LSTM, CellState, expand_state, init_gates_orthogonal
 from captioning.models.decoders.region_attention import mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.attention import additive_scores, attention_weights
 from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
-from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.time_loop import Linear, StepLayout, decode_sequence, decode_step
 from captioning.tensors import Features, SampledRegions, SequenceOutput, StepOutput
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -26,11 +26,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class HardAttentionLSTMConfig(RecurrentConfig):
-    """The decoder's sizes, and how it learns where to look.
+    """Settings of the decoder.
 
     Attributes:
-        features: project the regions to that many channels first (None: as they come).
-        expected: share of the images for which training uses the expected region in place of sampled ones.
+        features: project the regions to that many channels first; None: no projection.
+        expected: share of the images for which training uses the expected region instead of sampled ones.
         reward: lambda_r, the weight of the REINFORCE term.
         entropy: lambda_e, the weight of the attention's entropy, in nats.
     """
@@ -50,27 +50,27 @@ class Memory(NamedTuple):
     regions: Tensor  # (B, N, D)
     keys: Tensor  # (B, N, A)
     valid: Tensor | None  # (B, N)
-    state: CellState  # (B, H) each, before the first word
-    expected: Tensor | None  # (B, 1) bool: images whose regions are not sampled; None where none are
+    state: CellState  # (B, 1, H) each, before the first token
+    expected: Tensor | None  # (B, 1) bool: images that use the expected region; None when not training
 
 
-class Products(NamedTuple):
-    from_hidden: Product
-    from_context: Product
+class LoopWeights(NamedTuple):
+    hidden: Linear
+    context: Linear
 
 
 class HardAttentionLSTM(Decoder):
-    """LSTM over words that looks at one region before each (Xu et al. 2015, section 4.1).
+    """An LSTM that reads one region before each word (Xu et al. 2015, section 4.1).
 
-    The network is that of `SoftAttentionLSTM` (eqs. 1-7) but for the context:
+    The network is that of `SoftAttentionLSTM` (eqs. 1-7) except for the context:
         s_t ~ Multinoulli(alpha_t);  z_t = sum_i s_ti a_i                                  (eqs. 8, 9)
     which is learned by REINFORCE (eqs. 11, 12), with log p(s) in place of the regions' gradient:
         d log p(y | s) + lambda_r (log p(y | s) - b) d log p(s) + lambda_e d H[s]
-    where b is a moving average of log p(y | s) (`losses.hard_attention`). Of a share `expected` of the
-    images the expected region is seen in place of sampled ones, as the paper does with a half of them.
-    In eval mode the region is the likeliest: so what the LSTM sees is a region, as in training, and the same
-    each time, so that a search ranks what it will claim. `Step.attention` is alpha_t in either mode.
-    Differs: no beta_t (section 4.2.1 has it for soft attention); as in `SoftAttentionLSTM`.
+    where b is a moving average of log p(y | s) (`losses.hard_attention`). For a share `expected` of the images the
+    expected region is used instead of sampled ones; the paper does so for half of them.
+    In eval mode the region is the most probable one: the LSTM reads a single region as in training, and the same one
+    every time, so that a search ranks the captions that it returns. `attention` is alpha_t in either mode.
+    Differs: no beta_t (section 4.2.1 has it for soft attention); otherwise as `SoftAttentionLSTM`.
     """
 
     baseline: Tensor
@@ -78,105 +78,104 @@ class HardAttentionLSTM(Decoder):
     def __init__(self, config: HardAttentionLSTMConfig, *, channels: int, vocabulary_size: int):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
-        size = config.hidden
-        context = config.features or channels
+        size, region_size = config.hidden, config.features or channels
         self.cell = LSTM(size)
-        self.gates = self.cell.blocks * size
+        self.gate_size = self.cell.num_gates * size
         self.project = projection(channels, config.features, dropout=config.dropout)
-        self.first = nn.ModuleList(nn.Linear(context, size) for _ in range(self.cell.states))
-        self.keys = nn.Linear(context, config.attention_size)
-        self.energy = nn.Parameter(torch.empty(config.attention_size))
+        self.state_init = nn.ModuleList(nn.Linear(region_size, size) for _ in range(self.cell.num_states))
+        self.key_proj = nn.Linear(region_size, config.attention_size)
+        self.score_weight = nn.Parameter(torch.empty(config.attention_size))
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
-        self.word_gates = nn.Linear(config.embedding, self.gates)
-        # one product gives what the state says to the gates and to the attention
-        self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size, bias=False)
-        self.from_context = skip_init(nn.Linear, context, self.gates, bias=False)
-        self.deep = nn.Linear(size + context + config.embedding, config.embedding)
+        self.input_proj = nn.Linear(config.embedding, self.gate_size)
+        # one product of the hidden state for the gates and the query
+        self.hidden_proj = skip_init(nn.Linear, size, self.gate_size + config.attention_size, bias=False)
+        self.context_proj = skip_init(nn.Linear, region_size, self.gate_size, bias=False)
+        self.deep_output = nn.Linear(size + region_size + config.embedding, config.embedding)
         self.vocab_projection = VocabProjection(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.register_buffer("baseline", torch.tensor(float("nan")))  # b, once there is one
-        self._initialise()
+        self.register_buffer("baseline", torch.tensor(float("nan")))  # b; NaN before the first update
+        self._init_weights()
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.normal_(self.energy, std=len(self.energy) ** -0.5)
-        for gate in self.from_hidden.weight.data[: self.gates].split(self.config.hidden):
-            nn.init.orthogonal_(gate)
-        nn.init.xavier_uniform_(self.from_hidden.weight.data[self.gates :])
-        nn.init.xavier_uniform_(self.from_context.weight)
-        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
+        nn.init.normal_(self.score_weight, std=len(self.score_weight) ** -0.5)
+        init_gates_orthogonal(self.hidden_proj.weight.data[: self.gate_size], self.config.hidden)
+        nn.init.xavier_uniform_(self.hidden_proj.weight.data[self.gate_size :])
+        nn.init.xavier_uniform_(self.context_proj.weight)
+        self.cell.init_bias(self.input_proj.bias, forget=self.config.forget_bias)
 
     def encode_memory(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
         mean = mean_region(features)
         expected = None
         if self.training:
-            chance = torch.rand(len(mean), 1, device=mean.device)
-            expected = chance < self.config.expected
+            expected = torch.rand(len(mean), 1, device=mean.device) < self.config.expected
         return Memory(
             regions=features.regions,
-            keys=self.keys(features.regions),
+            keys=self.key_proj(features.regions),
             valid=features.valid,
-            state=tuple(torch.tanh(first(mean)) for first in self.first),
+            state=tuple(torch.tanh(layer(mean[:, None])) for layer in self.state_init),
             expected=expected,
         )
 
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
-        return tuple(part[:, None].expand(-1, num_sequences, -1) for part in memory.state)
+        return expand_state(memory.state, num_sequences)
 
-    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
-        embedded, said = read(words, self.embedding, self.dropout, self.word_gates)
-        step, state, _ = self._cell(said, state, memory, self._products())
-        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), state
+    def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
+        return decode_step(self, ids, state, memory, append_embedding=True)
 
-    def forward(
-        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
-    ) -> SequenceOutput:
-        runs, products = batch_sizes_of(words, batch_sizes), self._products()
-        embedded = self.dropout(self.embedding(runs.gathered(words)))
-        regions = []
+    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+        regions: list[Tensor] = []
 
-        def cell(said: Tensor, state: CellState) -> tuple[StepOutput, CellState]:
-            step, state, region = self._cell(said, state, memory, products)
+        def step_and_record(*inputs: Any) -> tuple[StepOutput, CellState]:
+            output, state, region = self._attend_and_update(*inputs)
             regions.append(region)
-            return step, state
+            return output, state
 
-        steps = loop(runs, self.word_gates(embedded), self.init_state(memory, runs.width), cell)
-        behind = runs.stacked(runs.parted(embedded))
-        looked = None
-        if memory.expected is not None:
-            looked = SampledRegions(
-                regions=runs.stacked([each[..., None] for each in regions])[..., 0],
-                sampled=~memory.expected,
-                baseline=self.baseline,
-                reward=self.config.reward,
-                entropy=self.config.entropy,
-            )
-        return steps._replace(hidden=torch.cat([steps.hidden, behind], -1), looked=looked)
+        output = decode_sequence(
+            self, ids, memory, batch_sizes, append_embedding=True, recurrent_step=step_and_record
+        )
+        if memory.expected is None:
+            return output
+        layout = StepLayout.of(ids, batch_sizes)
+        sampled_regions = SampledRegions(
+            regions=layout.stack([region[..., None] for region in regions])[..., 0],
+            sampled=~memory.expected,
+            baseline=self.baseline,
+            reward=self.config.reward,
+            entropy=self.config.entropy,
+        )
+        return output._replace(sampled_regions=sampled_regions)
 
-    def _products(self) -> Products:
-        return Products(
-            from_hidden=DeferredGradLinear(self.from_hidden),
-            from_context=DeferredGradLinear(self.from_context),
+    def loop_weights(self) -> LoopWeights:
+        return LoopWeights(
+            hidden=DeferredGradLinear(self.hidden_proj), context=DeferredGradLinear(self.context_proj)
         )
 
-    def _cell(
-        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    def recurrent_step(
+        self, input_gates: Tensor, state: CellState, memory: Memory, weights: LoopWeights
+    ) -> tuple[StepOutput, CellState]:
+        """Attention and LSTM update of one time step; `hidden` of the output is [h_t, z_t]."""
+        output, state, _ = self._attend_and_update(input_gates, state, memory, weights)
+        return output, state
+
+    def _attend_and_update(
+        self, input_gates: Tensor, state: CellState, memory: Memory, weights: LoopWeights
     ) -> tuple[StepOutput, CellState, Tensor]:
-        """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]; and the regions (B, K)."""
-        recalled, query = products.from_hidden(state[0]).split([self.gates, self.config.attention_size], -1)
-        attention = attention_weights(additive_scores(memory.keys, query, self.energy), memory.valid)
+        """`recurrent_step`, and the regions (B, K) int64 that were chosen."""
+        hidden_gates, query = weights.hidden(state[0]).split([self.gate_size, self.config.attention_size], -1)
+        attention = attention_weights(additive_scores(memory.keys, query, self.score_weight), memory.valid)
         if memory.expected is None:
             region = attention.argmax(-1)
         else:
             region = torch.multinomial(attention.detach().flatten(0, 1), 1).view(attention.shape[:2])
-        weights = F.one_hot(region, attention.shape[-1]).to(attention.dtype)
+        region_weights = F.one_hot(region, attention.shape[-1]).to(attention.dtype)  # (B, K, N)
         if memory.expected is not None:
-            weights = torch.where(memory.expected[..., None], attention, weights)
-        context = torch.bmm(weights, memory.regions)
-        state, gates = self.cell(said + products.from_context(context), recalled, state)
+            region_weights = torch.where(memory.expected[..., None], attention, region_weights)
+        context = torch.bmm(region_weights, memory.regions)
+        state, gates = self.cell(input_gates + weights.context(context), hidden_gates, state)
         hidden = torch.cat([state[0], context], -1)
         return StepOutput(hidden=hidden, attention=attention, gates=(gates,)), state, region
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.vocab_projection(self.dropout(torch.tanh(self.deep(hidden))))
+        return self.vocab_projection(self.dropout(torch.tanh(self.deep_output(hidden))))

@@ -1,4 +1,4 @@
-"""Show and Tell: the image is the first word. Knows ids and regions, never words or pixels."""
+"""Show and Tell (Vinyals et al. 2015): the image is the recurrent network's first input."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import CELLS, CellState
+from captioning.models.decoders.cells import CELLS, CellState, expand_state, init_gates_orthogonal
 from captioning.models.decoders.region_attention import mean_region
 from captioning.models.decoders.settings import RecurrentConfig
 from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
-from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.time_loop import decode_sequence, decode_step
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowTellConfig(RecurrentConfig):
-    """Sizes of the decoder, and its recurrent network: `lstm` is the paper's."""
+    """Settings of the decoder.
+
+    Attributes:
+        cell: the recurrent network; the paper has `lstm`.
+    """
 
     kind: Literal["show_tell"] = "show_tell"
     cell: Literal["lstm", "gru", "rnn"] = "lstm"
@@ -34,12 +38,12 @@ class Memory(NamedTuple):
 
 
 class ShowTell(Decoder):
-    """Reads the image once, before the words, and then remembers it (Vinyals et al. 2015, section 3.1).
+    """A recurrent network that reads the image once, before the words (Vinyals et al. 2015, section 3.1).
 
     x_-1 = CNN(I);  x_t = W_e S_t;  p_t+1 = LSTM(x_t)              (eqs. 10-12)
     The LSTM's output m_t goes through a linear layer and softmax  (eqs. 4-9)
     The state is zero before the image. CNN(I) is the mean region, projected to the embedding's size. It is
-    read once per image, whatever the number of captions or hypotheses. No attention is shown.
+    read once per image, whatever the number of captions or hypotheses. There is no attention.
     Differs: the LSTM has biases, and a tanh of the cell before the output gate (eq. 8 has none).
     """
 
@@ -47,46 +51,41 @@ class ShowTell(Decoder):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
         self.cell = CELLS[config.cell](config.hidden)
-        gates = self.cell.blocks * config.hidden
-        self.see = nn.Linear(channels, config.embedding)
+        gate_size = self.cell.num_gates * config.hidden
+        self.image_proj = nn.Linear(channels, config.embedding)
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
-        self.word_gates = nn.Linear(config.embedding, gates)
-        self.from_hidden = skip_init(nn.Linear, config.hidden, gates, bias=False)
+        self.input_proj = nn.Linear(config.embedding, gate_size)
+        self.hidden_proj = skip_init(nn.Linear, config.hidden, gate_size, bias=False)
         self.vocab_projection = VocabProjection(config.hidden, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        for gate in self.from_hidden.weight.data.split(config.hidden):
-            nn.init.orthogonal_(gate)
-        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
+        init_gates_orthogonal(self.hidden_proj.weight.data, config.hidden)
+        self.cell.init_bias(self.input_proj.bias, forget=self.config.forget_bias)
 
     def encode_memory(self, features: Features) -> Memory:
-        said = self.word_gates(self.dropout(self.see(mean_region(features))))[:, None]  # (B, 1, gates)
-        zero = said.new_zeros(len(said), 1, self.config.hidden)
-        state, _ = self.cell(said, said.new_zeros(said.shape), (zero,) * self.cell.states)
+        image = self.dropout(self.image_proj(mean_region(features)))
+        input_gates = self.input_proj(image)[:, None]  # (B, 1, gates)
+        zero = input_gates.new_zeros(len(input_gates), 1, self.config.hidden)
+        state, _ = self.cell(input_gates, input_gates.new_zeros(input_gates.shape), (zero,) * self.cell.num_states)
         return Memory(state=state)
 
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
-        return tuple(part.expand(-1, num_sequences, -1) for part in memory.state)
+        return expand_state(memory.state, num_sequences)
 
-    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
-        _, said = read(words, self.embedding, self.dropout, self.word_gates)
-        return self._cell(said, state, DeferredGradLinear(self.from_hidden))
+    def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
+        return decode_step(self, ids, state, memory)
 
-    def forward(
-        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
-    ) -> SequenceOutput:
-        runs, from_hidden = batch_sizes_of(words, batch_sizes), DeferredGradLinear(self.from_hidden)
-        said = self.word_gates(self.dropout(self.embedding(runs.gathered(words))))
-        return loop(
-            runs,
-            said,
-            self.init_state(memory, runs.width),
-            lambda each, state: self._cell(each, state, from_hidden),
-        )
+    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+        return decode_sequence(self, ids, memory, batch_sizes)
 
-    def _cell(self, said: Tensor, state: CellState, from_hidden: Product) -> tuple[StepOutput, CellState]:
-        """One step for what words (B, K) say to the gates."""
-        state, gates = self.cell(said, from_hidden(state[0]), state)
+    def loop_weights(self) -> DeferredGradLinear:
+        return DeferredGradLinear(self.hidden_proj)
+
+    def recurrent_step(
+        self, input_gates: Tensor, state: CellState, memory: Memory, weights: DeferredGradLinear
+    ) -> tuple[StepOutput, CellState]:
+        """The cell's update of one time step."""
+        state, gates = self.cell(input_gates, weights(state[0]), state)
         return StepOutput(hidden=state[0], attention=None, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:

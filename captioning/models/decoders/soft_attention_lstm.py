@@ -1,4 +1,4 @@
-"""Show, Attend and Tell with soft attention. Knows ids and regions, never words or pixels."""
+"""Show, Attend and Tell (Xu et al. 2015) with soft attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from captioning.models.decoders.base import Decoder
-from captioning.models.decoders.cells import CELLS, CellState
+from captioning.models.decoders.cells import CELLS, CellState, expand_state, init_gates_orthogonal
 from captioning.models.decoders.region_attention import (
     Additive,
     AttentionMemory,
@@ -23,20 +23,20 @@ from captioning.models.decoders.region_attention import (
 )
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
-from captioning.ops.time_loop import Product, batch_sizes_of, loop, read
+from captioning.ops.time_loop import Linear, decode_sequence, decode_step
 from captioning.tensors import Features, SequenceOutput, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoftAttentionLSTMConfig(RecurrentConfig):
-    """The decoder's parts and sizes.
+    """Settings of the decoder.
 
     Attributes:
-        cell: the recurrent network; `lstm` is the paper's.
-        attention: how state and regions are compared; `additive` is the paper's.
+        cell: the recurrent network; the paper has `lstm`.
+        attention: how state and regions are compared; the paper has `additive`.
         attention_size: of a key and a query.
-        heads: parts of these; `multi_head` alone reads it.
-        features: project the regions to that many channels first (None: as they come).
+        heads: of `multi_head` attention.
+        features: project the regions to that many channels first; None: no projection.
     """
 
     kind: Literal["soft_attention_lstm"] = "soft_attention_lstm"
@@ -57,17 +57,17 @@ class SoftAttentionLSTMConfig(RecurrentConfig):
 
 
 class Memory(NamedTuple):
-    seen: AttentionMemory
-    state: CellState  # (B, H) each, before the first word
+    attention: AttentionMemory
+    state: CellState  # (B, 1, H) each, before the first token
 
 
-class Products(NamedTuple):
-    from_hidden: Product
-    from_context: Product
+class LoopWeights(NamedTuple):
+    hidden: Linear
+    context: Linear
 
 
 class SoftAttentionLSTM(Decoder):
-    """LSTM over words that looks at a weighted mean of the regions before each (Xu et al. 2015).
+    """An LSTM that reads a weighted mean of the regions before each word (Xu et al. 2015).
 
     With a_i the regions, h and c the state, E the embedding:
         h_0, c_0 = tanh(f_h(mean a)), tanh(f_c(mean a))                       (section 3.1.2)
@@ -75,96 +75,80 @@ class SoftAttentionLSTM(Decoder):
         z_t      = beta_t sum_i alpha_ti a_i;  beta_t = sigmoid(f_beta(h_t-1)) (eq. 13, section 4.2.1)
         h_t, c_t = LSTM([E y_t-1, z_t], h_t-1, c_t-1)                         (eqs. 1-3)
         p(y_t)   = softmax(L_o tanh(L_E E y_t-1 + L_h h_t + L_z z_t))         (eq. 7)
-    With other cells the state is h alone; `attention` replaces eqs. 4 and 5 (`regions.Dot`, `MultiHead`).
+    With other cells the state is h alone; `attention` replaces eqs. 4 and 5 (see `region_attention`).
     Differs: eq. 7 has no tanh (the authors' code offers it) and no L_E (sizes needn't agree here);
     the regions may be projected and normalised first (`features`).
-    The gates stand in the order of `torch.nn.LSTM`: input, forget, candidate, output.
+    The gates are in the order of `torch.nn.LSTM`: input, forget, candidate, output.
     """
 
     def __init__(self, config: SoftAttentionLSTMConfig, *, channels: int, vocabulary_size: int):
         super().__init__()
         self.config, self.vocabulary_size = config, vocabulary_size
-        size = config.hidden
-        channels, regions = config.features or channels, channels
+        size, region_size = config.hidden, config.features or channels
         self.cell = CELLS[config.cell](size)
-        self.gates = self.cell.blocks * size
-        self.project = projection(regions, config.features, dropout=config.dropout)
-        self.first = nn.ModuleList(nn.Linear(channels, size) for _ in range(self.cell.states))
-        self.look = _look(config, channels)
+        self.gate_size = self.cell.num_gates * size
+        self.project = projection(channels, config.features, dropout=config.dropout)
+        self.state_init = nn.ModuleList(nn.Linear(region_size, size) for _ in range(self.cell.num_states))
+        self.attention = _region_attention(config, region_size)
+        context_size = self.attention.context_size
         self.embedding = nn.Embedding(vocabulary_size, config.embedding)
-        self.word_gates = nn.Linear(config.embedding, self.gates)
-        # one product gives what the state says to the gates, to the attention and to beta
-        self.from_hidden = skip_init(nn.Linear, size, self.gates + config.attention_size + 1, bias=False)
+        self.input_proj = nn.Linear(config.embedding, self.gate_size)
+        # one product of the hidden state for the gates, the query and beta
+        self.hidden_proj = skip_init(nn.Linear, size, self.gate_size + config.attention_size + 1, bias=False)
         self.beta_bias = nn.Parameter(torch.zeros(()))
-        self.from_context = skip_init(nn.Linear, self.look.context, self.gates, bias=False)
-        self.deep = nn.Linear(size + self.look.context + config.embedding, config.embedding)
+        self.context_proj = skip_init(nn.Linear, context_size, self.gate_size, bias=False)
+        self.deep_output = nn.Linear(size + context_size + config.embedding, config.embedding)
         self.vocab_projection = VocabProjection(config.embedding, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
-        self._initialise()
+        self._init_weights()
 
-    def _initialise(self) -> None:
+    def _init_weights(self) -> None:
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.look.initialise()
-        for gate in self.from_hidden.weight.data[: self.gates].split(self.config.hidden):
-            nn.init.orthogonal_(gate)
-        nn.init.xavier_uniform_(self.from_hidden.weight.data[self.gates :])
-        nn.init.xavier_uniform_(self.from_context.weight)
-        self.cell.initialise(self.word_gates.bias, forget=self.config.forget_bias)
+        self.attention.init_weights()
+        init_gates_orthogonal(self.hidden_proj.weight.data[: self.gate_size], self.config.hidden)
+        nn.init.xavier_uniform_(self.hidden_proj.weight.data[self.gate_size :])
+        nn.init.xavier_uniform_(self.context_proj.weight)
+        self.cell.init_bias(self.input_proj.bias, forget=self.config.forget_bias)
 
     def encode_memory(self, features: Features) -> Memory:
         features = features._replace(regions=self.project(features.regions))
-        mean = mean_region(features)
+        mean = mean_region(features)[:, None]
         return Memory(
-            seen=self.look.encode_memory(features),
-            state=tuple(torch.tanh(first(mean)) for first in self.first),
+            attention=self.attention.encode_memory(features),
+            state=tuple(torch.tanh(layer(mean)) for layer in self.state_init),
         )
 
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
-        return tuple(part[:, None].expand(-1, num_sequences, -1) for part in memory.state)
+        return expand_state(memory.state, num_sequences)
 
-    def step(self, words: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
-        embedded, said = read(words, self.embedding, self.dropout, self.word_gates)
-        step, state = self._cell(said, state, memory, self._products())
-        return step._replace(hidden=torch.cat([step.hidden, embedded], -1)), state
+    def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
+        return decode_step(self, ids, state, memory, append_embedding=True)
 
-    def forward(
-        self, words: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
-    ) -> SequenceOutput:
-        runs, products = batch_sizes_of(words, batch_sizes), self._products()
-        embedded = self.dropout(self.embedding(runs.gathered(words)))
-        steps = loop(
-            runs,
-            self.word_gates(embedded),
-            self.init_state(memory, runs.width),
-            lambda said, state: self._cell(said, state, memory, products),
-        )
-        behind = runs.stacked(runs.parted(embedded))
-        return steps._replace(hidden=torch.cat([steps.hidden, behind], -1))
+    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+        return decode_sequence(self, ids, memory, batch_sizes, append_embedding=True)
 
-    def _products(self) -> Products:
-        return Products(
-            from_hidden=DeferredGradLinear(self.from_hidden),
-            from_context=DeferredGradLinear(self.from_context),
+    def loop_weights(self) -> LoopWeights:
+        return LoopWeights(
+            hidden=DeferredGradLinear(self.hidden_proj), context=DeferredGradLinear(self.context_proj)
         )
 
-    def _cell(
-        self, said: Tensor, state: CellState, memory: Memory, products: Products
+    def recurrent_step(
+        self, input_gates: Tensor, state: CellState, memory: Memory, weights: LoopWeights
     ) -> tuple[StepOutput, CellState]:
-        """One step for what words (B, K) say to the gates; its `hidden` is [h_t, z_t]."""
-        recalled, query, beta = products.from_hidden(state[0]).split(
-            [self.gates, self.config.attention_size, 1], -1
-        )
-        context, attention = self.look(query, memory.seen)
+        """Attention and cell update of one time step; `hidden` of the output is [h_t, z_t]."""
+        sizes = [self.gate_size, self.config.attention_size, 1]
+        hidden_gates, query, beta = weights.hidden(state[0]).split(sizes, -1)
+        context, attention = self.attention(query, memory.attention)  # (B, K, D), (B, K, N)
         context = torch.sigmoid(beta + self.beta_bias) * context
-        state, gates = self.cell(said + products.from_context(context), recalled, state)
+        state, gates = self.cell(input_gates + weights.context(context), hidden_gates, state)
         hidden = torch.cat([state[0], context], -1)
         return StepOutput(hidden=hidden, attention=attention, gates=(gates,)), state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.vocab_projection(self.dropout(torch.tanh(self.deep(hidden))))
+        return self.vocab_projection(self.dropout(torch.tanh(self.deep_output(hidden))))
 
 
-def _look(config: SoftAttentionLSTMConfig, channels: int) -> RegionAttention:
+def _region_attention(config: SoftAttentionLSTMConfig, channels: int) -> RegionAttention:
     if config.attention == "multi_head":
         return MultiHead(channels, config.attention_size, config.heads)
     kind = Dot if config.attention == "dot" else Additive
