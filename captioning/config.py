@@ -66,7 +66,7 @@ class ExperimentConfig:
             if phase.self_critical:
                 section = f"phases.{number - 1}" if number else "training"
                 lengths[f"{section}.self_critical.max_length"] = phase.self_critical.max_length
-        limit = self.decoder.longest
+        limit = self.decoder.max_positions
         for key, length in lengths.items():
             if limit is not None and length > limit:
                 raise ValueError(

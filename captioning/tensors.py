@@ -80,7 +80,7 @@ class SequenceOutput(NamedTuple):
 
     hidden: Tensor  # (B, K, T, H)
     attention: Tensor | None  # (B, K, T, N)
-    looked: SampledRegions | None = None  # None: nothing was chosen at random
+    sampled_regions: SampledRegions | None = None  # None: nothing was chosen at random
 
 
 class Hypotheses(NamedTuple):

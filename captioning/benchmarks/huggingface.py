@@ -85,7 +85,7 @@ def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
     It looks at `model.project(regions)`, and computes what `model` computes.
     """
     config = model.config
-    if config.encoder_layers or config.norm != "pre" or model.positions is None:
+    if config.encoder_layers or config.norm != "pre" or model.position_embedding is None:
         raise ValueError(f"a twin has norms first, learned positions, no encoder_layers; got {config}")
     theirs: Any = transformers.BlenderbotForConditionalGeneration(
         transformers.BlenderbotConfig(
@@ -98,22 +98,22 @@ def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
     theirs.to(model.norm.weight.dtype)
     decoder: Any = theirs.get_decoder()
     decoder.embed_tokens.weight.copy_(model.embedding.weight)
-    decoder.embed_positions.weight.copy_(model.positions.weight)
+    decoder.embed_positions.weight.copy_(model.position_embedding.weight)
     theirs.lm_head.weight.copy_(model.vocab_projection.weight)
     theirs.final_logits_bias.copy_(model.vocab_projection.bias)
     pairs: list[tuple[nn.Module, nn.Module]] = [(decoder.layer_norm, model.norm)]
     for to, layer in zip(decoder.layers, cast(Iterable[DecoderLayer], model.layers), strict=True):
-        _split(layer.self_in, to.self_attn.q_proj, to.self_attn.k_proj, to.self_attn.v_proj)
-        _split(layer.region_in, to.encoder_attn.k_proj, to.encoder_attn.v_proj)
+        _split(layer.self_qkv_proj, to.self_attn.q_proj, to.self_attn.k_proj, to.self_attn.v_proj)
+        _split(layer.cross_kv_proj, to.encoder_attn.k_proj, to.encoder_attn.v_proj)
         pairs += [
             (to.self_attn_layer_norm, layer.self_norm),
-            (to.self_attn.out_proj, layer.self_out),
-            (to.encoder_attn_layer_norm, layer.region_norm),
-            (to.encoder_attn.q_proj, layer.region_query),
-            (to.encoder_attn.out_proj, layer.region_out),
-            (to.final_layer_norm, layer.feed_norm),
-            (to.fc1, layer.wide),
-            (to.fc2, layer.narrow),
+            (to.self_attn.out_proj, layer.self_out_proj),
+            (to.encoder_attn_layer_norm, layer.cross_norm),
+            (to.encoder_attn.q_proj, layer.cross_query_proj),
+            (to.encoder_attn.out_proj, layer.cross_out_proj),
+            (to.final_layer_norm, layer.ff_norm),
+            (to.fc1, layer.fc1),
+            (to.fc2, layer.fc2),
         ]
     for target, source in pairs:
         target.load_state_dict(source.state_dict())

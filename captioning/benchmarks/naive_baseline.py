@@ -20,22 +20,22 @@ def step(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One word for each of R rows: features (R, N, D), words (R,), state 2 x (R, H) -> logits (R, V), state."""
     hidden, cell = state
-    look = model.look
+    look = model.attention
     assert isinstance(look, Additive)
-    to_gates, to_query, to_beta = model.from_hidden.weight.split(
+    to_gates, to_query, to_beta = model.hidden_proj.weight.split(
         [4 * model.config.hidden, model.config.attention_size, 1]
     )
-    energy = torch.tanh(look.keys(features) + F.linear(hidden, to_query)[:, None])  # (R, N, A)
-    energy = energy @ look.energy  # (R, N)
+    energy = torch.tanh(look.key_proj(features) + F.linear(hidden, to_query)[:, None])  # (R, N, A)
+    energy = energy @ look.score_weight  # (R, N)
     alpha = torch.softmax(energy, 1)
     context = (alpha[:, :, None] * features).sum(1)  # (R, D)
     context = torch.sigmoid(F.linear(hidden, to_beta) + model.beta_bias) * context
     embedded = model.dropout(model.embedding(words))
-    gates = model.word_gates(embedded) + F.linear(hidden, to_gates) + model.from_context(context)
+    gates = model.input_proj(embedded) + F.linear(hidden, to_gates) + model.context_proj(context)
     entered, forget, candidate, out = gates.chunk(4, 1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(entered) * torch.tanh(candidate)
     hidden = torch.sigmoid(out) * torch.tanh(cell)
-    deep = torch.tanh(model.deep(torch.cat([hidden, context, embedded], 1)))
+    deep = torch.tanh(model.deep_output(torch.cat([hidden, context, embedded], 1)))
     deep = model.dropout(deep)
     # torch's product, where `model.vocab_projection` has a faster one of its own
     return F.linear(deep, model.vocab_projection.weight, model.vocab_projection.bias), (hidden, cell)
@@ -44,7 +44,7 @@ def step(
 def first(model: SoftAttentionLSTM, features: Tensor) -> tuple[Tensor, Tensor]:
     """The state (R, H), (R, H) before the first word, from the mean of features (R, N, D)."""
     mean = features.mean(1)
-    hidden, cell = (torch.tanh(first(mean)) for first in model.first)
+    hidden, cell = (torch.tanh(first(mean)) for first in model.state_init)
     return hidden, cell
 
 

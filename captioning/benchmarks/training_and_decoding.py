@@ -225,10 +225,10 @@ def trained(model: Decoder, data: Training) -> Tensor:
     hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
     logits = model.logits(hidden)
     value = cross_entropy(logits, targets[counts], smoothing=0.0)
-    if steps.looked is not None:
+    if steps.sampled_regions is not None:
         valid = data.words[..., 1:] != data.pad
         logprob = caption_logprobs(logits, targets[counts], valid)
-        value = value + hard_attention(steps.attention, steps.looked, logprob, valid)
+        value = value + hard_attention(steps.attention, steps.sampled_regions, logprob, valid)
     return value / data.tokens
 
 

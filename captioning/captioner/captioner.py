@@ -108,7 +108,7 @@ class Captioner(nn.Module):
     @property
     def max_positions(self) -> int | None:
         """Most words, `<end>` counted, that the decoder can read; None: any number."""
-        return self.config.decoder.longest
+        return self.config.decoder.max_positions
 
     def save(self, folder: str | os.PathLike[str], *, card: str) -> None:
         """Write the model folder, whole or not at all; a folder of that name is replaced.

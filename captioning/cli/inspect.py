@@ -182,12 +182,12 @@ def inspect_gradients(args: argparse.Namespace) -> None:
     records = datasets.of_split(datasets.load(first.config.dataset), args.split or "val")
     chosen = some(records, args.captions or 8)
     named = labels(runs)
-    limits = [each.captioner.config.decoder.longest for each in runs]
+    limits = [each.captioner.config.decoder.max_positions for each in runs]
     most = min((limit for limit in limits if limit is not None), default=None)
     captions = encode(chosen, first.captioner.vocabulary, most)
     longest = max(len(words) for words in captions) - 1
     seeds = range(args.seeds or 3)
-    kinds = gradients.relatives(first.captioner.config.decoder, longest=longest)
+    kinds = gradients.relatives(first.captioner.config.decoder, max_positions=longest)
     kinds |= {name: each.captioner.config.decoder for name, each in named}
     features = [see(each, chosen) for each in runs]
     stages: dict[str, dict[str, list[Probe]]] = {"initialisation": {}, "trained": {}}

@@ -97,7 +97,7 @@ def _step(
 
 
 def _longest(captioner: Captioner) -> int:
-    longest = captioner.config.decoder.longest
+    longest = captioner.config.decoder.max_positions
     return 10**6 if longest is None else longest - 1
 
 

@@ -229,11 +229,11 @@ def label(config: DecoderConfig) -> str:
     return config.kind.replace("_", " ").capitalize()
 
 
-def relatives(config: DecoderConfig, *, longest: int) -> dict[str, DecoderConfig]:
+def relatives(config: DecoderConfig, *, max_positions: int) -> dict[str, DecoderConfig]:
     """RNN, GRU, LSTM and Transformer in the sizes of `config`, which is among them where it is one of these.
 
     Args:
-        longest: words that they must be able to read.
+        max_positions: words that they must be able to read.
     """
     sizes: dict[str, DecoderConfig] = {}
     hidden: int = config.hidden
@@ -248,7 +248,7 @@ def relatives(config: DecoderConfig, *, longest: int) -> dict[str, DecoderConfig
     else:
         heads = next(heads for heads in (4, 2, 1) if hidden % heads == 0)
         sizes["Transformer"] = TransformerConfig(
-            hidden=hidden, feed_forward=4 * hidden, heads=heads, layers=2, max_length=longest
+            hidden=hidden, feed_forward=4 * hidden, heads=heads, layers=2, max_length=max_positions
         )
     sizes.setdefault(label(config), config)
     return sizes

@@ -86,10 +86,10 @@ class CrossEntropy(nn.Module):
             apart = divergence(logits[~second], logits[second])
             value = value + config.r_drop / copies / update.tokens * apart
             sums["divergence"] = apart.detach()
-        if steps.looked is not None and steps.attention is not None:
+        if steps.sampled_regions is not None and steps.attention is not None:
             valid = said != pad
             logprob = caption_logprobs(logits, targets[counts], valid)
-            learned = hard_attention(steps.attention, steps.looked, logprob, valid)
+            learned = hard_attention(steps.attention, steps.sampled_regions, logprob, valid)
             value = value + learned / copies / update.tokens
         if config.doubly_stochastic:
             if steps.attention is None:

@@ -291,14 +291,14 @@ def test_a_report_s_numbers():
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_relatives_have_the_same_sizes(kind):
-    found = relatives(CONFIGS[kind], longest=31)
+    found = relatives(CONFIGS[kind], max_positions=31)
     assert {"RNN", "GRU", "LSTM", "Transformer"} <= found.keys()
     assert CONFIGS[kind] in found.values()
     assert {each.hidden for each in found.values()} == {CONFIGS[kind].hidden}
     for name, config in found.items():
         assert gradients.label(config) == name
         decoder = make(config)
-        assert (config.longest or 31) >= 17
+        assert (config.max_positions or 31) >= 17
         norms(decoder, decoder.encode_memory(scene()), CAPTION, [6])
 
 

@@ -142,11 +142,11 @@ def test_gates_are_those_of_torch_lstm():
     """Attention is cut off, so that the decoder is an LSTM over its words and torch has the same."""
     captioner, pixels = tiny_captioner("lstm").double(), pixels_of(1).double()
     decoder, size = captioner.decoder, 11
-    decoder.from_context.weight.zero_()
+    decoder.context_proj.weight.zero_()
     theirs = torch.nn.LSTM(7, size, batch_first=True).double()
-    theirs.weight_ih_l0.copy_(decoder.word_gates.weight)
-    theirs.bias_ih_l0.copy_(decoder.word_gates.bias)
-    theirs.weight_hh_l0.copy_(decoder.from_hidden.weight[: 4 * size])
+    theirs.weight_ih_l0.copy_(decoder.input_proj.weight)
+    theirs.bias_ih_l0.copy_(decoder.input_proj.bias)
+    theirs.weight_hh_l0.copy_(decoder.hidden_proj.weight[: 4 * size])
     theirs.bias_hh_l0.zero_()
     trace = trace_text(captioner, pixels, "the dog runs on red grass")
     layer = trace.layers[0]
@@ -178,12 +178,12 @@ def test_gates_are_those_of_torch_lstm():
 def test_gates_are_those_of_torch_gru():
     captioner, pixels = captioner_of("gru").double(), pixels_of(1).double()
     decoder, size = captioner.decoder, 11
-    decoder.from_context.weight.zero_()
+    decoder.context_proj.weight.zero_()
     decoder.cell.bias.normal_()
     theirs = torch.nn.GRU(7, size, batch_first=True).double()
-    theirs.weight_ih_l0.copy_(decoder.word_gates.weight)
-    theirs.bias_ih_l0.copy_(decoder.word_gates.bias)
-    theirs.weight_hh_l0.copy_(decoder.from_hidden.weight[: 3 * size])
+    theirs.weight_ih_l0.copy_(decoder.input_proj.weight)
+    theirs.bias_ih_l0.copy_(decoder.input_proj.bias)
+    theirs.weight_hh_l0.copy_(decoder.hidden_proj.weight[: 3 * size])
     theirs.bias_hh_l0.copy_(torch.cat([torch.zeros(2 * size), decoder.cell.bias]))
     trace = trace_text(captioner, pixels, "the dog runs on red grass")
     layer = trace.layers[0]

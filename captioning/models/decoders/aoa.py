@@ -88,7 +88,9 @@ class AoA(Decoder):
         self.input_proj = nn.Linear(config.embedding, 4 * size)
         self.hidden_proj = skip_init(nn.Linear, 2 * size, 4 * size, bias=False)  # of [c, h]
         self.query_proj = nn.Linear(size, size, bias=False)
-        self.aoa_proj = nn.Linear(2 * size, 2 * size, bias=False)  # of [V', Q]: the information, then its gate
+        self.aoa_proj = nn.Linear(
+            2 * size, 2 * size, bias=False
+        )  # of [V', Q]: the information, then its gate
         self.aoa_bias = nn.Parameter(torch.zeros(2 * size))
         self.vocab_projection = VocabProjection(size, vocabulary_size)
         self.dropout, self.gate_dropout = nn.Dropout(config.dropout), nn.Dropout(config.gate_dropout)
@@ -120,7 +122,9 @@ class AoA(Decoder):
     def step(self, ids: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
         return decode_step(self, ids, state, memory)
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         return decode_sequence(self, ids, memory, batch_sizes)
 
     def loop_weights(self) -> LoopWeights:

@@ -21,9 +21,7 @@ class Cell(nn.Module, abc.ABC):
     num_states: ClassVar[int]  # tensors of a CellState
 
     @abc.abstractmethod
-    def forward(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
-    ) -> tuple[CellState, Gates]:
+    def forward(self, input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> tuple[CellState, Gates]:
         """The next state, and the gates that led to it.
 
         Args:
@@ -48,9 +46,7 @@ class LSTM(Cell):
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
-    ) -> tuple[CellState, Gates]:
+    def forward(self, input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> tuple[CellState, Gates]:
         input_, forget, candidate, output = (input_gates + hidden_gates).chunk(4, -1)
         input_, forget, output = torch.sigmoid(input_), torch.sigmoid(forget), torch.sigmoid(output)
         candidate = torch.tanh(candidate)
@@ -78,11 +74,11 @@ class GRU(Cell):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(size))
 
-    def forward(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
-    ) -> tuple[CellState, Gates]:
+    def forward(self, input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> tuple[CellState, Gates]:
         size = len(self.bias)
-        reset, update = torch.sigmoid(input_gates[..., : 2 * size] + hidden_gates[..., : 2 * size]).chunk(2, -1)
+        reset, update = torch.sigmoid(input_gates[..., : 2 * size] + hidden_gates[..., : 2 * size]).chunk(
+            2, -1
+        )
         candidate = torch.tanh(
             torch.addcmul(input_gates[..., 2 * size :], reset, hidden_gates[..., 2 * size :] + self.bias)
         )
@@ -102,9 +98,7 @@ class RNN(Cell):
     def __init__(self, size: int):
         super().__init__()
 
-    def forward(
-        self, input_gates: Tensor, hidden_gates: Tensor, state: CellState
-    ) -> tuple[CellState, Gates]:
+    def forward(self, input_gates: Tensor, hidden_gates: Tensor, state: CellState) -> tuple[CellState, Gates]:
         hidden = torch.tanh(input_gates + hidden_gates)
         return (hidden,), Gates(hidden=hidden)
 

@@ -68,7 +68,9 @@ class Ensemble(Decoder):
 
     def init_state(self, memory: Memory, num_sequences: int) -> State:
         pairs = zip(self._members, memory.members, strict=True)
-        return State(tuple(member.init_state(member_memory, num_sequences) for member, member_memory in pairs))
+        return State(
+            tuple(member.init_state(member_memory, num_sequences) for member, member_memory in pairs)
+        )
 
     def step(self, ids: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
         triples = zip(self._members, state.members, memory.members, strict=True)
@@ -78,7 +80,9 @@ class Ensemble(Decoder):
         hidden, attention = self._average([output for output, _ in results])
         return StepOutput(hidden=hidden, attention=attention), State(tuple(state for _, state in results))
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         pairs = zip(self._members, memory.members, strict=True)
         outputs = [member(ids, member_memory, batch_sizes) for member, member_memory in pairs]
         hidden, attention = self._average(outputs)

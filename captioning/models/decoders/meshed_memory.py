@@ -120,7 +120,9 @@ class MeshedMemory(Decoder):
         x, attention, state = decode_step(self._layers, x, state, *memory, heads=self.config.heads)
         return StepOutput(hidden=x, attention=attention), state
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         x, attention = decode_sequence(self._layers, self._embed(ids, 0), *memory, heads=self.config.heads)
         return SequenceOutput(hidden=x, attention=attention)
 

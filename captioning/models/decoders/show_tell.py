@@ -66,7 +66,9 @@ class ShowTell(Decoder):
         image = self.dropout(self.image_proj(mean_region(features)))
         input_gates = self.input_proj(image)[:, None]  # (B, 1, gates)
         zero = input_gates.new_zeros(len(input_gates), 1, self.config.hidden)
-        state, _ = self.cell(input_gates, input_gates.new_zeros(input_gates.shape), (zero,) * self.cell.num_states)
+        state, _ = self.cell(
+            input_gates, input_gates.new_zeros(input_gates.shape), (zero,) * self.cell.num_states
+        )
         return Memory(state=state)
 
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
@@ -75,7 +77,9 @@ class ShowTell(Decoder):
     def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         return decode_step(self, ids, state, memory)
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         return decode_sequence(self, ids, memory, batch_sizes)
 
     def loop_weights(self) -> DeferredGradLinear:

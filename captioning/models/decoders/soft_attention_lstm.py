@@ -124,7 +124,9 @@ class SoftAttentionLSTM(Decoder):
     def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         return decode_step(self, ids, state, memory, append_embedding=True)
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         return decode_sequence(self, ids, memory, batch_sizes, append_embedding=True)
 
     def loop_weights(self) -> LoopWeights:

@@ -154,7 +154,9 @@ class Transformer(Decoder):
         )
         return StepOutput(hidden=self.norm(x), attention=attention), state
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         x, attention = decode_sequence(
             self._layers, self._embed(ids, 0), *memory, heads=self.config.heads, rotate=self._rotate
         )

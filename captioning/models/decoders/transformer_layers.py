@@ -102,9 +102,7 @@ def decode_step(
         query, key, value = layer.project_qkv(x)
         query, key = (rotate(part[:, :, None], position)[:, :, 0] for part in (query, key))
         keys, values = state.write(number, key, value)
-        attended = multi_head(
-            query, keys, values, heads=heads, allowed=allowed, dropout=layer.dropout_rate()
-        )
+        attended = multi_head(query, keys, values, heads=heads, allowed=allowed, dropout=layer.dropout_rate())
         x, layer_weights = layer.after_self_attention(x, attended, layer_regions, valid)
         weights.append(layer_weights)
     return x, _mean_attention(weights), state

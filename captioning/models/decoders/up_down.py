@@ -113,7 +113,9 @@ class UpDown(Decoder):
     def step(self, ids: Tensor, state: State, memory: Memory) -> tuple[StepOutput, State]:
         return decode_step(self, ids, state, memory)
 
-    def forward(self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None) -> SequenceOutput:
+    def forward(
+        self, ids: Tensor, memory: Memory, batch_sizes: Sequence[int] | None = None
+    ) -> SequenceOutput:
         return decode_sequence(self, ids, memory, batch_sizes)
 
     def loop_weights(self) -> LoopWeights:

@@ -127,7 +127,7 @@ def test_gradients_of_forward_equal_those_of_unrolled_steps(name):
         torch.sin(logits).sum().backward()
         gradients.append({key: parameter.grad for key, parameter in decoder.named_parameters()})
     for key, gradient in gradients[0].items():
-        if key == "positions.weight":
+        if key == "position_embedding.weight":
             gradient, gradients[1][key] = gradient[:7], gradients[1][key][:7]
         assert gradient is not None and gradient.abs().sum() > 0, f"no gradient reaches {key}"
         torch.testing.assert_close(gradient, gradients[1][key])
@@ -193,18 +193,18 @@ def test_cells_without_attention_equal_those_of_torch(cell, reference):
     decoder = make("soft_attention_lstm", cell=cell)
     size = decoder.config.hidden
     with torch.no_grad():
-        decoder.from_context.weight.zero_()
+        decoder.context_proj.weight.zero_()
     other = reference(decoder.config.embedding, size, batch_first=True).double()
     with torch.no_grad():
-        other.weight_ih_l0.copy_(decoder.word_gates.weight)
-        other.bias_ih_l0.copy_(decoder.word_gates.bias)
-        other.weight_hh_l0.copy_(decoder.from_hidden.weight[: len(other.weight_hh_l0)])
+        other.weight_ih_l0.copy_(decoder.input_proj.weight)
+        other.bias_ih_l0.copy_(decoder.input_proj.bias)
+        other.weight_hh_l0.copy_(decoder.hidden_proj.weight[: len(other.weight_hh_l0)])
         other.bias_hh_l0.zero_()
         if cell == "gru":
             other.bias_hh_l0[2 * size :] = decoder.cell.bias
     features, words = scene(2, 3, 5, 7)
     memory = decoder.encode_memory(features)
-    state = tuple(part.repeat_interleave(3, 0)[None] for part in memory.state)
+    state = tuple(part[:, 0].repeat_interleave(3, 0)[None] for part in memory.state)
     expected, _ = other(decoder.embedding(words).flatten(0, 1), state if cell == "lstm" else state[0])
     torch.testing.assert_close(decoder(words, memory).hidden[..., :size].flatten(0, 1), expected)
 
@@ -261,10 +261,10 @@ def test_the_sentinel_is_the_share_of_what_is_remembered():
     memory = memory._replace(regions=torch.zeros_like(memory.regions))
     state = decoder.init_state(memory, 3)
     with torch.no_grad():
-        decoder.from_hidden.weight[4 * 13 :] = 0
-        decoder.word_gates.weight[4 * 13 :] = 0
-        decoder.word_gates.bias[4 * 13 :] = 1e3  # the sentinel's gate stands open
-        decoder.mean_gates.weight[4 * 13 :] = 0
+        decoder.hidden_proj.weight[4 * 13 :] = 0
+        decoder.input_proj.weight[4 * 13 :] = 0
+        decoder.input_proj.bias[4 * 13 :] = 1e3  # the sentinel's gate stands open
+        decoder.mean_proj.weight[4 * 13 :] = 0
     step, (hidden, cell) = decoder.step(words[..., 0], state, memory)
     sentinel = step.gates[0].sentinel
     assert sentinel.shape == (2, 3) and 0 < sentinel.min() < sentinel.max() < 1
@@ -285,10 +285,10 @@ def test_captions_of_a_few_images_are_learned(name):
         steps = decoder(words[..., :-1], decoder.encode_memory(features))
         logits, targets = decoder.logits(steps.hidden).flatten(0, 2), words[..., 1:].flatten()
         loss = cross_entropy(logits, targets, smoothing=0.0)
-        if steps.looked is not None:
+        if steps.sampled_regions is not None:
             counts = torch.ones_like(words[..., 1:], dtype=torch.bool)
             logprob = caption_logprobs(logits, targets, counts)
-            loss = loss + hard_attention(steps.attention, steps.looked, logprob, counts)
+            loss = loss + hard_attention(steps.attention, steps.sampled_regions, logprob, counts)
         optimizer.zero_grad()
         (loss / 28).backward()
         optimizer.step()

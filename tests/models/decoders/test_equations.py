@@ -75,9 +75,9 @@ def projected(w, a):
     return np.maximum(seen, 0)
 
 
-def additive(w, a, query, *, prefix="look."):
-    keys = [w.linear(f"{prefix}keys", each) for each in a]
-    return softmax(np.array([w(f"{prefix}energy") @ np.tanh(key + query) for key in keys]))
+def additive(w, a, query, *, prefix="attention."):
+    keys = [w.linear(f"{prefix}key_proj", each) for each in a]
+    return softmax(np.array([w(f"{prefix}score_weight") @ np.tanh(key + query) for key in keys]))
 
 
 def heads_attention(q, keys, values, heads):
@@ -95,10 +95,10 @@ def heads_attention(q, keys, values, heads):
 def soft_or_hard_attention(w, config, a, words, *, hard):
     a, size = projected(w, a), config.hidden
     blocks = {"lstm": 4, "gru": 3, "rnn": 1}[getattr(config, "cell", "lstm")] * size
-    h = np.tanh(w.linear("first.0", a.mean(0)))
-    c = np.tanh(w.linear("first.1", a.mean(0))) if blocks == 4 * size else None
+    h = np.tanh(w.linear("state_init.0", a.mean(0)))
+    c = np.tanh(w.linear("state_init.1", a.mean(0))) if blocks == 4 * size else None
     to_gates, to_query, *to_beta = w.rows(
-        "from_hidden", blocks, config.attention_size, *([] if hard else [1])
+        "hidden_proj", blocks, config.attention_size, *([] if hard else [1])
     )
     for word in words:
         query = to_query @ h
@@ -110,24 +110,27 @@ def soft_or_hard_attention(w, config, a, words, *, hard):
             alpha = additive(w, a, query)
             z = alpha @ a
         elif way == "dot":
-            alpha = softmax(np.array([w.linear("look.keys", each) @ query for each in a]) / len(query) ** 0.5)
+            alpha = softmax(
+                np.array([w.linear("attention.key_proj", each) @ query for each in a]) / len(query) ** 0.5
+            )
             z = alpha @ a
         else:
             keys, values = (
-                np.array([w.linear(name, each) for each in a]) for name in ("look.keys", "look.values")
+                np.array([w.linear(name, each) for each in a])
+                for name in ("attention.key_proj", "attention.value_proj")
             )
             z, alpha = heads_attention(query, keys, values, config.heads)
         if to_beta:
             z = sigmoid(to_beta[0] @ h + w("beta_bias")) * z
         y = w("embedding.weight")[word]
-        entered = w.linear("word_gates", y) + w.linear("from_context", z)
+        entered = w.linear("input_proj", y) + w.linear("context_proj", z)
         if blocks == 4 * size:
             h, c = lstm(entered + to_gates @ h, c)
         elif blocks == 3 * size:
             h = gru(entered, to_gates @ h, w("cell.bias"), h)
         else:
             h = np.tanh(entered + to_gates @ h)
-        yield w.linear("vocab_projection", np.tanh(w.linear("deep", np.concatenate([h, z, y])))), alpha
+        yield w.linear("vocab_projection", np.tanh(w.linear("deep_output", np.concatenate([h, z, y])))), alpha
 
 
 def soft_attention_lstm(w, config, a, words):
@@ -139,10 +142,10 @@ def hard_attention_lstm(w, config, a, words):
 
 
 def show_tell(w, config, a, words):
-    inputs = [w.linear("see", a.mean(0)), *(w("embedding.weight")[word] for word in words)]
+    inputs = [w.linear("image_proj", a.mean(0)), *(w("embedding.weight")[word] for word in words)]
     h = c = np.zeros(config.hidden)
     for t, x in enumerate(inputs):
-        entered, recalled = w.linear("word_gates", x), w.linear("from_hidden", h)
+        entered, recalled = w.linear("input_proj", x), w.linear("hidden_proj", h)
         if config.cell == "lstm":
             h, c = lstm(entered + recalled, c)
         elif config.cell == "gru":
@@ -156,19 +159,21 @@ def show_tell(w, config, a, words):
 def adaptive_attention(w, config, a, words):
     size = config.hidden
     v = projected(w, a)
-    whole = np.maximum(w.linear("project_mean.0", a.mean(0)), 0)
+    whole = np.maximum(w.linear("mean_project.0", a.mean(0)), 0)
     (word_lstm, word_gate), (whole_lstm, whole_gate), (own_lstm, own_gate) = (
-        w.rows(name, 4 * size, size) for name in ("word_gates", "mean_gates", "from_hidden")
+        w.rows(name, 4 * size, size) for name in ("input_proj", "mean_proj", "hidden_proj")
     )
-    lstm_bias, gate_bias = np.split(w("word_gates.bias"), [4 * size])
+    lstm_bias, gate_bias = np.split(w("input_proj.bias"), [4 * size])
     h = m = np.zeros(size)
     for word in words:
         y, before = w("embedding.weight")[word], h
         h, m = lstm(word_lstm @ y + whole_lstm @ whole + own_lstm @ before + lstm_bias, m)
         g = sigmoid(word_gate @ y + whole_gate @ whole + own_gate @ before + gate_bias)
         s = g * np.tanh(m)
-        z = [w("energy") @ np.tanh(w.linear("keys", each) + w.linear("query", h)) for each in v]
-        last = w("energy") @ np.tanh(w.linear("sentinel_key", s) + w.linear("query", h))
+        z = [
+            w("score_weight") @ np.tanh(w.linear("key_proj", each) + w.linear("query_proj", h)) for each in v
+        ]
+        last = w("score_weight") @ np.tanh(w.linear("sentinel_key_proj", s) + w.linear("query_proj", h))
         alpha, beta = softmax(np.array(z)), softmax(np.array([*z, last]))[-1]
         seen = beta * s + (1 - beta) * (alpha @ v)
         yield w.linear("vocab_projection", seen + h), alpha, beta
@@ -177,9 +182,9 @@ def adaptive_attention(w, config, a, words):
 def att2in(w, config, a, words):
     a, size = projected(w, a), config.hidden
     sizes = [size] * 5
-    from_word, bias = w.rows("word_gates", *sizes), np.split(w("word_gates.bias"), 5)
-    *from_state, to_query = w.rows("from_hidden", *sizes, config.attention_size)
-    from_seen = w.rows("from_context", size, size)
+    from_word, bias = w.rows("input_proj", *sizes), np.split(w("input_proj.bias"), 5)
+    *from_state, to_query = w.rows("hidden_proj", *sizes, config.attention_size)
+    from_seen = w.rows("context_proj", size, size)
     h = c = np.zeros(size)
     for word in words:
         x = w("embedding.weight")[word]
@@ -194,17 +199,17 @@ def att2in(w, config, a, words):
 
 def up_down(w, config, a, words):
     v, size = projected(w, a), config.hidden
-    told, to_query = w.rows("from_attention", 4 * size, config.attention_size)
-    recall, heard = w("recall.weight"), w("to_language.weight")
+    told, to_query = w.rows("attention_hidden_proj", 4 * size, config.attention_size)
+    recall, heard = w("attention_lstm_proj.weight"), w("language_lstm_proj.weight")
     # the matrices of both LSTMs as in the paper: of [inputs, state]
     first = np.concatenate(
-        [recall[:, size:], w("mean_gates.weight"), w("word_gates.weight"), recall[:, :size]], 1
+        [recall[:, size:], w("mean_proj.weight"), w("input_proj.weight"), recall[:, :size]], 1
     )
     second = np.concatenate([heard[:, :-size], told, heard[:, -size:]], 1)
     h1 = c1 = h2 = c2 = np.zeros(size)
     for word in words:
         x1 = np.concatenate([h2, v.mean(0), w("embedding.weight")[word]])
-        h1, c1 = lstm(first @ np.concatenate([x1, h1]) + w("word_gates.bias"), c1)
+        h1, c1 = lstm(first @ np.concatenate([x1, h1]) + w("input_proj.bias"), c1)
         alpha = additive(w, v, to_query @ h1)
         h2, c2 = lstm(second @ np.concatenate([alpha @ v, h1, h2]) + w("language_bias"), c2)
         yield w.linear("vocab_projection", h2), alpha
@@ -219,20 +224,22 @@ def aoa(w, config, a, words):
 
     for n in range(config.refining):
         name = f"refining.{n}"
-        q, k, v = np.split(np.array([w.linear(f"{name}.inside", each) for each in a]), 3, 1)
-        weight, bias = w(f"{name}.judge.weight"), w(f"{name}.judge.bias")
+        q, k, v = np.split(np.array([w.linear(f"{name}.qkv_proj", each) for each in a]), 3, 1)
+        weight, bias = w(f"{name}.aoa_proj.weight"), w(f"{name}.aoa_proj.bias")
         each = [judged(weight, bias, heads_attention(query, k, v, config.heads)[0], query) for query in q]
         norm = w(f"{name}.norm.weight"), w(f"{name}.norm.bias")
         a = np.array([layer_norm(old + new, *norm) for old, new in zip(a, each, strict=True)])
-    keys, values = (np.array([w.linear(f"look.{name}", each) for each in a]) for name in ("keys", "values"))
-    from_seen, from_state = np.split(w("recall.weight"), 2, 1)
+    keys, values = (
+        np.array([w.linear(f"attention.{name}", each) for each in a]) for name in ("key_proj", "value_proj")
+    )
+    from_seen, from_state = np.split(w("hidden_proj.weight"), 2, 1)
     h = m = seen = np.zeros(size)
     for word in words:
-        entered = w.linear("word_gates", w("embedding.weight")[word]) + from_seen @ (a.mean(0) + seen)
+        entered = w.linear("input_proj", w("embedding.weight")[word]) + from_seen @ (a.mean(0) + seen)
         h, m = lstm(entered + from_state @ h, m)
-        query = w.linear("query", h)
+        query = w.linear("query_proj", h)
         found, alpha = heads_attention(query, keys, values, config.heads)
-        seen = judged(w("judge.weight"), w("judge_bias"), found, query)
+        seen = judged(w("aoa_proj.weight"), w("aoa_bias"), found, query)
         yield w.linear("vocab_projection", seen), alpha
 
 

@@ -40,7 +40,7 @@ def run(decoder, features, words):
     logprob = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0].sum(-1)  # (B, K)
     own = caption_logprobs(logits[counts], targets[counts], counts)
     torch.testing.assert_close(own, logprob.detach())
-    return steps, logprob, hard_attention(steps.attention, steps.looked, own, counts)
+    return steps, logprob, hard_attention(steps.attention, steps.sampled_regions, own, counts)
 
 
 @pytest.mark.parametrize("baseline", [0.0, -2.7])
@@ -55,7 +55,7 @@ def test_reinforce_has_the_gradient_of_the_expectation(monkeypatch, baseline):
         monkeypatch.setattr(torch, "multinomial", lambda _, count: torch.tensor([[next(drawn)]]))  # noqa: B023
         decoder.baseline.fill_(baseline)
         steps, logprob, teaching = run(decoder, features, words)
-        assert steps.looked.regions.flatten().tolist() == list(way)
+        assert steps.sampled_regions.regions.flatten().tolist() == list(way)
         likely = torch.stack([steps.attention[0, 0, t, region] for t, region in enumerate(way)]).prod()
         expectation, total = expectation + likely * logprob.sum(), total + likely.detach()
         gradients = torch.autograd.grad(-logprob.sum() + teaching, parameters, retain_graph=True)
@@ -65,7 +65,7 @@ def test_reinforce_has_the_gradient_of_the_expectation(monkeypatch, baseline):
     exact = torch.autograd.grad(expectation, parameters)
     for (name, _), one, other in zip(decoder.named_parameters(), estimate, exact, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
-    energy = dict(zip(dict(decoder.named_parameters()), exact, strict=True))["energy"]
+    energy = dict(zip(dict(decoder.named_parameters()), exact, strict=True))["score_weight"]
     assert energy.abs().max() > 1e-3  # the attention has something to learn here
 
 
@@ -99,7 +99,7 @@ def test_regions_are_drawn_from_the_attention_and_seen():
     features, words = scene(captions=4001, length=1)
     words[..., 0] = 2
     steps = decoder(words[..., :-1], decoder.encode_memory(features))
-    drawn = steps.looked.regions[0, :, 0]
+    drawn = steps.sampled_regions.regions[0, :, 0]
     share = torch.bincount(drawn, minlength=REGIONS).double() / 4001
     torch.testing.assert_close(share, steps.attention[0, 0, 0], atol=0.04, rtol=0)
     context = steps.hidden[0, :, 0, 7 : 7 + CHANNELS]
@@ -110,14 +110,14 @@ def test_a_share_of_the_images_sees_the_expected_region():
     decoder = made(expected=0.3)
     features, words = scene(images=2003)
     steps = decoder(words[..., :-1], decoder.encode_memory(features))
-    sampled = steps.looked.sampled[:, 0]
+    sampled = steps.sampled_regions.sampled[:, 0]
     assert 0.65 < sampled.double().mean() < 0.75
     context = steps.hidden[:, 0, 0, 7 : 7 + CHANNELS]
     mean = torch.einsum("bn,bnd->bd", steps.attention[:, 0, 0], features.regions)
     torch.testing.assert_close(context[~sampled], mean[~sampled])
     rows = torch.arange(2003)
     torch.testing.assert_close(
-        context[sampled], features.regions[rows, steps.looked.regions[:, 0, 0]][sampled]
+        context[sampled], features.regions[rows, steps.sampled_regions.regions[:, 0, 0]][sampled]
     )
 
 
@@ -140,7 +140,7 @@ def test_looking_where_the_answer_is_gets_learned():
         counts = torch.ones(31, 1, 1, dtype=torch.bool)
         loss = cross_entropy(logits, answer, smoothing=0.0)
         loss = loss + hard_attention(
-            steps.attention, steps.looked, caption_logprobs(logits, answer, counts), counts
+            steps.attention, steps.sampled_regions, caption_logprobs(logits, answer, counts), counts
         )
         optimizer.zero_grad()
         (loss / 31).backward()
@@ -176,12 +176,12 @@ def test_the_training_loss_has_it_per_token():
             for k, caption in enumerate(captions):
                 said = sum(logprob[image, k, t, word] for t, word in enumerate(caption[1:]))
                 expected = expected - said
-                if steps.looked.sampled[image]:
+                if steps.sampled_regions.sampled[image]:
                     for t in range(len(caption) - 1):
                         alpha = steps.attention[image, k, t]
-                        log_chosen = alpha[steps.looked.regions[image, k, t]].log()
+                        log_chosen = alpha[steps.sampled_regions.regions[image, k, t]].log()
                         expected = expected - 0.7 * (float(said.detach()) + 3) * log_chosen
                         expected = expected + 0.2 * (alpha * alpha.log()).sum()
         torch.testing.assert_close(loss, expected / tokens)
-        seen |= set(steps.looked.sampled.flatten().tolist())
+        seen |= set(steps.sampled_regions.sampled.flatten().tolist())
     assert seen == {True, False}

@@ -28,7 +28,7 @@ def plain(decoder, regions, words):
     w, size, heads = dict(decoder.named_parameters()), CONFIG.hidden, CONFIG.heads
 
     def feed(layer, x):  # eq. 4
-        return linear(w, f"{layer}.narrow", linear(w, f"{layer}.wide", x).clamp(min=0))
+        return linear(w, f"{layer}.fc2", linear(w, f"{layer}.fc1", x).clamp(min=0))
 
     def thirds(name, x):
         return linear(w, name, x).split(size)
@@ -37,41 +37,41 @@ def plain(decoder, regions, words):
     levels = []
     for i in range(CONFIG.encoder_layers):
         layer = f"encoder.{i}"
-        qkv = [thirds(f"{layer}.inside", x) for x in seen]
+        qkv = [thirds(f"{layer}.qkv_proj", x) for x in seen]
         keys = [k for _, k, _ in qkv] + list(w[f"{layer}.slot_keys"])
         values = [v for _, _, v in qkv] + list(w[f"{layer}.slot_values"])
         after = []
         for x, (q, _, _) in zip(seen, qkv, strict=True):
-            remembered = linear(w, f"{layer}.out", attention(q, keys, values, heads)[0])  # eq. 3
-            z = norm(w, f"{layer}.norm", x + remembered)
-            after.append(norm(w, f"{layer}.feed_norm", z + feed(layer, z)))  # eq. 5
+            remembered = linear(w, f"{layer}.out_proj", attention(q, keys, values, heads)[0])  # eq. 3
+            z = norm(w, f"{layer}.self_norm", x + remembered)
+            after.append(norm(w, f"{layer}.ff_norm", z + feed(layer, z)))  # eq. 5
         seen = after
         levels.append(seen)
     ys = [w["embedding.weight"][word] * size**0.5 + sinusoid(t, size) for t, word in enumerate(words)]
     shown = torch.zeros(len(words), len(regions), dtype=torch.float64)
     for number in range(CONFIG.layers):
         layer = f"layers.{number}"
-        qkv = [thirds(f"{layer}.self_in", y) for y in ys]
+        qkv = [thirds(f"{layer}.self_qkv_proj", y) for y in ys]
         after = []
         for t, y in enumerate(ys):
             keys, values = [k for _, k, _ in qkv[: t + 1]], [v for _, _, v in qkv[: t + 1]]
-            said = linear(w, f"{layer}.self_out", attention(qkv[t][0], keys, values, heads)[0])
+            said = linear(w, f"{layer}.self_out_proj", attention(qkv[t][0], keys, values, heads)[0])
             y = norm(w, f"{layer}.self_norm", y + said)
             mesh = 0
             for i, level in enumerate(levels):
-                pairs = [linear(w, f"{layer}.region_in", x) for x in level]
+                pairs = [linear(w, f"{layer}.cross_kv_proj", x) for x in level]
                 mixed, weights = attention(
-                    linear(w, f"{layer}.region_query", y),
+                    linear(w, f"{layer}.cross_query_proj", y),
                     [pair[:size] for pair in pairs],
                     [pair[size:] for pair in pairs],
                     heads,
                 )
-                c = linear(w, f"{layer}.region_out", mixed)  # eq. 7
-                alpha = 1 / (1 + torch.exp(-linear(w, f"{layer}.gates.{i}", torch.cat([y, c]))))  # eq. 8
+                c = linear(w, f"{layer}.cross_out_proj", mixed)  # eq. 7
+                alpha = 1 / (1 + torch.exp(-linear(w, f"{layer}.alpha_proj.{i}", torch.cat([y, c]))))  # eq. 8
                 mesh = mesh + alpha * c  # eq. 6
                 shown[t] += weights.mean(0) / (CONFIG.layers * CONFIG.encoder_layers)
-            z = norm(w, f"{layer}.region_norm", y + mesh)
-            after.append(norm(w, f"{layer}.feed_norm", z + feed(layer, z)))  # eq. 9
+            z = norm(w, f"{layer}.cross_norm", y + mesh)
+            after.append(norm(w, f"{layer}.ff_norm", z + feed(layer, z)))  # eq. 9
         ys = after
     return torch.stack([linear(w, "vocab_projection", y) for y in ys]), shown
 

@@ -8,7 +8,7 @@ import torch
 
 from captioning.generation import BeamConfig, GreedyConfig, search
 from captioning.models.decoders import TransformerConfig, build, reorder_state
-from captioning.ops.kv_cache import no_words
+from captioning.ops.kv_cache import KVCache
 from captioning.ops.positions import apply_rope, sinusoids
 from captioning.tensors import Features
 from captioning.text.vocabulary import SpecialTokens
@@ -44,19 +44,21 @@ def plain(decoder, regions, words):
     post, heads, size = config.norm == "post", config.heads, config.hidden
 
     def feed(layer):
-        return lambda x: linear(w, f"{layer}.narrow", gelu(linear(w, f"{layer}.wide", x)))
+        return lambda x: linear(w, f"{layer}.fc2", gelu(linear(w, f"{layer}.fc1", x)))
 
-    def all_with(layer, name, inside, xs):
+    def all_with(layer, qkv, inside, xs):
         """Self-attention of every x to the `inside` of those that it may see."""
-        asked = xs if post else [norm(w, f"{layer}.{name}", x) for x in xs]
-        outs = inside([linear(w, f"{layer}.{'inside' if name == 'norm' else 'self_in'}", x) for x in asked])
+        asked = xs if post else [norm(w, f"{layer}.self_norm", x) for x in xs]
+        outs = inside([linear(w, f"{layer}.{qkv}", x) for x in asked])
         sums = [x + out for x, out in zip(xs, outs, strict=True)]
-        return [norm(w, f"{layer}.{name}", x) for x in sums] if post else sums
+        return [norm(w, f"{layer}.self_norm", x) for x in sums] if post else sums
 
     def over_regions(layer):
         def inside(qkv):
             keys, values = [each[size : 2 * size] for each in qkv], [each[2 * size :] for each in qkv]
-            return [linear(w, f"{layer}.out", attention(each[:size], keys, values, heads)[0]) for each in qkv]
+            return [
+                linear(w, f"{layer}.out_proj", attention(each[:size], keys, values, heads)[0]) for each in qkv
+            ]
 
         return inside
 
@@ -70,7 +72,7 @@ def plain(decoder, regions, words):
             return [
                 linear(
                     w,
-                    f"{layer}.self_out",
+                    f"{layer}.self_out_proj",
                     attention(query, keys[: t + 1], values[: t + 1], heads)[0],
                 )
                 for t, query in enumerate(queries)
@@ -81,33 +83,33 @@ def plain(decoder, regions, words):
     seen = [norm(w, "project.1", linear(w, "project.0", region)) for region in regions]
     for number in range(config.encoder_layers):
         layer = f"encoder.{number}"
-        seen = all_with(layer, "norm", over_regions(layer), seen)
-        seen = [part(w, f"{layer}.feed_norm", x, post, feed(layer)) for x in seen]
+        seen = all_with(layer, "qkv_proj", over_regions(layer), seen)
+        seen = [part(w, f"{layer}.ff_norm", x, post, feed(layer)) for x in seen]
     if not post:
         seen = [norm(w, "encoder_norm", x) for x in seen]
     xs = []
     for t, word in enumerate(words):
         x = w["embedding.weight"][word] * size**0.5
         if config.positions == "learned":
-            x = x + w["positions.weight"][t]
+            x = x + w["position_embedding.weight"][t]
         elif config.positions == "sinusoidal":
             x = x + sinusoid(t, size)
         xs.append(x)
     shown = torch.zeros(len(words), len(regions), dtype=torch.float64)
     for number in range(config.layers):
         layer = f"layers.{number}"
-        xs = all_with(layer, "self_norm", over_words(layer), xs)
-        regional = [linear(w, f"{layer}.region_in", x) for x in seen]
+        xs = all_with(layer, "self_qkv_proj", over_words(layer), xs)
+        regional = [linear(w, f"{layer}.cross_kv_proj", x) for x in seen]
         keys, values = [x[:size] for x in regional], [x[size:] for x in regional]
         for t in range(len(words)):
 
             def look(x, layer=layer, keys=keys, values=values, t=t):
-                mixed, weights = attention(linear(w, f"{layer}.region_query", x), keys, values, heads)
+                mixed, weights = attention(linear(w, f"{layer}.cross_query_proj", x), keys, values, heads)
                 shown[t] += weights.mean(0) / config.layers
-                return linear(w, f"{layer}.region_out", mixed)
+                return linear(w, f"{layer}.cross_out_proj", mixed)
 
-            xs[t] = part(w, f"{layer}.region_norm", xs[t], post, look)
-            xs[t] = part(w, f"{layer}.feed_norm", xs[t], post, feed(layer))
+            xs[t] = part(w, f"{layer}.cross_norm", xs[t], post, look)
+            xs[t] = part(w, f"{layer}.ff_norm", xs[t], post, feed(layer))
     if not post:
         xs = [norm(w, "norm", x) for x in xs]
     return torch.stack([linear(w, "vocab_projection", x) for x in xs]), shown
@@ -154,7 +156,7 @@ def test_a_tied_matrix_is_one():
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 def test_computed_positions_know_no_limit(positions):
     config = dataclasses.replace(CONFIG, positions=positions)
-    assert config.longest is None and CONFIG.longest == 13
+    assert config.max_positions is None and CONFIG.max_positions == 13
     decoder = make(config)
     words = torch.randint(V, (1, 1, 29))
     assert (
@@ -199,38 +201,40 @@ def test_turned_queries_and_keys_know_their_distance_alone():
 def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
     generator = torch.Generator().manual_seed(seed)
     images, size = 3, 2
-    cache = no_words(torch.zeros(0), images=images, width=1, size=size, layers=2)
+    cache = KVCache.empty(torch.zeros(0), images=images, num_sequences=1, size=size, layers=2)
     plain_cache = torch.zeros(images, 1, 0, size)
     width = 1
     for step in range(11):
         with torch.set_grad_enabled(gradients):
-            cache, allowed = cache.longer()
+            cache, allowed = cache.extend()
         new = torch.randn(images, width, size, generator=generator)
         with torch.set_grad_enabled(gradients):
-            seen = [cache.add(n, new * (n + 1), -new * (n + 1)) for n in range(2)]
-        assert allowed.shape == (images, 1, width, cache.kept) and seen[1][0].shape[1] == cache.kept
+            seen = [cache.write(n, new * (n + 1), -new * (n + 1)) for n in range(2)]
+        assert (
+            allowed.shape == (images, 1, width, cache.num_tokens) and seen[1][0].shape[1] == cache.num_tokens
+        )
         assert (allowed.sum(-1) == step + 1).all()
         plain_cache = torch.cat([plain_cache, new[:, :, None]], 2)
         wider = 5 if step else 4
         parents = torch.randint(width, (images, wider), generator=generator)
         cache, plain_cache, width = reorder_state(cache, parents), reorder_state(plain_cache, parents), wider
-        for n, held in enumerate(cache.room.held, 1):
+        for n, held in enumerate(cache.buffer.layers, 1):
             for b in range(images):
-                torch.testing.assert_close(held[0, b, cache.own[b]], plain_cache[b] * n)
-                torch.testing.assert_close(held[1, b, cache.own[b]], -plain_cache[b] * n)
-        assert cache.kept == max(len(each.unique()) for each in cache.own)
+                torch.testing.assert_close(held[0, b, cache.token_index[b]], plain_cache[b] * n)
+                torch.testing.assert_close(held[1, b, cache.token_index[b]], -plain_cache[b] * n)
+        assert cache.num_tokens == max(len(each.unique()) for each in cache.token_index)
 
 
 def test_a_beam_gets_its_room_as_it_opens_and_its_words_stay_there():
     with torch.no_grad():
-        cache, _ = no_words(torch.zeros(0), images=2, width=1, size=4, layers=2).longer()
+        cache, _ = KVCache.empty(torch.zeros(0), images=2, num_sequences=1, size=4, layers=2).extend()
         cache = reorder_state(cache, torch.zeros(2, 3, dtype=torch.int64))
         places = set()
         for _ in range(20):  # no sequence dies
-            cache, _ = cache.longer()
-            places.add(cache.room.held[0].data_ptr())
+            cache, _ = cache.extend()
+            places.add(cache.buffer.layers[0].data_ptr())
             cache = reorder_state(cache, torch.arange(3).expand(2, 3))
-    assert cache.kept == 1 + 20 * 3 and len(places) == 1
+    assert cache.num_tokens == 1 + 20 * 3 and len(places) == 1
 
 
 def test_a_carry_may_be_gone_on_from_twice():
