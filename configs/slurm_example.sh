@@ -1,8 +1,8 @@
 #!/bin/bash
-# sbatch configs/slurm_example.sh configs/flickr8k_lstm.yaml flickr8k_lstm
-# One run in jobs of limited time: start it again (or let SLURM requeue it) until it is done. A minute or two before
-# the time is up SLURM sends SIGUSR1; training saves and ends, and the next job goes on with --resume. Partition,
-# account and modules are your cluster's. Written by the manual, not yet tried on a cluster.
+# sbatch configs/slurm_example.sh flickr8k_lstm my_run
+# Trains one run in jobs of limited time: submit it again, or let SLURM requeue it, until the run is finished.
+# Two minutes before the time limit SLURM sends SIGUSR1; training saves a checkpoint and exits, and the next job
+# resumes from it. Add your cluster's partition, account and modules. Not yet tried on a cluster.
 #SBATCH --job-name=captioning
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -21,6 +21,7 @@ if compgen -G "runs/$name/checkpoints/*/manifest.json" >/dev/null; then
 else
     set -- "$config" "name=$name"
 fi
-# several GPUs of the node: --gpus=4 above, --signal=TERM@120 (torchrun passes that on, USR1 would end it), and
+# For several GPUs of one node set --gpus=4 and --signal=TERM@120 above (torchrun forwards SIGTERM; SIGUSR1 would
+# end it) and use:
 #   srun torchrun --standalone --nproc-per-node 4 -m captioning train "$@"
 srun captioning train "$@"
