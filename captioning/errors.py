@@ -34,7 +34,7 @@ class Stopped(Exception):
         self.code = code
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit code.
 
     A `UserError` becomes one line on stderr and its exit code (2; 3 for `Diverged`); any other exception becomes

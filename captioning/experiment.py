@@ -102,7 +102,7 @@ class Experiment:
         )
         if config.encoder.precomputed:
             return Source(settings, self._with_regions(records, config.encoder.open_regions()), None)
-        augmented = config.augmentation is not None and not config.augmentation.nothing
+        augmented = config.augmentation is not None and not config.augmentation.is_identity
         if isinstance(config.dataset, ShardsConfig):
             holds = read_index(config.dataset.root)["holds"]
             if holds["kind"] == "features":

@@ -23,9 +23,9 @@ from captioning.models.encoders import BaseEncoderConfig, EncoderConfig
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.files import (
+    atomic_folder,
     check_manifest,
-    recovered,
-    replacing_folder,
+    recover_folder,
     write_manifest,
     write_text,
 )
@@ -116,7 +116,7 @@ class Captioner(nn.Module):
         Args:
             card: the model card, Markdown.
         """
-        with replacing_folder(folder) as part:
+        with atomic_folder(folder) as part:
             write_text(part / "config.yaml", yaml.safe_dump(dump(self.config), sort_keys=False))
             self.vocabulary.save(str(part / "vocabulary.json"))
             write_text(part / "README.md", card)
@@ -137,7 +137,7 @@ class Captioner(nn.Module):
             UserError: a file is missing, changed since it was saved, or does not fit the others, or the model
                 needs code that is not allowed or cannot be imported.
         """
-        folder = recovered(Path(folder))
+        folder = recover_folder(Path(folder))
         if not (folder / "manifest.json").is_file():
             raise UserError(
                 f"{folder}: not a model folder (no manifest.json); give RUN/model of a finished run"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from captioning.cli.options import add_allow_code, add_search, positive, search_of
 from captioning.errors import UserError
-from captioning.utils.paths import STDIN, Found, find_images
+from captioning.utils.paths import STDIN, ImageFile, find_images
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ exit code: 0 all captioned; 1 some were not; 2 stopped: the model or a setting i
 class Loaded(NamedTuple):
     """A file on its way to the model. `note` is for stderr: why there are no pixels, or what was left out."""
 
-    found: Found
+    found: ImageFile
     pixels: tuple[torch.Tensor, ...] | None  # each (3, size, size), as a model of the ensemble takes it
     photo: Image | None
     note: str
@@ -137,7 +137,7 @@ def main() -> int:
     if args.out:
         check_writable(args.out)
     files = find_images(args.images)
-    if Found(STDIN, STDIN) in files and sys.stdin.isatty():
+    if ImageFile(STDIN, STDIN) in files and sys.stdin.isatty():
         raise UserError("- reads an image from standard input: pipe one in, or name a file")
     if args.reference and len(files) > 1:
         raise UserError(f"--reference is of one image, and these are {len(files)}; name one")
@@ -194,7 +194,8 @@ def model_folder(name: str) -> Path:
     folder = Path(name)
     if (folder / "manifest.json").is_file():
         return folder
-    if (folder / "model").is_dir() or (folder / ".model.old").is_dir():  # the latter: see `files.recovered`
+    # `.model.old`: see `files.recover_folder`
+    if (folder / "model").is_dir() or (folder / ".model.old").is_dir():
         return folder / "model"
     if not folder.is_dir():
         raise UserError(f"{name}: no such folder; --model takes a run (runs/NAME) or a model folder")
@@ -229,7 +230,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_all(
-    files: Sequence[Found], preprocessings: Sequence[Preprocessing], *, photos: bool, ahead: int
+    files: Sequence[ImageFile], preprocessings: Sequence[Preprocessing], *, photos: bool, ahead: int
 ) -> Iterator[Loaded]:
     """The files in their order; threads load up to `ahead` of them while the model works."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -245,18 +246,18 @@ def load_all(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def load(found: Found, preprocessings: Sequence[Preprocessing], *, photos: bool) -> Loaded:
+def load(found: ImageFile, preprocessings: Sequence[Preprocessing], *, photos: bool) -> Loaded:
     """Read one file, prepared in each way; `photos` keeps a small copy to draw on."""
-    from captioning.images.preprocessing import prepare
-    from captioning.images.reading import BadImage, read_image, shown
+    from captioning.images.preprocessing import preprocess
+    from captioning.images.reading import BadImage, printable, read_image
 
     if found.problem:
-        return Loaded(found, None, None, f"{shown(found.path)}: {found.problem}")
+        return Loaded(found, None, None, f"{printable(found.path)}: {found.problem}")
     try:
         image, note = read_image(sys.stdin.buffer if found.path == STDIN else found.path)
     except BadImage as error:
         return Loaded(found, None, None, str(error))
-    pixels = tuple(prepare(image, each) for each in preprocessings)
+    pixels = tuple(preprocess(image, each) for each in preprocessings)
     if photos:
         image.thumbnail((DRAWN, DRAWN))
     return Loaded(found, pixels, image if photos else None, note)
@@ -310,10 +311,10 @@ def details(
 
 
 def as_line(
-    found: Found, prediction: Prediction, words: list[list[WordDetail]] | None, args: argparse.Namespace
+    found: ImageFile, prediction: Prediction, words: list[list[WordDetail]] | None, args: argparse.Namespace
 ) -> str:
     """What is printed for an image: JSON, or a line of text for each caption asked for."""
-    from captioning.images.reading import shown
+    from captioning.images.reading import printable
     from captioning.records import as_json
 
     if args.json:
@@ -322,14 +323,14 @@ def as_line(
             for each, its in zip((entry, *entry.get("alternatives", ())), words, strict=True):
                 each["words"] = [asdict(word) for word in its]
         return json.dumps(entry, ensure_ascii=False)
-    path = shown(found.path)
+    path = printable(found.path)
     if not args.top:
         return f"{path}\t{prediction.caption}"
     ranked = (prediction, *prediction.alternatives)
     return "\n".join(f"{path}\t{each.caption}\t{each.score:.4f}" for each in ranked)
 
 
-def safe_name(found: Found) -> str:
+def safe_name(found: ImageFile) -> str:
     """The image's id as a file's name: the id of files of like name is their path, which may lead out of a folder."""
     name = found.image_id
     return name if not os.path.isabs(name) and ".." not in Path(name).parts else name.replace(os.sep, "_")

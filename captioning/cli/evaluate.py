@@ -295,7 +295,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     from captioning.metrics.coco_names import to_coco_names
     from captioning.metrics.evaluation import evaluate
     from captioning.records import write_predictions
-    from captioning.utils.files import inside, sha256, write_json
+    from captioning.utils.files import safe_join, sha256, write_json
 
     runs = [Path(name) for name in args.run]
     for run in runs:
@@ -338,7 +338,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         )
         prints = [sha256(model / "manifest.json")[:16] for model in models]
         evaluation.signature["model"] = prints[0] if len(prints) == 1 else {"mean of": prints, "in": average}
-        inside(folder, f"predictions_{split}.json", entry=f"split {split!r}")
+        safe_join(folder, f"predictions_{split}.json", entry=f"split {split!r}")
         whats = ("predictions", "scores", *(("errors",) if args.errors else ()))
         paths = {what: str(folder / f"{what}_{split}.json") for what in whats}
         write_predictions(paths["predictions"], predictions)

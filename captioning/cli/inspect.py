@@ -99,7 +99,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     from captioning.captioner.captioner import Captioner
     from captioning.cli.options import search_of
     from captioning.experiment import choose_device
-    from captioning.images.preprocessing import prepare
+    from captioning.images.preprocessing import preprocess
     from captioning.images.reading import load_image
     from captioning.inspection.trace import NO_GATES, save_arrays, summary, trace_search, trace_text
     from captioning.inspection.trace_figure import draw_trace
@@ -111,7 +111,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     image = load_image(args.image)
     captioner = Captioner.open(folder, device=choose_device(args.device), allow_code=args.allow_code)
     preprocessing = captioner.config.preprocessing
-    pixels = prepare(image, preprocessing).to(next(captioner.parameters()).device)
+    pixels = preprocess(image, preprocessing).to(next(captioner.parameters()).device)
     if args.text is not None:
         trace = trace_text(captioner, pixels, args.text)
     else:
@@ -250,7 +250,7 @@ def model_folder(run: Path) -> Path:
 
     if (run / "manifest.json").is_file():
         return run
-    if (run / "model").is_dir() or (run / ".model.old").is_dir():  # the latter: see `files.recovered`
+    if (run / "model").is_dir() or (run / ".model.old").is_dir():  # the latter: see `files.recover_folder`
         return run / "model"
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give a run (runs/NAME) or a model folder")
@@ -333,10 +333,10 @@ def see(run: Trained, records: Sequence[ImageRecord]) -> Features:
     """What the run's encoder sees in the images."""
     import torch
 
-    from captioning.images.preprocessing import prepare
+    from captioning.images.preprocessing import preprocess
     from captioning.images.reading import load_image
 
     preprocessing = run.captioner.config.preprocessing
-    pixels = torch.stack([prepare(load_image(record.path), preprocessing) for record in records])
+    pixels = torch.stack([preprocess(load_image(record.path), preprocessing) for record in records])
     with torch.no_grad():
         return run.captioner.features(pixels.to(next(run.captioner.parameters()).device))

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 from captioning import __version__
-from captioning.errors import USER_ERROR, run
+from captioning.errors import USER_ERROR, run_command
 
 COMMANDS = {
     "quickstart": "draw a small data set, train a model on it, caption and score its test images",
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv and argv[0] in COMMANDS:
         command = importlib.import_module(f"captioning.cli.{argv[0]}")
         sys.argv = [f"captioning {argv[0]}", *argv[1:]]
-        run(command.main)
+        run_command(command.main)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         sys.exit(0 if argv else USER_ERROR)

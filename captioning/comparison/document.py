@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from captioning.utils.files import replacing, write_text
+from captioning.utils.files import atomic_write, write_text
 
 
 class Heading(NamedTuple):
@@ -68,7 +68,7 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
         if isinstance(block, Cards):
             pictures = [card.photo for card in block.cards if card.photo]
         for picture in pictures:
-            with replacing(folder / "figures" / picture.name) as part:
+            with atomic_write(folder / "figures" / picture.name) as part:
                 part.write_bytes(picture.content)
     write_text(folder / "report.md", markdown(title, blocks))
     write_text(folder / "report.html", page(title, blocks))

@@ -35,7 +35,7 @@ from captioning.models.decoders import DecoderConfig
 from captioning.text.tokenizer import tokenize
 from captioning.text.vocabulary import Vocabulary
 from captioning.training.checkpoint import latest
-from captioning.utils.files import read_json, read_text, recovered, sha256, write_json, write_text
+from captioning.utils.files import read_json, read_text, recover_folder, sha256, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TOO_FAST = "lower training.learning_rate"
@@ -588,7 +588,7 @@ def scored(folder: Path, split: str) -> bool:
     files = [folder / f"{what}_{split}.json" for what in ("predictions", "scores")]
     if not all(file.is_file() for file in files):
         return False
-    model = recovered(folder / "model") / "manifest.json"
+    model = recover_folder(folder / "model") / "manifest.json"
     return read_json(files[1])["signature"].get("model") == sha256(model)[:16]
 
 

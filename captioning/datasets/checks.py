@@ -11,7 +11,7 @@ from typing import NamedTuple
 from captioning.datasets.disk import ImageFolder
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
-from captioning.utils.files import read_text, replacing
+from captioning.utils.files import atomic_write, read_text
 
 MAX_EXAMPLES = 5
 """Number of offending values that a message lists."""
@@ -166,7 +166,7 @@ def count_reasons(skipped: Iterable[Skip]) -> dict[str, tuple[int, str]]:
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[Skip]) -> None:
     """Write a CSV with the columns `item, reason`."""
     with (
-        replacing(path) as part,
+        atomic_write(path) as part,
         open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from captioning.errors import UserError
-from captioning.utils.files import inside, read_text
+from captioning.utils.files import read_text, safe_join
 
 AUTO = "auto"
 """Value of a config's `images`: search for the folder under its usual names."""
@@ -95,7 +95,7 @@ class ImageFolder:
             UserError: `name` is absolute or leads out of the folder; `entry` says where it was read.
         """
         if os.path.isabs(name) or ".." in name:  # the full check would take most of the loading time
-            inside(self.folder or os.curdir, name, entry=entry)
+            safe_join(self.folder or os.curdir, name, entry=entry)
         return os.path.normpath(name if self.folder is None else f"{self.folder}/{name}")
 
     def missing(self, path: str) -> bool:

@@ -26,7 +26,7 @@ from captioning.datasets.checks import caption_problem
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice
-from captioning.utils.files import inside, read_json, sha256
+from captioning.utils.files import read_json, safe_join, sha256
 
 FORMAT = 1
 INDEX = "index.json"
@@ -102,8 +102,8 @@ def read_index(root: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _read_listing(root: str, shard: Mapping[str, Any], collection: Collection) -> None:
     """Add the records of one listing to `collection`."""
-    tar = inside(root, shard["file"], entry=f"{root}/{INDEX}: entry {shard['file']!r}")
-    path = inside(root, shard["listing"], entry=f"{root}/{INDEX}: entry {shard['listing']!r}")
+    tar = safe_join(root, shard["file"], entry=f"{root}/{INDEX}: entry {shard['file']!r}")
+    path = safe_join(root, shard["listing"], entry=f"{root}/{INDEX}: entry {shard['listing']!r}")
     if problem := length_problem(tar, shard):
         raise UserError(f"{problem}; copy the shard again")
     if not path.is_file() or sha256(path) != shard["listing_sha256"]:

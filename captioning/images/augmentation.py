@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from captioning.images.preprocessing import Amount, Preprocessing, Probability, Share, prepare_bytes
+from captioning.images.preprocessing import Amount, Preprocessing, Probability, Share, preprocess_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class AugmentationConfig:
                 raise ValueError(f"augmentation.{name}: the smallest comes first, got {[low, high]}")
 
     @property
-    def nothing(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether no image would be changed: stored features can then stand in for pixels."""
         return self.scale == (1.0, 1.0) and not any(
             (self.flip, self.brightness, self.contrast, self.saturation, self.hue)
@@ -69,7 +69,7 @@ def augment(
             image = adjust(image, float(generator.uniform(1 - amount, 1 + amount)))
     if augmentation.hue:
         image = F.adjust_hue(image, float(generator.uniform(-augmentation.hue, augmentation.hue)))
-    return prepare_bytes(image, preprocessing)
+    return preprocess_uint8(image, preprocessing)
 
 
 def _random_box(

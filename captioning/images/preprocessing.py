@@ -65,13 +65,13 @@ class Preprocessing:
         return fingerprint(asdict(self))
 
 
-def prepare(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """An RGB image -> the encoder's input: (3, size, size) float32, normalised."""
-    return normalize(prepare_bytes(image, preprocessing), preprocessing)
+    return normalize(preprocess_uint8(image, preprocessing), preprocessing)
 
 
-def prepare_bytes(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """`prepare` up to its last step: (3, size, size) uint8, a quarter of the bytes to send elsewhere."""
+def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """`preprocess` up to its last step: (3, size, size) uint8, a quarter of the bytes to send elsewhere."""
     side = max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
     fill = [round(255 * value) for value in preprocessing.mean]
     width, height = image.size

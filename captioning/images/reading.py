@@ -58,10 +58,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """As `load_image`, with a note where something was left out (the further frames of an animation)."""
-    name = shown(source)
+    name = printable(source)
     if not isinstance(source, (str, os.PathLike)):
         return _read(_seekable(source, name), name, max_pixels)
-    if FileSlice.of(os.fsdecode(source)):
+    if FileSlice.parse(os.fsdecode(source)):
         return _read(_part(os.fsdecode(source), name), name, max_pixels)
     try:
         with open(source, "rb", opener=_open_regular) as file:
@@ -84,7 +84,7 @@ def _part(path: str, name: str) -> BinaryIO:
         raise BadImage(name, f"cannot be read ({error.strerror})") from None
 
 
-def shown(source: ImageSource) -> str:
+def printable(source: ImageSource) -> str:
     """The file's name as it can stand in one line of output: what cannot be printed is escaped."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<image>")
     text = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "<image>"

@@ -15,7 +15,7 @@ from torch import Tensor
 from captioning.captioner.captioner import Captioner
 from captioning.errors import UserError
 from captioning.images.preprocessing import Preprocessing
-from captioning.utils.files import replacing
+from captioning.utils.files import atomic_write
 
 COLUMNS = 5
 INCHES = 2.2
@@ -60,7 +60,7 @@ def attention_of(captioner: Captioner, pixels: Tensor, words: Sequence[str]) -> 
 def seen_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     """The part of a photo of that size that the encoder sees: left, top, right, bottom in the photo's pixels.
 
-    `prepare` scales about the middle and keeps the middle. With "long_side" the box reaches beyond the photo.
+    `preprocess` scales about the middle and keeps the middle. With "long_side" the box reaches beyond the photo.
     """
     size = preprocessing.size
     side = max(size, round(size / preprocessing.crop))
@@ -117,7 +117,7 @@ def draw(
         # "$" would begin a formula
         cell.set_title(f"{word}  ×{each.max() * each.size:.1f}".replace("$", r"\$"), fontsize=9)
     figure.supxlabel("light: where the model looked; ×: its strongest region over an even share", fontsize=7)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png")
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from captioning.inspection.gradients import VANISHED
-from captioning.utils.files import replacing
+from captioning.utils.files import atomic_write
 
 COLOURS = {"RNN": "#c8553d", "GRU": "#b8860b", "LSTM": "#3d6fc8", "Transformer": "#2a9d3a"}
 OTHERS = ("#8f5fc0", "#444444", "#d06fa5", "#4bb3b3", "#7f7f00")
@@ -58,7 +58,7 @@ def draw_gradients(told: Mapping[str, Any], path: str | os.PathLike[str], *, tit
         line[0].set_ylabel("gradient norm, 1 at distance 1" if row != "last_word" else "gradient norm")
     for axes in grid[0]:
         axes.legend(fontsize=9.5, frameon=False, loc="lower left")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png")
 
 

@@ -19,7 +19,7 @@ from captioning.models.decoders import Decoder, unroll
 from captioning.records import ImageId
 from captioning.tensors import Features, SequenceOutput, StepOutput
 from captioning.text.tokenizer import tokenize
-from captioning.utils.files import replacing
+from captioning.utils.files import atomic_write
 
 GATES = ("input", "forget", "output", "reset", "update")
 """What lies in 0 .. 1, in the order in which it is told."""
@@ -276,5 +276,5 @@ def save_arrays(trace: Trace, path: str | os.PathLike[str]) -> None:
         arrays["attention"] = trace.attention
     for number, layer in enumerate(trace.layers, 1):
         arrays |= {f"layer{number}.{name}": values for name, values in layer.items()}
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -16,7 +16,7 @@ from PIL import Image
 from captioning.images.preprocessing import Preprocessing
 from captioning.inspection.attention_maps import spread
 from captioning.inspection.trace import GATES, KEEPS, NO_GATES, Trace, summary
-from captioning.utils.files import replacing
+from captioning.utils.files import atomic_write
 
 LEFT, RIGHT, TOP = 3.1, 0.45, 0.85
 """Inches for the legends beside the panels, behind the last word, and above the first panel."""
@@ -118,7 +118,7 @@ def draw_trace(
         axes.tick_params(axis="x", rotation=90 if rotate else 0, length=0)
     if not trace.layers:
         figure.text(0.15 / sheet.width, 0.2 / height, NO_GATES, fontsize=10, style="italic")
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, format="png")
 
 

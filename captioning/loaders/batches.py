@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captioning.errors import UserError
 from captioning.images.augmentation import AugmentationConfig, augment
-from captioning.images.preprocessing import Preprocessing, normalize, prepare_bytes
+from captioning.images.preprocessing import Preprocessing, normalize, preprocess_uint8
 from captioning.images.reading import load_image
 from captioning.loaders.feature_store import FeatureStore
 from captioning.models.encoders.region_files import RegionFiles, pad_regions
@@ -280,7 +280,7 @@ class PixelImages:
     def _one(self, number: int, epoch: int) -> Tensor:
         image = load_image(str(self.paths[number]))
         if self.augmentation is None:
-            return prepare_bytes(image, self.preprocessing)
+            return preprocess_uint8(image, self.preprocessing)
         generator = np.random.default_rng((self.seed, epoch, 3, number))
         augmentation = self.augmentation
         if self.mentions_left_right is not None and self.mentions_left_right[number]:

@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from captioning.datasets.checks import write_skipped
 from captioning.errors import UserError
-from captioning.images.preprocessing import Preprocessing, normalize, prepare_bytes
+from captioning.images.preprocessing import Preprocessing, normalize, preprocess_uint8
 from captioning.images.reading import BadImage, read_image
 from captioning.models.encoders import Encoder, for_inference
 from captioning.records import ImageId, ImageRecord, Skip
 from captioning.tensors import Features
-from captioning.utils.file_slice import size_of
-from captioning.utils.files import fingerprint, read_json, replacing, sha256, write_json
+from captioning.utils.file_slice import file_size
+from captioning.utils.files import atomic_write, fingerprint, read_json, sha256, write_json
 from captioning.utils.packed_strings import PackedStrings
 
 
@@ -335,7 +335,7 @@ class _Images(Dataset):
             image = read_image(path).image
         except BadImage as error:
             return Loaded(number, None, 0, error.reason)
-        return Loaded(number, prepare_bytes(image, self.preprocessing), size_of(path), "")
+        return Loaded(number, preprocess_uint8(image, self.preprocessing), file_size(path), "")
 
 
 def build_store(
@@ -437,7 +437,7 @@ def _refuse_changed(folder: Path, index: dict[str, Any], records: Sequence[Image
         if (size := sizes.get(record.image_id)) is None:
             continue
         try:
-            now = size_of(record.path)
+            now = file_size(record.path)
         except OSError:
             continue  # features are made to do without the images
         if now != size:
@@ -498,7 +498,7 @@ class _Writer:
         )
         ids: list[ImageId] = []
         sizes: list[int] = []
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             shape = (min(most, len(todo)), self.index["views"], *self.index["shape"])
             rows = np.lib.format.open_memmap(part, mode="w+", dtype=self.index["dtype"], shape=shape)
             for batch in batches:

@@ -15,7 +15,7 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.metrics.ngrams import ORDERS, Counts, Floats, Ints, ReferenceCounts, Table, find, translate
-from captioning.utils.files import fingerprint, replacing
+from captioning.utils.files import atomic_write, fingerprint
 
 _SIGMA = 6.0  # of the length penalty, in n-grams of two tokens: the published code measures length so
 _SCALE = 10.0
@@ -45,7 +45,7 @@ class DocumentFrequencies:
         arrays: dict[str, Any] = {"images": np.array(self.images), "words": words}
         for size, (keys, counts) in enumerate(zip(self.table.keys, self.counts, strict=True), 1):
             arrays |= {f"keys{size}": keys, f"counts{size}": counts}
-        with replacing(path) as part, open(part, "wb") as file:
+        with atomic_write(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod

@@ -22,8 +22,8 @@ from captioning.training.config import TrainingConfig
 from captioning.training.ema import EMA
 from captioning.utils.files import (
     check_manifest,
-    filled_folder,
     fsync_folder,
+    new_folder,
     read_json,
     write_json,
     write_manifest,
@@ -114,7 +114,7 @@ def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: 
         for number, entry in optimizer["state"].items()
         for key, value in entry.items()
     }
-    with filled_folder(folder / ".part") as part:
+    with new_folder(folder / ".part") as part:
         save_weights(state.module.state_dict(), part / "model.safetensors")
         save_weights(state.average.state_dict(), part / "ema.safetensors")
         save_weights(moments, part / "optimizer.safetensors")

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from captioning.utils.files import replacing
+from captioning.utils.files import atomic_write
 
 _PATIENCE = 2.0  # seconds that the run may wait for wandb, in all
 _BACKLOG = 1 << 24  # bytes of messages kept for a wandb process that doesn't read
@@ -168,7 +168,7 @@ class _Lines:
     """A file of lines that each are there, whole, once `add` returns; a full disk delays them and no more."""
 
     def __init__(self, path: Path, kept: bytes) -> None:
-        with replacing(path) as part:
+        with atomic_write(path) as part:
             part.write_bytes(kept)
         self._path = path
         self._file: BinaryIO | None = open(path, "ab", buffering=0)  # noqa: SIM115

@@ -1,7 +1,7 @@
-"""Files that lie within a larger one, and a path that names each. Knows bytes, neither archives nor images.
+"""Paths that name a slice of a larger file, such as an image in a tar, and functions that read them.
 
-`shards/train-000001.tar@1536+20481+9ab3f001/000000012.jpg`: of that file the 20,481 bytes from byte 1,536 on, whose
-CRC-32 is 9ab3f001. What names an ordinary file goes on to do so.
+`shards/train-000001.tar@1536+20481+9ab3f001/000000012.jpg` names the 20,481 bytes from byte 1,536 of that tar, whose
+CRC-32 is 9ab3f001. Paths of ordinary files keep their meaning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PATH = re.compile(r"(.+)@(\d+)\+(\d+)\+([0-9a-f]{8})/([^/]+)", re.DOTALL)
 
 
 class FileSlice(NamedTuple):
-    """`size` bytes of the file `container`, from `offset` on; `crc` is their CRC-32."""
+    """`size` bytes of the file `container`, starting at `offset`; `crc` is their CRC-32."""
 
     container: str
     offset: int
@@ -30,39 +30,37 @@ class FileSlice(NamedTuple):
         return f"{self.container}@{self.offset}+{self.size}+{self.crc:08x}/{self.name}"
 
     @classmethod
-    def of(cls, path: str) -> FileSlice | None:
-        """What `path` names, or None where it names an ordinary file."""
-        found = _PATH.fullmatch(path) if "@" in path else None
-        if found is None:
+    def parse(cls, path: str) -> FileSlice | None:
+        """The slice that `path` names, or None if it is the path of an ordinary file."""
+        match = _PATH.fullmatch(path) if "@" in path else None
+        if match is None:
             return None
-        container, offset, size, crc, name = found.groups()
+        container, offset, size, crc, name = match.groups()
         return cls(container, int(offset), int(size), int(crc, 16), name)
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, or of a part of one. Nothing stays open, so processes may fork at any time.
+    """The content of a file or slice. No file is kept open, so that processes may fork at any time.
 
     Raises:
-        UserError: the part is cut, or its bytes are not those that were stored.
+        UserError: the slice is cut off, or its bytes have another CRC-32.
         OSError: the file cannot be read.
     """
-    member = FileSlice.of(path)
-    if member is None:
+    part = FileSlice.parse(path)
+    if part is None:
         with open(path, "rb") as file:
             return file.read()
-    descriptor = os.open(member.container, os.O_RDONLY)
-    try:
-        if member.offset + member.size > os.fstat(descriptor).st_size:
-            raise UserError(f"{path}: {member.container} is cut; copy it again")
-        content = os.pread(descriptor, member.size, member.offset)
-    finally:
-        os.close(descriptor)
-    if zlib.crc32(content) != member.crc:
-        raise UserError(f"{path}: {member.container} is damaged (CRC-32); copy it again")
+    with open(part.container, "rb") as file:
+        if part.offset + part.size > os.fstat(file.fileno()).st_size:
+            raise UserError(f"{path}: {part.container} is cut off; copy it again")
+        file.seek(part.offset)
+        content = file.read(part.size)
+    if zlib.crc32(content) != part.crc:
+        raise UserError(f"{path}: {part.container} is damaged (CRC-32); copy it again")
     return content
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file, or of a part of one. Raises OSError where there is no such file."""
-    member = FileSlice.of(path)
-    return os.path.getsize(path) if member is None else member.size
+def file_size(path: str) -> int:
+    """Size of a file or slice in bytes. Raises OSError if there is no such file."""
+    part = FileSlice.parse(path)
+    return os.path.getsize(path) if part is None else part.size

@@ -1,4 +1,4 @@
-"""Reading files that may be broken and writing files that never are half there. Knows nothing of captioning."""
+"""Read files that may be broken, and write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from captioning.errors import UserError
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The file's text, UTF-8 with or without a byte order mark, line ends as `\\n`.
+    """The file's text (UTF-8 with or without a byte order mark), with line ends as `\\n`.
 
     Raises:
         UserError: the file is missing, unreadable, or not UTF-8 (with the byte offset).
@@ -53,7 +53,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
-    """Line numbers (from 1) and values of a JSON Lines file; blank lines are passed over.
+    """Line numbers (from 1) and values of a JSON Lines file; blank lines are skipped.
 
     Raises:
         UserError: as `read_text`, or a line's JSON is broken (with line and column).
@@ -70,10 +70,10 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; on success it takes `path`'s name, on failure it is gone.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path to write to; it replaces `path` on success and is deleted on failure.
 
-    A reader sees the old file or the whole new one, also after a crash or a power cut.
+    Readers see the old file or the complete new one, even after a crash or a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def filled_folder(part: Path) -> Iterator[Path]:
-    """An empty folder to fill; on success its files are on the disk, on failure it is gone."""
+def new_folder(part: Path) -> Iterator[Path]:
+    """An empty folder to fill; its files are synced to disk on success, and it is deleted on failure."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
@@ -105,15 +105,16 @@ def filled_folder(part: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives an empty folder beside `folder` to fill; on success it takes its place, on failure it is gone.
+def atomic_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder to fill; it replaces `folder` on success and is deleted on failure.
 
-    Two renames: a crash between them leaves the former content as `.NAME.old`, which `recovered` puts back.
+    This takes two renames: a crash between them leaves the old content as `.NAME.old`, which `recover_folder`
+    restores.
     """
     folder = Path(folder)
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    recovered(folder)
-    with filled_folder(part):
+    recover_folder(folder)
+    with new_folder(part):
         yield part
     try:
         if folder.exists():
@@ -125,8 +126,8 @@ def replacing_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def recovered(folder: Path) -> Path:
-    """`folder`, put back from `.NAME.old` where a crash struck between the two renames of a replacement."""
+def recover_folder(folder: Path) -> Path:
+    """Return `folder`, restored from `.NAME.old` if a crash interrupted `atomic_folder` between its two renames."""
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -140,13 +141,15 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Raises UserError where a file of `manifest.json` is missing or not as it was written."""
+    """Raise UserError if a file of `manifest.json` is missing or was changed."""
     for name, digest in read_json(folder / "manifest.json").items():
-        path = inside(folder, name, entry=f"{folder / 'manifest.json'}: entry {name!r}")
+        path = safe_join(folder, name, entry=f"{folder / 'manifest.json'}: entry {name!r}")
         if not path.is_file():
             raise UserError(f"{path}: missing; copy the whole folder again")
         if sha256(path) != digest:
-            raise UserError(f"{path}: damaged or edited (its sha256 is not the manifest's); copy it again")
+            raise UserError(
+                f"{path}: damaged or edited (its sha256 differs from the manifest's); copy the folder again"
+            )
 
 
 def fsync_folder(folder: Path) -> None:
@@ -159,25 +162,25 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    with replacing(path) as part:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_write(path) as part:
         part.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as JSON (UTF-8, indented), whole or not at all."""
+    """Write `value` as JSON (UTF-8, indented), atomically."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_jsonl(path: str | os.PathLike[str], values: Iterable[Any]) -> None:
-    """Write one JSON value a line, whole or not at all."""
-    with replacing(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
+    """Write one JSON value a line, atomically."""
+    with atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="\n") as file:
         for value in values:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
-    """Add one line to a file of JSON lines."""
+    """Append one line to a JSON Lines file."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
@@ -185,23 +188,23 @@ def append_jsonl(path: str | os.PathLike[str], value: Any) -> None:
 def sha256(path: str | os.PathLike[str]) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
-        digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+        digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hex digits of a JSON-able value, the same whatever the order of its keys."""
+    """A hash of a JSON value: sixteen hex digits that don't depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def inside(root: str | os.PathLike[str], name: str, *, entry: str) -> Path:
-    """`root / name`, refused where it would lie outside `root` (`../`, absolute names; links are not followed).
+def safe_join(root: str | os.PathLike[str], name: str, *, entry: str) -> Path:
+    """`root / name`, if that is inside `root`; links are not followed.
 
     Raises:
-        UserError: "entry N points outside the data root".
+        UserError: `name` is absolute or leads out of `root` by `..`; `entry` says where the name was read.
     """
     base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name))

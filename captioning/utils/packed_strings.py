@@ -1,4 +1,4 @@
-"""Long lists as arrays, which processes forked from this one share. Knows numbers and strings."""
+"""A sequence of ids or paths in two NumPy arrays, whose memory forked processes share."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import numpy as np
 
 
 class PackedStrings:
-    """An immutable sequence of ids or paths, each made anew when it is asked for.
+    """An immutable sequence of integers and strings, which are created on access.
 
-    Every look at an element of a list writes to it (the count of its references), and what is written to is
-    copied: worker processes that read a long list end with a copy of it each.
+    Reading an element of a list changes its reference count, so the operating system copies the memory page: worker
+    processes that read a long list end up with a copy of it each.
     """
 
     def __init__(self, values: Iterable[int | str]):
         texts = [f"={value}" if isinstance(value, str) else f"{value}" for value in values]
-        coded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self._ends = np.cumsum([0, *map(len, coded)])
-        self._coded = np.frombuffer(b"".join(coded), np.uint8)
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, number: int) -> int | str:
         if not 0 <= number < len(self):
-            raise IndexError(f"there are {len(self)} elements, number {number} was asked for")
-        coded = self._coded[self._ends[number] : self._ends[number + 1]].tobytes()
-        text = coded.decode("utf-8", "surrogatepass")
+            raise IndexError(f"index {number} is out of range: there are {len(self)} elements")
+        data = self._bytes[self._ends[number] : self._ends[number + 1]].tobytes()
+        text = data.decode("utf-8", "surrogatepass")
         return text[1:] if text[:1] == "=" else int(text)
 
     def __iter__(self) -> Iterator[int | str]:

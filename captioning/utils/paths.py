@@ -1,4 +1,4 @@
-"""What a user names on a command line -> image files. Opens none of them; no torch."""
+"""Find the image files that command line arguments name, and the configs shipped with the package."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ STDIN = "-"
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 ) | frozenset((".ppm", ".pgm", ".pbm", ".pnm"))
-"""What is taken from a folder. A file that is named itself may have any name."""
+"""Extensions of the files that are taken from a folder. Files that are named directly may have any extension."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file to be opened, by its path as the user would write it.
+class ImageFile:
+    """An image file named by an argument.
 
-    image_id: the file's name, or for those found in a folder the path below it; where two files share that,
-        the path. Always valid Unicode: bytes of a name that are not UTF-8 are escaped.
-    problem: why there is nothing to open, or "".
+    Attributes:
+        image_id: the file's name, or its path below the folder that was named; the full path if two files share
+            that. Bytes that are not UTF-8 are escaped, so it is valid Unicode.
+        problem: why there is no file to open, or "".
     """
 
     path: str
@@ -32,64 +33,66 @@ class Found:
     problem: str = ""
 
 
-def find_images(arguments: Iterable[str]) -> list[Found]:
-    """The files that the arguments mean, each once, in their order.
+def find_images(arguments: Iterable[str]) -> list[ImageFile]:
+    """The files that the arguments name, without duplicates, in order.
 
-    An argument is a file, a folder (all images below it, hidden ones left out, in natural order: img2 before
-    img10), "-", or, where no file has that name, a pattern as `glob` takes it. What means nothing is in the
-    list with its problem.
+    An argument is a file, a folder (all images below it except hidden ones, in natural order: img2 before
+    img10), "-" for standard input, or, if no file has that name, a `glob` pattern. An argument without files
+    gives an entry with a problem.
     """
-    files: dict[str, Found] = {}
-    for found in (each for argument in arguments for each in _find(argument)):
-        files.setdefault(STDIN if found.path == STDIN else os.path.abspath(found.path), found)
-    times = Counter(found.image_id for found in files.values())
+    files: dict[str, ImageFile] = {}
+    for file in (file for argument in arguments for file in _find(argument)):
+        files.setdefault(STDIN if file.path == STDIN else os.path.abspath(file.path), file)
+    counts = Counter(file.image_id for file in files.values())
     return [
-        found if times[found.image_id] == 1 else replace(found, image_id=_unicode(found.path))
-        for found in files.values()
+        file if counts[file.image_id] == 1 else replace(file, image_id=_unicode(file.path))
+        for file in files.values()
     ]
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """A sorting key by which the numbers in a name count as numbers."""
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sorting key that compares the numbers in a name by value."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
-def _find(argument: str) -> Iterator[Found]:
+def _find(argument: str) -> Iterator[ImageFile]:
     if argument == STDIN:
-        yield Found(STDIN, STDIN)
+        yield ImageFile(STDIN, STDIN)
     elif os.path.isdir(argument):
         yield from _below(argument)
     elif os.path.lexists(argument) or not glob.has_magic(argument):
-        yield Found(argument, _unicode(os.path.basename(argument)))  # its loader says what is wrong with it
+        yield ImageFile(
+            argument, _unicode(os.path.basename(argument))
+        )  # if it is missing, opening it gives the error
     else:
-        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True), key=natural)
-        # "**" also names the folders on the way, whose files it names as well
-        deep = "**" in argument
+        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True), key=natural_key)
+        # "**" matches folders as well as the files in them
+        recursive = "**" in argument
         for match in matches:
             if not os.path.isdir(match):
-                yield Found(match, _unicode(os.path.basename(match)))
-            elif not deep:
+                yield ImageFile(match, _unicode(os.path.basename(match)))
+            elif not recursive:
                 yield from _below(match)
         if not matches:
-            yield Found(argument, _unicode(argument), "no file matches this pattern")
+            yield ImageFile(argument, _unicode(argument), "no file matches this pattern")
 
 
-def _below(folder: str) -> Iterator[Found]:
+def _below(folder: str) -> Iterator[ImageFile]:
     names: list[str] = []
-    closed: list[OSError] = []
-    for place, folders, files in os.walk(folder, onerror=closed.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # `walk` enters those left
+    errors: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # `walk` skips the others
         images = [name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES]
-        names += [os.path.relpath(os.path.join(place, name), folder) for name in images if name[0] != "."]
-    for name in sorted(names, key=natural):
-        yield Found(os.path.join(folder, name), _unicode(name))
-    for error in closed:
-        yield Found(
+        names += [os.path.relpath(os.path.join(parent, name), folder) for name in images if name[0] != "."]
+    for name in sorted(names, key=natural_key):
+        yield ImageFile(os.path.join(folder, name), _unicode(name))
+    for error in errors:
+        yield ImageFile(
             str(error.filename), _unicode(str(error.filename)), f"cannot be listed ({error.strerror})"
         )
-    if not names and not closed:
-        yield Found(folder, _unicode(folder), "no images in this folder")
+    if not names and not errors:
+        yield ImageFile(folder, _unicode(folder), "no images in this folder")
 
 
 def _unicode(name: str) -> str:
@@ -97,7 +100,7 @@ def _unicode(name: str) -> str:
 
 
 def shipped_configs() -> Path:
-    """The folder of the configs that come with the package: `configs/` of a checkout, or the installed copy."""
+    """The folder of the configs that come with the package: `configs/` of a checkout, or of the installation."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parent / "configs"
     return checkout if checkout.is_dir() else package / "configs"

@@ -16,7 +16,7 @@ from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner, open_captioners
 from captioning.captioner.predict import generate_captions
 from captioning.generation import BeamConfig, GreedyConfig, search
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig, build, unroll
 from captioning.models.decoders.ensemble import Ensemble, Memory
@@ -255,7 +255,7 @@ def test_the_tool_speaks_for_several_models(folders, photo, average):
     captioners = [Captioner.open(model) for model in models]
     with torch.inference_mode():
         memories = [
-            each.encode_memory(prepare(load_image(photo), each.config.preprocessing)[None])
+            each.encode_memory(preprocess(load_image(photo), each.config.preprocessing)[None])
             for each in captioners
         ]
         ensemble = Ensemble([each.decoder for each in captioners], average=average).eval()

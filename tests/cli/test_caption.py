@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import generate_captions
 from captioning.generation import BeamConfig, GreedyConfig
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
-from captioning.utils.paths import find_images, natural
+from captioning.utils.paths import find_images, natural_key
 from tests.helpers.models import ATTENDING, DECODERS, WORDS, save_tiny_model
 from tests.helpers.running import ROOT, python, tool
 
@@ -61,7 +61,7 @@ def captions(model: Path, paths: list[Path], config=None) -> list[str]:
     captioner = Captioner.open(model)
     found = []
     for path in paths:
-        pixels = prepare(load_image(path), captioner.config.preprocessing)
+        pixels = preprocess(load_image(path), captioner.config.preprocessing)
         found.append(generate_captions(captioner, pixels[None], ["x"], config=config)[0].caption)
     return found
 
@@ -342,7 +342,7 @@ def test_a_mistyped_model_needs_no_torch():
 
 def test_natural_order():
     names = ["b1", "a10b2", "a2", "a10b10", "10", "9", "a"]
-    assert sorted(names, key=natural) == ["9", "10", "a", "a2", "a10b2", "a10b10", "b1"]
+    assert sorted(names, key=natural_key) == ["9", "10", "a", "a2", "a10b2", "a10b10", "b1"]
 
 
 def test_finding_files(tmp_path):

@@ -15,7 +15,7 @@ from captioning.captioner.predict import generate_captions
 from captioning.config import ExperimentConfig
 from captioning.datasets.folder import FolderConfig
 from captioning.generation import BeamConfig
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.records import Prediction, write_predictions
 from captioning.text.tokenizer import tokenize
@@ -641,7 +641,7 @@ def expected_captions(
     found = {}
     for name, (its, _) in IMAGES.items():
         if its == split:
-            pixels = prepare(load_image(Path(config.dataset.root) / "images" / name), config.preprocessing)
+            pixels = preprocess(load_image(Path(config.dataset.root) / "images" / name), config.preprocessing)
             found[name] = generate_captions(captioner, pixels[None], [name], config=search)[0].caption
     return found
 

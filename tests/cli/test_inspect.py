@@ -16,7 +16,7 @@ from captioning.captioner.captioner import Captioner
 from captioning.config import ExperimentConfig
 from captioning.datasets import ShapesConfig
 from captioning.generation import BeamConfig, GreedyConfig
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.inspection.trace import trace_search
 from captioning.text.vocabulary import VocabularyConfig
@@ -53,7 +53,7 @@ def test_a_photo(folder):
     done = tool("inspect", folder / "lstm", "--image", folder / "photo.png", "--beam", "1")
     assert (done.code, done.err) == (0, "")
     captioner = Captioner.open(folder / "lstm" / "model")
-    pixels = prepare(load_image(folder / "photo.png"), captioner.config.preprocessing)
+    pixels = preprocess(load_image(folder / "photo.png"), captioner.config.preprocessing)
     trace = trace_search(captioner, pixels, config=GreedyConfig(max_length=9))
     out = folder / "lstm" / "inspect"
     paths = [str(out / f"photo.trace.{ending}") for ending in ("png", "json", "npz")]

@@ -38,7 +38,7 @@ from captioning.loaders.feature_store import build_store
 from captioning.models.encoders import SmallCNNConfig, build
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
-from captioning.utils.file_slice import FileSlice, read_bytes, size_of
+from captioning.utils.file_slice import FileSlice, file_size, read_bytes
 from captioning.utils.files import write_json
 from captioning.utils.packed_strings import PackedStrings
 from tests.helpers.running import tool
@@ -88,8 +88,8 @@ def test_what_is_read_is_what_was_written(tmp_path, pictures):
     files = ["index.json", *(f"{name}.tar" for name in tars), *(f"{name}.jsonl" for name in tars)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for record, original in zip(found, pictures, strict=False):
-        assert record.path.endswith(".png") and size_of(record.path) == len(read_bytes(record.path))
-        assert size_of(original.path) == len(read_bytes(original.path))
+        assert record.path.endswith(".png") and file_size(record.path) == len(read_bytes(record.path))
+        assert file_size(original.path) == len(read_bytes(original.path))
     assert [r.image_id for r in found] != [
         r.image_id for r in pictures
     ]  # each shard is a sample of the whole
@@ -271,7 +271,7 @@ def test_hostile_indexes_are_refused(tmp_path, pictures, change, message):
 
 
 def test_places_outside_the_tar_are_refused(tmp_path, pictures):
-    path = FileSlice.of(written(pictures, tmp_path)[0].path)
+    path = FileSlice.parse(written(pictures, tmp_path)[0].path)
     for other in (path._replace(size=10**12), path._replace(offset=10**12)):
         with pytest.raises(BadImage, match="is cut; copy it again"):
             load_image(other.path)
@@ -285,7 +285,7 @@ def test_two_hundred_flips_and_cuts_are_found_when_they_are_read(tmp_path, pictu
     generator = np.random.default_rng(3)
     found = 0
     for _ in range(200):
-        one = FileSlice.of(records[generator.integers(len(records))].path)
+        one = FileSlice.parse(records[generator.integers(len(records))].path)
         tar = Path(one.container)
         content = tar.read_bytes()
         if generator.random() < 0.5:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captioning.captioner.captioner import Captioner
 from captioning.config import parse
-from captioning.errors import run
+from captioning.errors import run_command
 from captioning.experiment import Experiment
 
 
@@ -29,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from captioning.datasets.shapes import ShapesConfig
 from captioning.errors import UserError
 from captioning.generation import ConstraintIds, GreedyConfig, microbatch
-from captioning.images.preprocessing import Preprocessing, prepare
+from captioning.images.preprocessing import Preprocessing, preprocess
 from captioning.images.reading import load_image
 from captioning.models.encoders import SmallCNNConfig
 from captioning.tensors import Features
@@ -138,7 +138,7 @@ def drawn(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes")
     records = ShapesConfig(root=str(root), train=1000, val=0, test=0, unseen=0, size=32).load().records
     preparing = Preprocessing(size=32)
-    pixels = torch.stack([prepare(load_image(record.path), preparing) for record in records]).double()
+    pixels = torch.stack([preprocess(load_image(record.path), preparing) for record in records]).double()
     torch.manual_seed(3)
     encoder = SmallCNNConfig(channels=(3, CHANNELS), frequencies=2, grid=2).build().double()
     with torch.no_grad():

@@ -24,7 +24,7 @@ from captioning.generation import (
 )
 from captioning.generation.base import option_names
 from captioning.generation.overrides import SEARCH_CONFIGS, override_search
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from tests.helpers.models import WORDS, save_tiny_model, tiny_captioner
@@ -268,7 +268,7 @@ def test_the_tool_s_options_are_those_of_the_search(model, photo, arguments, con
     assert (done.code, done.err) == (0, "")
     told = json.loads(done.out)
     captioner = Captioner.open(model)
-    pixels = prepare(load_image(photo), captioner.config.preprocessing)
+    pixels = preprocess(load_image(photo), captioner.config.preprocessing)
     expected = generate_captions(captioner, pixels[None], ["x.png"], config=config)[0]
     captions = [expected.caption, *(each.caption for each in expected.alternatives)]
     assert told["caption"] == expected.caption

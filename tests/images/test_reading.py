@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from captioning.errors import UserError
 from captioning.images.augmentation import AugmentationConfig, augment
-from captioning.images.preprocessing import Preprocessing, normalize, prepare, prepare_bytes
+from captioning.images.preprocessing import Preprocessing, normalize, preprocess, preprocess_uint8
 from captioning.images.reading import BadImage, load_image, read_image
 
 WIDTH, HEIGHT = 61, 43
@@ -387,7 +387,7 @@ def test_a_photo_with_previews_behind_it():
 def test_extreme_sizes_are_prepared(size: tuple[int, int], resize: str, kind: str):
     image = load_image(io.BytesIO(encoded(scene(*size), kind)))
     assert image.size == size
-    tensor = prepare(image, Preprocessing(size=37, resize=resize, crop=0.9))  # type: ignore[arg-type]
+    tensor = preprocess(image, Preprocessing(size=37, resize=resize, crop=0.9))  # type: ignore[arg-type]
     assert tensor.shape == (3, 37, 37) and tensor.isfinite().all()
 
 
@@ -502,7 +502,7 @@ def test_the_error_crosses_processes(tmp_path: Path):
 
 def test_normalized_values_by_hand():
     image = Image.new("RGB", (5, 5), (255, 0, 51))
-    tensor = prepare(image, Preprocessing(size=3))
+    tensor = preprocess(image, Preprocessing(size=3))
     expected = torch.tensor([(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225])
     torch.testing.assert_close(tensor, expected[:, None, None].expand(3, 3, 3), atol=1e-5, rtol=0)
 
@@ -510,7 +510,7 @@ def test_normalized_values_by_hand():
 def test_an_image_of_the_right_size_is_left_alone():
     image = scene(37, 37)
     for resize in ("stretch", "short_side", "long_side"):
-        tensor = prepare_bytes(image, Preprocessing(size=37, resize=resize))  # type: ignore[arg-type]
+        tensor = preprocess_uint8(image, Preprocessing(size=37, resize=resize))  # type: ignore[arg-type]
         np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(image))
 
 
@@ -518,11 +518,11 @@ def test_stretch_keeps_the_corners_and_short_side_the_middle():
     image = Image.new("RGB", (300, 100), (0, 0, 255))
     ImageDraw.Draw(image).rectangle((0, 0, 99, 99), (255, 0, 0))
     ImageDraw.Draw(image).rectangle((200, 0, 299, 99), (0, 255, 0))
-    stretched = prepare_bytes(image, Preprocessing(size=30))
+    stretched = preprocess_uint8(image, Preprocessing(size=30))
     assert stretched[:, 15, 2].tolist() == [255, 0, 0] and stretched[:, 15, 27].tolist() == [0, 255, 0]
-    middle = prepare_bytes(image, Preprocessing(size=30, resize="short_side", crop=0.8))
+    middle = preprocess_uint8(image, Preprocessing(size=30, resize="short_side", crop=0.8))
     assert (middle.flatten(1).unique(dim=1) == torch.tensor([[0], [0], [255]])).all()
-    whole = prepare_bytes(image, Preprocessing(size=30, resize="long_side"))
+    whole = preprocess_uint8(image, Preprocessing(size=30, resize="long_side"))
     assert whole[:, 15, 2].tolist() == [255, 0, 0] and whole[:, 15, 27].tolist() == [0, 255, 0]
     assert whole[:, 2, 15].tolist() == [124, 116, 104]  # the mean colour above and below
 
@@ -533,7 +533,9 @@ def test_short_side_with_crop_is_the_usual_imagenet_evaluation():
 
     image = scene(97, 61)
     usual = ResNet18_Weights.IMAGENET1K_V1.transforms()(image)
-    ours = prepare(image, Preprocessing(size=224, resize="short_side", crop=0.875, interpolation="bilinear"))
+    ours = preprocess(
+        image, Preprocessing(size=224, resize="short_side", crop=0.875, interpolation="bilinear")
+    )
     torch.testing.assert_close(ours, usual, atol=0.02, rtol=0)  # a level of 255 is 0.017
 
 
@@ -552,14 +554,14 @@ def test_settings_are_checked():
 def test_augmentation_of_nothing_is_preparation():
     generator = np.random.default_rng(0)
     preprocessing = Preprocessing(size=37)
-    assert AugmentationConfig().nothing
+    assert AugmentationConfig().is_identity
     same = augment(scene(), preprocessing, AugmentationConfig(), generator=generator)
-    assert same.dtype == torch.uint8 and torch.equal(same, prepare_bytes(scene(), preprocessing))
+    assert same.dtype == torch.uint8 and torch.equal(same, preprocess_uint8(scene(), preprocessing))
 
 
 def test_flips_come_as_often_as_asked():
     preprocessing = Preprocessing(size=7)
-    plain = prepare_bytes(scene(), preprocessing).int()
+    plain = preprocess_uint8(scene(), preprocessing).int()
     generator = np.random.default_rng(0)
     flipped = 0
     for _ in range(200):
@@ -574,7 +576,7 @@ def test_augmentation_is_a_function_of_the_generator():
     config = AugmentationConfig(
         flip=0.5, scale=(0.3, 0.9), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1
     )
-    assert not config.nothing
+    assert not config.is_identity
     once, again, other = (
         augment(scene(), Preprocessing(size=37), config, generator=np.random.default_rng(seed))
         for seed in (1, 1, 2)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.images.preprocessing import Preprocessing, prepare
+from captioning.images.preprocessing import Preprocessing, preprocess
 from captioning.inspection.attention_maps import attention_of, draw, seen_box, spread
 from captioning.models.decoders import unroll
 from tests.helpers.models import ATTENDING, GRID, PREPROCESSING, tiny_captioner
@@ -56,7 +56,7 @@ def test_the_box_is_what_the_encoder_sees(preprocessing, size):
     width, height = size
     rows, columns = np.mgrid[:height, :width] + 0.5
     place = np.stack([columns / width, rows / height, np.ones_like(rows)], -1)
-    pixels = prepare(Image.fromarray((255 * place).round().astype(np.uint8)), preprocessing).numpy()
+    pixels = preprocess(Image.fromarray((255 * place).round().astype(np.uint8)), preprocessing).numpy()
     left, top, right, bottom = seen_box(width, height, preprocessing)
     centres = (np.arange(preprocessing.size) + 0.5) / preprocessing.size
     inside = pixels[2] > 0.99  # the rest is what was filled in
@@ -79,7 +79,7 @@ def test_light_falls_where_the_region_lies(preprocessing, size):
     photo = np.zeros((height, width, 3), np.uint8)
     y, x = round(0.4 * height), round(0.55 * width)
     photo[y - 8 : y + 8, x - 8 : x + 8] = 255
-    pixels = prepare(Image.fromarray(photo), preprocessing)[:1]
+    pixels = preprocess(Image.fromarray(photo), preprocessing)[:1]
     weights = torch.nn.functional.adaptive_avg_pool2d(pixels, 7)[0].numpy()  # (7, 7): what each region sees
     light = spread(weights / weights.sum(), size, preprocessing)
     assert light.shape == (height, width) and light.min() >= 0 and light.max() <= 1

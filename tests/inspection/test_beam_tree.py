@@ -14,7 +14,7 @@ from captioning.captioner.ensemble import EnsembleCaptioner
 from captioning.captioner.predict import generate_captions
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig
-from captioning.images.preprocessing import prepare
+from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.inspection.beam_tree import explain
 from captioning.inspection.rescoring import judge, shares, word_details
@@ -426,7 +426,7 @@ def test_the_errors_of_a_split(tmp_path):
     search = BeamConfig(width=3, max_length=6)
     names = [name for name, (split, _) in IMAGES.items() if split == "val"]
     photos = tmp_path / "data" / "images"
-    images = torch.stack([prepare(load_image(photos / name), PREPROCESSING) for name in names])
+    images = torch.stack([preprocess(load_image(photos / name), PREPROCESSING) for name in names])
     with torch.inference_mode():
         memory = captioner.encode_memory(images)
     found = generate_captions(captioner, images, names, config=search)

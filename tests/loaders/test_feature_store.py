@@ -26,7 +26,7 @@ from captioning.cli.main import main
 from captioning.config import read_config
 from captioning.errors import UserError
 from captioning.experiment import Experiment
-from captioning.images.preprocessing import Preprocessing, prepare
+from captioning.images.preprocessing import Preprocessing, preprocess
 from captioning.images.reading import load_image
 from captioning.loaders import feature_store
 from captioning.loaders.feature_store import FeatureProvenance, FeatureStore, build_store
@@ -70,7 +70,7 @@ def encoded(encoder: Encoder, records: Sequence[ImageRecord], *, mirrored: bool 
     """What the encoder gives, one image at a time."""
     rows = []
     for record in records:
-        pixels = prepare(load_image(record.path), PREPROCESSING)
+        pixels = preprocess(load_image(record.path), PREPROCESSING)
         rows.append(encoder((pixels.flip(-1) if mirrored else pixels)[None]).regions[0].numpy())
     return np.stack(rows)
 
@@ -159,7 +159,7 @@ def test_the_encoder_is_left_as_it_was(tmp_path: Path, pictures: list[ImageRecor
     assert encoder.training and all(parameter.requires_grad for parameter in encoder.parameters())
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     # stored in eval mode: BatchNorm over the batch of two would give something else
-    pixels = prepare(load_image(pictures[0].path), Preprocessing(size=32))
+    pixels = preprocess(load_image(pictures[0].path), Preprocessing(size=32))
     with torch.no_grad():
         expected = encoder.eval()(pixels[None]).regions.numpy()
     np.testing.assert_allclose(store.rows(ids(pictures[:1])), expected, atol=1e-4 * np.abs(expected).max())
@@ -487,7 +487,7 @@ def test_the_tool_on_a_folder(
     assert "23 images, as they are and mirrored, 1 regions of 576 channels in float16" in printed
     assert str(out) in printed
     store = FeatureStore.open(out)
-    pixels = prepare(load_image(images / "17.png"), Preprocessing(size=32)).flip(-1)
+    pixels = preprocess(load_image(images / "17.png"), Preprocessing(size=32)).flip(-1)
     expected = network.eval().features(pixels[None]).detach().numpy()[0, :, 0, 0]
     np.testing.assert_allclose(store.rows(["17.png"], views=[1])[0, 0], expected, atol=1e-3, rtol=1e-3)
     assert tool("--verify", out)[1].startswith("sound: 23 images")

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from captioning.errors import UserError
-from captioning.utils.files import inside
+from captioning.utils.files import safe_join
 
 CHUNK_BYTES = 1 << 20
 MAX_ENTRIES = 1_000_000
@@ -90,7 +90,7 @@ def _open_archive(archive: Path) -> Iterator[Iterator[Member]]:
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
     for number, info in enumerate(opened.infolist(), 1):
         where = f"{archive}: entry {number}"
-        inside(".", info.filename, entry=where)
+        safe_join(".", info.filename, entry=where)
         file_type = stat.S_IFMT(info.external_attr >> 16)
         if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _special_file(where, info.filename, is_link=file_type == stat.S_IFLNK)
@@ -103,7 +103,7 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
 def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
     for number, info in enumerate(tar, 1):
         where = f"{archive}: entry {number}"
-        inside(".", info.name, entry=where)
+        safe_join(".", info.name, entry=where)
         if not (info.isfile() or info.isdir()):
             raise _special_file(where, info.name, is_link=info.issym() or info.islnk())
         if info.isfile():
@@ -131,7 +131,7 @@ def _check_members(
                 "this is not the expected archive"
             )
         if wanted(member.name):
-            target = inside(folder, member.name, entry=where)
+            target = safe_join(folder, member.name, entry=where)
             if target in targets:
                 raise UserError(f"{where}: {member.name!r} occurs twice; this is not the expected archive")
             targets[target] = member

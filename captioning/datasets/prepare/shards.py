@@ -23,7 +23,7 @@ from captioning.datasets.shards import FEATURE_SUFFIX, FORMAT, INDEX, length_pro
 from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.utils.file_slice import FileSlice
-from captioning.utils.files import fingerprint, inside, replacing, sha256, write_json, write_jsonl
+from captioning.utils.files import atomic_write, fingerprint, safe_join, sha256, write_json, write_jsonl
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm"))
 FEATURES = FEATURE_SUFFIX.removeprefix(".")
@@ -113,7 +113,7 @@ def _assign_records(
 ) -> Iterator[tuple[str, list[ImageRecord]]]:
     """The names of the tars and the records of each."""
     for split in dict.fromkeys(record.split for record in records):
-        inside(".", f"{split}-0.tar", entry=f"split {split!r}")
+        safe_join(".", f"{split}-0.tar", entry=f"split {split!r}")
         shuffled = [record for record in records if record.split == split]
         random.Random(0).shuffle(shuffled)
         for start in range(0, len(shuffled), per_shard):
@@ -123,7 +123,7 @@ def _assign_records(
 def _write_tar(path: Path, records: Sequence[ImageRecord], read_content: ReadContent) -> list[list[str]]:
     """Write one tar, with the same bytes for the same records; returns the skipped records with their reasons."""
     skipped: list[list[str]] = []
-    with replacing(path) as part, tarfile.open(part, "x:", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_write(path) as part, tarfile.open(part, "x:", format=tarfile.USTAR_FORMAT) as tar:
         for number, record in enumerate(records):
             try:
                 extension, content = read_content(record)
@@ -253,7 +253,7 @@ def read_samples(tar: Path) -> Iterator[Sample]:
 
 def _check_member(info: tarfile.TarInfo, where: str) -> tuple[str, str]:
     """Key and extension of a member. Raises UserError if it is not accepted."""
-    inside(".", info.name, entry=where)
+    safe_join(".", info.name, entry=where)
     if not info.isreg() or info.issparse():
         is_link = info.issym() or info.islnk()
         kind = "a link" if is_link else "a sparse file" if info.issparse() else "a device or pipe"
