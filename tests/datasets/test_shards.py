@@ -273,7 +273,7 @@ def test_hostile_indexes_are_refused(tmp_path, pictures, change, message):
 def test_places_outside_the_tar_are_refused(tmp_path, pictures):
     path = FileSlice.parse(written(pictures, tmp_path)[0].path)
     for other in (path._replace(size=10**12), path._replace(offset=10**12)):
-        with pytest.raises(BadImage, match="is cut; copy it again"):
+        with pytest.raises(BadImage, match="is cut off; copy it again"):
             load_image(other.path)
     with pytest.raises(BadImage, match="cannot be read"):
         load_image(path._replace(container=str(tmp_path / "none.tar")).path)
