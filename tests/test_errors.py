@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from captioning.errors import Diverged, Stopped, UserError, run
+from captioning.errors import Diverged, Stopped, UserError, run_command
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_failure_is_one_line_and_an_exit_code(error, code, message, capsys, mo
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        run(main)
+        run_command(main)
     assert ended.value.code == code
     printed = capsys.readouterr().err
     assert printed.startswith(message) and printed.count("\n") == 1
@@ -37,11 +37,11 @@ def test_debug_prints_the_traceback(capsys, monkeypatch):
         raise UserError("a.yaml: no such file")
 
     with pytest.raises(SystemExit):
-        run(main)
+        run_command(main)
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_command_that_returns_nothing_exits_with_0():
     with pytest.raises(SystemExit) as ended:
-        run(lambda: None)
+        run_command(lambda: None)
     assert ended.value.code == 0
