@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from captioning.generation import SearchConfig
 
 
-SEARCHES = ("greedy", "beam", "diverse_beam", "sample", "stochastic_beam")
-
-
 def positive(text: str) -> int:
     """Type of an option: a number from 1 on."""
     if not (text.isascii() and text.isdecimal() and int(text)):
@@ -33,7 +30,12 @@ def add_allow_code(parser: Any) -> None:
 def add_search(parser: Any, *, default: str) -> None:
     """Add the options that `search_of` reads; `default` says whose search is used without them."""
     add = parser.add_argument
-    add("--search", choices=SEARCHES, help=f"the kind of search (default: {default})")
+    add(
+        "--search",
+        metavar="KIND",
+        help="the kind of search: greedy, beam, diverse_beam, sample, stochastic_beam, or one of your own as "
+        f"my_module:MyConfig (default: {default})",
+    )
     add(
         "--search-option",
         action="append",

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig
 from captioning.generation.base import option_names, shared_options
 from captioning.generation.scores import LengthRule
-
-SEARCH_CONFIGS: dict[str, type[Any]] = {
-    config.kind: config for config in typing.get_args(typing.get_args(SearchConfig)[0])
-}
+from captioning.utils.validation import dump, find_kind, validate
 
 
 def override_search(
@@ -48,14 +43,16 @@ def override_search(
     named = {"width": width, "max_length": max_length, "length_rule": length_rule}
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     given.update(map(_parse, options))
-    target = type(config) if kind is None else SEARCH_CONFIGS[kind]
+    target = (
+        type(config) if kind is None else find_kind(SearchConfig, kind, where="--search", allow_code=True)
+    )
     if kind is None and not given.keys() <= set(option_names(target)):
         if "width" in given:
             target = BeamConfig
         elif target is GreedyConfig and "length_rule" in given:
             target, given = BeamConfig, {"width": 1, **given}
     if target is type(config):
-        values = TypeAdapter(target).dump_python(config)
+        values = dump(config)
         if isinstance(given.get("width"), int) and "n_best" in values:
             values["n_best"] = min(values["n_best"], given["width"])
     else:
@@ -94,11 +91,4 @@ def _validate(target: type[Any], values: Mapping[str, Any], given: Mapping[str, 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known)}"
             raise UserError(f"search.{name}: not an option of the search {target.kind}; {hint}")
-    try:
-        return TypeAdapter(target).validate_python({**values, **given})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(["search", *map(str, problem["loc"])])
-        message = problem["msg"].removeprefix("Value error, ")
-        got = f", got {problem['input']!r}" if problem["loc"] else ""
-        raise UserError(f"{place}: {message[0].lower()}{message[1:]}{got}") from None
+    return validate(target, {**values, **given}, where="", section="search")

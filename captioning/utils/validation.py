@@ -85,6 +85,15 @@ def members(union: Any) -> dict[str, type[Any]]:
     return {member.kind: member for member in typing.get_args(typing.get_args(union)[0])}
 
 
+def find_kind(union: Any, kind: str, *, where: str, allow_code: bool = False) -> type[Any]:
+    """The class of one kind of an `Annotated[A | B, ByKind()]`. Raises UserError, which begins with `where`."""
+    by_kind = next(argument for argument in typing.get_args(union) if isinstance(argument, ByKind))
+    try:
+        return by_kind.member(members(union), kind, allow_code=allow_code)
+    except KindError as error:
+        raise UserError(f"{where}: {error}") from error.__cause__
+
+
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file of plain values. Raises UserError if it is anything else."""
     try:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import generate_captions, key
-from captioning.cli.options import SEARCHES
 from captioning.errors import UserError
 from captioning.generation import (
     BeamConfig,
@@ -19,14 +18,16 @@ from captioning.generation import (
     DiverseBeamConfig,
     GreedyConfig,
     SampleConfig,
+    SearchConfig,
     StochasticBeamConfig,
     constraint_ids,
 )
 from captioning.generation.base import option_names
-from captioning.generation.overrides import SEARCH_CONFIGS, override_search
+from captioning.generation.overrides import override_search
 from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
 from captioning.text.vocabulary import SPECIALS, Vocabulary
+from captioning.utils.validation import members
 from tests.helpers.models import WORDS, save_tiny_model, tiny_captioner
 from tests.helpers.running import tool
 
@@ -157,11 +158,12 @@ def test_changes_that_contradict(asked, said):
 @pytest.mark.parametrize("name", ["caption", "evaluate"])
 def test_help_names_every_kind_and_setting(name):
     told = tool(name, "--help").out
-    assert set(SEARCHES) == set(SEARCH_CONFIGS) and all(kind in told for kind in SEARCHES)
+    kinds = members(SearchConfig)
+    assert all(kind in told for kind in kinds)
     settings = re.search(r"--search-option KEY=VALUE(.*?)--beam", told, re.DOTALL)
     assert settings is not None
     assert set(re.findall(r"\w+", settings[1])) >= {
-        each for kind in SEARCH_CONFIGS.values() for each in option_names(kind)
+        each for kind in kinds.values() for each in option_names(kind)
     }
 
 
@@ -224,7 +226,7 @@ def option(*settings):
             ["--search", "greedy", "--top", "3"],
             "--top 3: greedy search returns one caption; use --search beam",
         ),
-        (["--search", "best_first"], "invalid choice: 'best_first'"),
+        (["--search", "best_first"], "--search: unknown kind 'best_first'"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence_and_writes_nothing(model, photo, tmp_path, arguments, said):
