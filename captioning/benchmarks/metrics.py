@@ -152,7 +152,7 @@ def benchmark_metrics(*, repeats: int = 3, captions: str | None = None, seed: in
 
     both = [_ours(corpus.references, system, NAMES) for system in corpus.systems]
     began = time.perf_counter()
-    paired_bootstrap(both[0], both[1], names=NAMES, resamples=RESAMPLES, seed=seed)
+    paired_bootstrap(both[0], both[1], metrics=NAMES, resamples=RESAMPLES, seed=seed)
     bootstrap = time.perf_counter() - began
     parts = {name: times for name, times in seconds.items() if name != "ours" and times}
     totals = [sum(times) for times in zip(*parts.values(), strict=True)]
@@ -228,4 +228,4 @@ def _java(corpus: Corpus) -> tuple[str | None, str | None]:
 
 def _ours(references: Sequence[Sequence[str]], system: Sequence[str], names: Sequence[str]) -> Scores:
     own = ReferenceCounts([[tokenizer.tokenize(text) for text in texts] for texts in references])
-    return score(own, [tokenizer.tokenize(text) for text in system], names=names)
+    return score(own, [tokenizer.tokenize(text) for text in system], metrics=names)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from captioning.generation import SearchConfig
     from captioning.inspection.rescoring import Verdict
     from captioning.loaders.batches import Images
-    from captioning.metrics.evaluation import Evaluation, ReferenceSet, TrainingCaptions
+    from captioning.metrics.caption_statistics import TrainingCaptions
+    from captioning.metrics.evaluation import Evaluation
+    from captioning.metrics.reference_set import ReferenceSet
     from captioning.models.decoders.ensemble import Average
     from captioning.records import ImageRecord, Prediction, Result
     from captioning.tensors import Features
@@ -49,7 +51,7 @@ examples, scoring alone (no model, no images, no torch; any system's captions):
   captioning evaluate --predictions p.json --references dataset_coco.json --split test --json
   captioning evaluate --predictions p.json --references Flickr8k.token.txt --split val
   captioning evaluate --predictions a.json --against b.json --references c.json    is a better than b?
-  captioning evaluate --predictions p.json --references c.json --metrics METEOR SPICE NLTK-BLEU-4
+  captioning evaluate --predictions p.json --references c.json --metric METEOR SPICE NLTK-BLEU-4
 
 PREDICTIONS are COCO results, [{"image_id": ..., "caption": ...}]; where all images have n captions, as
 "captions": ["...", ...] (captioning caption --top N --out writes that), their diversity is told too. REFERENCES
@@ -85,9 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--against", metavar="FILE", help="another system's COCO results, to be told from PREDICTIONS")
     add("--resamples", type=positive, metavar="N", help="of the images, for --against (default: 10,000)")
     add("--seed", type=positive, default=0, metavar="N", help="of the resamples (default: 0)")
-    add(
-        "--metrics", nargs="+", metavar="NAME", help="further ones: METEOR, SPICE (by Java), NLTK-BLEU-1 .. 4"
-    )
+    add("--metric", nargs="+", metavar="NAME", help="further ones: METEOR, SPICE (by Java), NLTK-BLEU-1 .. 4")
     add("--training", metavar="FILE", help="training captions: tells the share of captions not among them")
     add("--several", action="store_true", help="an image may have several entries: its n captions")
     add("--split", nargs="+", action="extend", metavar="NAME", help="val (default of a run), test ...")
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
     if not args.against and (args.resamples or args.seed):
         parser.error("--resamples and --seed are for --against")
     only = (
-        ("allow_partial", *(() if several else ("out",)), "against", "metrics", "training", "several")
+        ("allow_partial", *(() if several else ("out",)), "against", "metric", "training", "several")
         if args.run is not None
         else ("search", "search_option", "beam", "max_length", "length_rule", "device", "errors")
     )
@@ -155,15 +155,17 @@ def score_files(args: argparse.Namespace) -> None:
     # after the arguments are parsed; torch is not among what these import
     from captioning.datasets.checks import count_reasons
     from captioning.datasets.references import read_references
+    from captioning.metrics import get_metric
+    from captioning.metrics.caption_statistics import TrainingCaptions
     from captioning.metrics.coco_names import to_coco_names
-    from captioning.metrics.evaluation import ReferenceSet, TrainingCaptions
-    from captioning.metrics.further import FURTHER
+    from captioning.metrics.reference_set import ReferenceSet
     from captioning.records import read_results
 
-    if unknown := [name for name in args.metrics or () if name not in FURTHER]:
-        raise UserError(
-            f"--metrics {unknown[0]}: beside what is always scored there are {', '.join(FURTHER)}"
-        )
+    try:
+        for name in args.metric or ():
+            get_metric(name)
+    except ValueError as error:
+        raise UserError(f"--metric: {error}") from None
     paths = [path for path in (args.predictions, args.against) if path]
     results = [read_results(path, several=args.several) for path in paths]
     references = read_references(args.references, split=args.split[0] if args.split else None)
@@ -204,6 +206,7 @@ def score_results(
 ) -> Evaluation:
     """Score the results of one file, and say on stderr what is to be known of that."""
     from captioning.datasets.references import match_ids
+    from captioning.metrics import NAMES
     from captioning.metrics.evaluation import evaluate
 
     matched, how = match_ids([(result.image_id, result) for result in results], records)
@@ -221,7 +224,7 @@ def score_results(
         split_name=split.split_name,
         search=None,
         allow_partial=args.allow_partial,
-        others=args.metrics or (),
+        metrics=[*NAMES, *(args.metric or ())],
         captions={image_id: result.captions for image_id, result in matched}
         if sizes[0] == sizes[-1] > 1
         else None,
@@ -237,7 +240,7 @@ def compare(
     evaluations: Sequence[Evaluation], paths: Sequence[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """The second system's scores, and for each metric that images can be resampled for how the two differ."""
-    from captioning.metrics.significance import METHOD, RESAMPLES, comparable, holm, paired_bootstrap
+    from captioning.metrics.significance import METHOD, RESAMPLES, comparable_metrics, holm, paired_bootstrap
 
     a, b = evaluations
     if a.image_ids != b.image_ids:
@@ -245,10 +248,10 @@ def compare(
             f"{paths[0]} and {paths[1]}: {len(a.image_ids)} and {len(b.image_ids)} images are scored, and not the "
             "same ones; compare captions of the same images"
         )
-    there = [comparable(each.per_image) for each in evaluations]
+    there = [comparable_metrics(each.metrics) for each in evaluations]
     names = [name for name in there[0] if name in there[1]]
     resamples = args.resamples or RESAMPLES
-    found = paired_bootstrap(a.per_image, b.per_image, names=names, resamples=resamples, seed=args.seed)
+    found = paired_bootstrap(a.metrics, b.metrics, metrics=names, resamples=resamples, seed=args.seed)
     corrected = holm([each.p for each in found.values()])
     return {
         "predictions": list(paths),
@@ -258,7 +261,7 @@ def compare(
             name: {**each._asdict(), "p_holm": p}
             for (name, each), p in zip(found.items(), corrected, strict=True)
         },
-        "not_compared": [name for name in a.per_image.corpus if name not in names],
+        "not_compared": [name for name in a.metrics.corpus if name not in names],
         "method": METHOD,
         "resamples": resamples,
         "seed": args.seed,
@@ -382,8 +385,6 @@ def errors_line(split: str, shares: Mapping[str, float]) -> str:
 
 def table(evaluations: Mapping[str, Evaluation]) -> str:
     """A column a split, a row a number: metrics times 100, rates in %."""
-    from captioning.metrics.evaluation import shown
-
     rows = [["", *evaluations]]
     coverages = [evaluation.signature["coverage"] for evaluation in evaluations.values()]
     whole = all(coverage["share"] == 1 for coverage in coverages)
@@ -391,7 +392,7 @@ def table(evaluations: Mapping[str, Evaluation]) -> str:
         ["images", *(f"{each['scored']}" + f" of {each['images']}" * (not whole) for each in coverages)]
     )
     for name in next(iter(evaluations.values())).scores:
-        values = [shown(name, each.scores[name]) for each in evaluations.values()]
+        values = [each.printed(name) for each in evaluations.values()]
         rows.append([name + values[0][1], *(f"{value:.2f}" for value, _ in values)])
     return "\n".join(aligned(rows))
 

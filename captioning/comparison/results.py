@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.metrics import NAMES, Scores
-from captioning.metrics.bleu import BleuStatistics, bleu
-from captioning.metrics.evaluation import Evaluation, ReferenceSet, evaluate
+from captioning.metrics import NAMES, AdditiveStatistics, Scores
+from captioning.metrics.evaluation import Evaluation, evaluate
+from captioning.metrics.reference_set import ReferenceSet
 from captioning.metrics.significance import METHOD, holm, paired_bootstrap
 from captioning.records import ImageId, ImageRecord
 from captioning.text.tokenizer import tokenize
@@ -95,22 +95,23 @@ def score_all(
             evaluations.append(
                 evaluate(references, captions, split_name=split, search=None, allow_partial=True)
             )
-        scored.append(Scored(system, evaluations, pooled([each.per_image for each in evaluations])))
+        scored.append(Scored(system, evaluations, pooled([each.metrics for each in evaluations])))
     return scored, kept, remarks
 
 
 def pooled(scores: Sequence[Scores]) -> Scores:
     """Several seeds' scores of the same images as one system's: BLEU's counts summed, other scores averaged."""
-    counts = [each.bleu for each in scores if each.bleu is not None]
-    assert len(counts) == len(scores)
-    summed = BleuStatistics(*(np.sum(parts, axis=0) for parts in zip(*counts, strict=True)))
-    each = {name: np.mean([one.per_image[name] for one in scores], axis=0) for name in scores[0].per_image}
-    whole = bleu(summed.sums())
-    corpus = {
-        name: float(whole[int(name[-1]) - 1]) if name.startswith("BLEU") else float(values.mean())
-        for name, values in each.items()
+    per_image = {
+        name: np.mean([one.per_image[name] for one in scores], axis=0) for name in scores[0].per_image
     }
-    return Scores(corpus=corpus, per_image=each, bleu=summed)
+    corpus = {name: float(values.mean()) for name, values in per_image.items()}
+    statistics, summed = {}, dict[int, np.ndarray]()
+    for name, (values, function) in scores[0].statistics.items():
+        if id(values) not in summed:  # BLEU-1 to BLEU-4 have the same statistics
+            summed[id(values)] = np.sum([each.statistics[name].values for each in scores], axis=0)
+        statistics[name] = AdditiveStatistics(summed[id(values)], function)
+        corpus[name] = float(function(summed[id(values)].sum(axis=0)))
+    return Scores(corpus, per_image, statistics)
 
 
 def results(
@@ -165,7 +166,7 @@ def _pairs(scored: Sequence[Scored], *, resamples: int, seed: int) -> list[dict[
     """Every two systems on every metric, corrected over all of these tests together."""
     found = []
     for a, b in itertools.combinations(scored, 2):
-        compared = paired_bootstrap(a.pooled, b.pooled, names=NAMES, resamples=resamples, seed=seed)
+        compared = paired_bootstrap(a.pooled, b.pooled, metrics=NAMES, resamples=resamples, seed=seed)
         metrics = {}
         for name, each in compared.items():
             one, other = ([evaluation.scores[name] for evaluation in which.evaluations] for which in (a, b))
@@ -196,7 +197,7 @@ def by_length(scored: Sequence[Scored], records: Sequence[ImageRecord]) -> list[
             continue
         systems = {}
         for each in scored:
-            scores = [_part(evaluation.per_image, chosen) for evaluation in each.evaluations]
+            scores = [_part(evaluation.metrics, chosen) for evaluation in each.evaluations]
             systems[each.system.name] = {name: spread([one[name] for one in scores]) for name in scores[0]}
         rows.append(
             {
@@ -212,11 +213,10 @@ def by_length(scored: Sequence[Scored], records: Sequence[ImageRecord]) -> list[
 
 def _part(scores: Scores, chosen: np.ndarray) -> dict[str, float]:
     """Corpus scores of some of the images, CIDEr's document frequencies being the whole split's."""
-    assert scores.bleu is not None
-    whole = bleu(BleuStatistics(*(part[chosen].sum(axis=0) for part in scores.bleu)))
-    return {
-        name: float(whole[int(name[-1]) - 1]) if name.startswith("BLEU") else float(values[chosen].mean())
-        for name, values in scores.per_image.items()
+    means = {name: float(values[chosen].mean()) for name, values in scores.per_image.items()}
+    return means | {
+        name: float(function(values[chosen].sum(axis=0)))
+        for name, (values, function) in scores.statistics.items()
     }
 
 

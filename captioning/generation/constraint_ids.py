@@ -5,7 +5,7 @@ from __future__ import annotations
 from captioning.errors import UserError
 from captioning.generation.base import BaseSearchConfig, BeamSearchConfig
 from captioning.generation.processors import ConstraintIds
-from captioning.metrics.evaluation import BAD_ENDINGS
+from captioning.metrics.caption_statistics import BAD_ENDINGS
 from captioning.text.tokenizer import tokenize
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 

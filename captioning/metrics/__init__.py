@@ -1,86 +1,139 @@
-"""Scores of captions: BLEU, ROUGE-L, CIDEr, CIDEr-D. Tokens in, numbers out; no torch, no files, no Java."""
+"""Metrics of captions, by name, and the scores that they compute from tokens.
+
+To add a metric, write `captioning/metrics/X.py` with a `Metric` and put it into `METRICS` below. A metric outside the
+package is named "my_module:MyMetric".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-import numpy as np
+from captioning.metrics.base import (
+    AdditiveStatistics,
+    Metric,
+    MetricInput,
+    MetricScore,
+    Unavailable,
+    mean_score,
+    score_from_statistics,
+)
+from captioning.metrics.bleu import BLEU
+from captioning.metrics.cider import CiderD, PlainCider
+from captioning.metrics.document_frequencies import DocumentFrequencies
+from captioning.metrics.meteor import Meteor
+from captioning.metrics.ngrams import Floats, ReferenceCounts
+from captioning.metrics.nltk_bleu import NLTK_BLEU
+from captioning.metrics.rouge import RougeL
+from captioning.metrics.spice import Spice
+from captioning.utils.plugins import import_from
 
-from captioning.metrics import bleu, cider, rouge
-from captioning.metrics.bleu import BleuStatistics
-from captioning.metrics.cider import DocumentFrequencies
-from captioning.metrics.ngrams import ORDERS, ReferenceCounts, count
+__all__ = [
+    "METRICS",
+    "NAMES",
+    "AdditiveStatistics",
+    "DocumentFrequencies",
+    "Metric",
+    "MetricInput",
+    "MetricScore",
+    "ReferenceCounts",
+    "Scores",
+    "Unavailable",
+    "get_metric",
+    "mean_score",
+    "score",
+    "score_from_statistics",
+]
 
-__all__ = ["NAMES", "BleuStatistics", "DocumentFrequencies", "ReferenceCounts", "Scores", "Summed", "score"]
+_DEFAULT: tuple[Metric, ...] = (*BLEU, RougeL(), PlainCider(), CiderD())
+_ON_REQUEST: tuple[Metric, ...] = (Meteor(), Spice(), *NLTK_BLEU)
 
-NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D")
-"""As pycocoevalcap spells them, but for CIDEr-D: what pycocoevalcap and papers call CIDEr is CIDEr-D here."""
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_DEFAULT, *_ON_REQUEST)}
+"""All metrics of the package."""
 
-
-class Summed(NamedTuple):
-    """What a corpus score is computed from where it is no mean of the images' scores: numbers that add up."""
-
-    numbers: np.ndarray  # (I, C)
-    score: Callable[[np.ndarray], np.ndarray]  # their sums over images, resampled or not, (..., C) -> (...)
+NAMES = tuple(metric.name for metric in _DEFAULT)
+"""The metrics that are always computed. What papers and pycocoevalcap print as "CIDEr" is CIDEr-D."""
 
 
 class Scores(NamedTuple):
-    """Scores of I images: BLEU and ROUGE-L in 0..1, CIDEr and CIDEr-D about 0..10."""
+    """Scores of I images, by the name of the metric: BLEU and ROUGE-L in 0..1, CIDEr and CIDEr-D in 0..10."""
 
     corpus: dict[str, float]
-    per_image: dict[str, np.ndarray]  # (I,) each; their mean is not corpus BLEU
-    bleu: BleuStatistics | None = None  # of each image: what a resampled corpus BLEU is computed from
-    summed: Mapping[str, Summed] = MappingProxyType({})  # likewise by the name of another metric
+    per_image: dict[str, Floats]  # (I,); without the metrics that give a single image no score
+    statistics: Mapping[str, AdditiveStatistics] = MappingProxyType({})  # of corpus scores that are no means
+
+    @classmethod
+    def of(cls, results: Mapping[str, MetricScore]) -> Scores:
+        return cls(
+            {name: result.corpus for name, result in results.items()},
+            {name: result.per_image for name, result in results.items() if result.per_image is not None},
+            {name: result.statistics for name, result in results.items() if result.statistics is not None},
+        )
+
+    def __or__(self, other: Scores) -> Scores:
+        return Scores(
+            self.corpus | other.corpus,
+            self.per_image | other.per_image,
+            {**self.statistics, **other.statistics},
+        )
+
+
+def get_metric(name: str | Metric) -> Metric:
+    """The metric of a name in `METRICS`, or of "module:Class" outside the package.
+
+    Raises:
+        ValueError: there is no such metric.
+    """
+    if isinstance(name, Metric):
+        return name
+    if name in METRICS:
+        return METRICS[name]
+    if ":" in name:
+        return _import_metric(name)
+    raise ValueError(
+        f"unknown metric {name!r}; choose from {', '.join(METRICS)}, or give module:Class of your own"
+    )
+
+
+@cache
+def _import_metric(name: str) -> Metric:
+    found = import_from(name)
+    if not (isinstance(found, type) and issubclass(found, Metric)):
+        raise ValueError(f"{name} is not a subclass of captioning.metrics.Metric")
+    try:
+        metric = found()
+    except TypeError as error:  # an abstract class, or one whose constructor needs arguments
+        raise ValueError(f"{name} cannot be created without arguments ({error})") from None
+    if missing := [key for key in ("name", "description") if not isinstance(getattr(metric, key, None), str)]:
+        raise ValueError(f"{name} has no {missing[0]}; set it to a string in the class")
+    if metric.name in METRICS:
+        raise ValueError(
+            f"{name} is named {metric.name}, as a metric of this package is; give it another name"
+        )
+    return metric
 
 
 def score(
     references: Sequence[Sequence[Sequence[str]]] | ReferenceCounts,
     candidates: Sequence[Sequence[str]],
     *,
-    names: Sequence[str] = NAMES,
+    metrics: Sequence[str | Metric] = NAMES,
     frequencies: DocumentFrequencies | None = None,
 ) -> Scores:
     """Score the candidate of each of I images against the image's references.
 
     Args:
-        references: for each image its references, each a sequence of tokens; or those counted already.
+        references: for each image its references, each a sequence of tokens; or their counts.
         candidates: for each image one sequence of tokens.
-        names: which of `NAMES` to compute.
-        frequencies: for CIDEr; those of the references where None.
+        metrics: names or metrics, see `get_metric`.
+        frequencies: document frequencies for CIDEr; by default those of the references.
 
     Raises:
-        ValueError: no images, an image without references, not one candidate an image, an unknown name.
+        ValueError: no images, an image without references, not one candidate an image, an unknown metric.
+        Unavailable: a metric cannot be computed here.
     """
-    if unknown := [name for name in names if name not in NAMES]:
-        raise ValueError(f"unknown metric {unknown[0]!r}; there are {', '.join(NAMES)}")
-    if not isinstance(references, ReferenceCounts):
-        references = ReferenceCounts(references)
-    if len(candidates) != references.images:
-        raise ValueError(f"{len(candidates)} candidates for {references.images} images")
-    if isinstance(candidates[0], str):
-        raise ValueError(f"a candidate is a sequence of tokens, got the string {candidates[0]!r}")
-
-    corpus: dict[str, float] = {}
-    per_image: dict[str, np.ndarray] = {}
-    statistics = None
-    counts = count(candidates)
-    if any(name.startswith("BLEU") for name in names):
-        statistics = bleu.statistics(references, counts)
-        whole, each = bleu.bleu(statistics.sums()), bleu.bleu(statistics)
-        for order, name in enumerate(NAMES[:ORDERS]):
-            corpus[name], per_image[name] = float(whole[order]), each[:, order]
-    if "ROUGE-L" in names:
-        pairs = zip(references.tokens, candidates, strict=True)
-        per_image["ROUGE-L"] = np.array([rouge.rouge_l(*pair) for pair in pairs])
-    if any(name.startswith("CIDEr") for name in names):
-        frequencies = frequencies or DocumentFrequencies.of(references)
-        per_image["CIDEr"], per_image["CIDEr-D"] = cider.cider(references, counts, frequencies)
-    for name in per_image.keys() - corpus.keys():
-        corpus[name] = float(per_image[name].mean())
-    return Scores(
-        corpus={name: corpus[name] for name in names},
-        per_image={name: per_image[name] for name in names},
-        bleu=statistics,
-    )
+    chosen = [get_metric(name) for name in metrics]
+    captions = MetricInput(references, candidates, frequencies=frequencies)
+    return Scores.of({metric.name: metric.score(captions) for metric in chosen})

@@ -1,71 +1,85 @@
-"""BLEU-1..4 with the closest reference length (Papineni et al. 2002). Knows counts, no text.
+"""BLEU-1 to BLEU-4 with the closest reference length (Papineni et al. 2002).
 
-The tiny numbers and the brevity penalty are coco-caption's, so that figures equal published ones.
+The constants and the brevity penalty are coco-caption's, so that scores equal published ones.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
-from captioning.metrics.ngrams import ORDERS, Counts, Floats, Ints, ReferenceCounts, find, translate
+from captioning.metrics.base import Metric, MetricInput, MetricScore, score_from_statistics
+from captioning.metrics.ngrams import MAX_ORDER, Floats, Ints, index_in_sorted, translate_counts
 
-_TINY, _SMALL = 1e-15, 1e-9  # coco-caption: a count of none gives nearly 0 and no division by zero
+_TINY, _SMALL = 1e-15, 1e-9  # coco-caption's: zero matches give nearly 0 and no division by zero
+
+NUM_STATISTICS = 2 * MAX_ORDER + 2
+"""Columns of BLEU's statistics: clipped n-gram matches of 4 orders, candidate n-grams of 4 orders, candidate length,
+closest reference length."""
 
 
-class BleuStatistics(NamedTuple):
-    """What BLEU is computed from. Sums over images give corpus BLEU: add up rows, resampled or not."""
+class Bleu(Metric):
+    """Corpus BLEU of n-grams up to `order`."""
 
-    matches: Ints  # (..., 4) n-grams found in a reference, clipped to its largest count in one
-    totals: Ints  # (..., 4) n-grams of the candidate
-    length: Ints  # (...) tokens of the candidate
-    reference: Ints  # (...) tokens of the reference closest in length, the shorter one of two
+    description = "corpus level, closest reference length, coco-caption's constants"
 
-    def sums(self) -> BleuStatistics:
-        """Statistics of I images -> of the corpus."""
-        return BleuStatistics(*(part.sum(axis=0) for part in self))
+    def __init__(self, order: int) -> None:
+        self.name = f"BLEU-{order}"
+        self.order = order
 
-    def numbers(self) -> Ints:
-        """Side by side, (..., 10): what is added up where other numbers are too."""
-        return np.concatenate(
-            [self.matches, self.totals, self.length[..., None], self.reference[..., None]], -1
+    def score(self, captions: MetricInput) -> MetricScore:
+        return score_from_statistics(
+            captions.shared(bleu_statistics), partial(bleu_of_order, order=self.order)
         )
 
 
-def of_numbers(numbers: Floats | Ints) -> BleuStatistics:
-    """The statistics of which these are the `numbers`, (..., 10)."""
-    counts = numbers.astype(np.int64)
-    return BleuStatistics(counts[..., :ORDERS], counts[..., ORDERS:-2], counts[..., -2], counts[..., -1])
+BLEU = tuple(Bleu(order) for order in range(1, MAX_ORDER + 1))
 
 
-def statistics(references: ReferenceCounts, candidates: Counts) -> BleuStatistics:
-    """Statistics of each of I images; candidate i belongs to image i."""
-    matches = np.zeros((references.images, ORDERS), dtype=np.int64)
-    numbers = translate(candidates.words, [order.keys for order in candidates.orders], references.table)
-    for size, (order, number, highest) in enumerate(
-        zip(candidates.orders, numbers, references.highest, strict=True)
+def bleu_statistics(captions: MetricInput) -> Ints:
+    """Statistics of each image, (I, NUM_STATISTICS); their sums over images give corpus BLEU."""
+    references, counts = captions.references, captions.counts
+    matches = np.zeros((references.num_images, MAX_ORDER), dtype=np.int64)
+    numbers = translate_counts(counts, references.table)
+    for column, (order, number, maximum) in enumerate(
+        zip(counts.orders, numbers, references.max_counts, strict=True)
     ):
-        gram = number[order.gram]
-        at = find(highest.pair, order.sequence * max(len(highest.images), 1) + gram)
-        hit = (gram >= 0) & (at >= 0)
-        clipped = np.minimum(order.times[hit], highest.times[at[hit]])
-        np.add.at(matches[:, size], order.sequence[hit], clipped)
+        ngram = number[order.ngram]
+        num_ngrams = max(len(maximum.document_frequency), 1)
+        index = index_in_sorted(maximum.pair, order.sequence * num_ngrams + ngram)
+        hit = (ngram >= 0) & (index >= 0)
+        clipped = np.minimum(order.counts[hit], maximum.counts[index[hit]])
+        np.add.at(matches[:, column], order.sequence[hit], clipped)
 
-    length = candidates.lengths
-    gap = np.abs(references.counts.lengths - length[references.image])
-    # the closest length, and of two equally close the shorter: the least (gap, length) of each image
     first = np.cumsum(references.per_image) - references.per_image
-    longest = references.counts.lengths.max(initial=0) + 1
-    closest = np.minimum.reduceat(gap * longest + references.counts.lengths, first) % longest
-    totals = np.maximum(length[:, None] - np.arange(ORDERS), 0)
-    return BleuStatistics(matches, totals, length, closest)
+    rank, longest = closest_length_rank(counts.lengths[references.image], references.counts.lengths)
+    closest = np.minimum.reduceat(rank, first) % longest
+    return pack_statistics(matches, counts.lengths, closest)
 
 
-def bleu(sums: BleuStatistics) -> Floats:
-    """BLEU-1..4 in 0..1, (..., 4), from statistics of images, corpora or resampled corpora (...)."""
-    precision = (sums.matches + _TINY) / (sums.totals + _SMALL)
-    mean = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
-    ratio = (sums.length + _TINY) / (sums.reference + _SMALL)
-    # exp(1 - 1e24), as for an empty candidate, is a clean 0; the minimum keeps long captions at 1
+def closest_length_rank(candidate: Ints, reference: Ints) -> tuple[Ints, int]:
+    """Numbers whose minimum modulo the second result is the closest reference length, the shorter of two."""
+    longest = int(reference.max(initial=0)) + 1
+    return np.abs(candidate - reference) * longest + reference, longest
+
+
+def pack_statistics(matches: Ints, lengths: Ints, closest: Ints) -> Ints:
+    """The columns of BLEU's statistics, (..., NUM_STATISTICS), from matches (..., 4) and two lengths (...)."""
+    totals = np.maximum(lengths[..., None] - np.arange(MAX_ORDER), 0)
+    return np.concatenate([matches, totals, lengths[..., None], closest[..., None]], -1)
+
+
+def bleu(statistics: Ints | Floats) -> Floats:
+    """BLEU-1 to BLEU-4 in 0..1, (..., 4), of statistics (..., NUM_STATISTICS) summed over some images."""
+    matches, totals = statistics[..., :MAX_ORDER], statistics[..., MAX_ORDER:-2]
+    precision = (matches + _TINY) / (totals + _SMALL)
+    mean = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, MAX_ORDER + 1))
+    ratio = (statistics[..., -2] + _TINY) / (statistics[..., -1] + _SMALL)
+    # exp(1 - 1e24), of an empty candidate, is a clean 0; the minimum leaves long captions unpunished
     return mean * np.exp(np.minimum(1 - 1 / ratio, 0))[..., None]
+
+
+def bleu_of_order(statistics: Ints | Floats, *, order: int) -> Floats:
+    """One order's BLEU, (...), of statistics (..., NUM_STATISTICS)."""
+    return bleu(statistics)[..., order - 1]

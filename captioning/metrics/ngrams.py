@@ -1,7 +1,8 @@
-"""Counts of n-grams over many token sequences, as flat arrays. Knows no metric.
+"""N-gram counts of many token sequences as flat integer arrays, for BLEU, CIDEr and diversity.
 
-An n-gram is a number: the n-gram (w1 .. wn) is the pair (number of (w1 .. wn-1), number of wn), and pairs are
-numbered in sorted order. Counting, looking up and comparing thousands of captions are then a few sorts.
+Every n-gram has a number. A unigram's is its word's. The n-gram (w1 .. wn) has the key (number of (w1 .. wn-1),
+number of wn), and its own number is the index of that key among the sorted keys of its order. Counting, looking up
+and comparing the n-grams of thousands of captions then takes a few sorts.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-ORDERS = 4
-"""BLEU and CIDEr look at n-grams of 1 to 4 tokens."""
+MAX_ORDER = 4
+"""BLEU and CIDEr use n-grams of 1 to 4 tokens."""
 
-_SHIFT = 32  # a key is (number of the shorter n-gram) << 32 | (number of the word)
+_SHIFT = 32  # a key is (number of the shorter n-gram) << 32 | (number of the last word)
 
 
-class Order(NamedTuple):
-    """The n-grams of one length. G differ; M pairs of a sequence and an n-gram in it, sequences ascending."""
+class OrderCounts(NamedTuple):
+    """Counts of one order's n-grams: G different ones, M pairs of a sequence and an n-gram in it."""
 
     keys: Ints  # (G,) ascending
-    sequence: Ints  # (M,)
-    gram: Ints  # (M,) index into `keys`
-    times: Ints  # (M,) at least 1
+    sequence: Ints  # (M,) ascending
+    ngram: Ints  # (M,) index into `keys`
+    counts: Ints  # (M,) at least 1
 
 
 @dataclass(frozen=True, eq=False)
-class Counts:
+class NgramCounts:
     """N-gram counts of S token sequences."""
 
     words: dict[str, int]
     lengths: Ints  # (S,) tokens
-    orders: tuple[Order, ...]  # n-grams of 1 .. ORDERS tokens
+    orders: tuple[OrderCounts, ...]  # n-grams of 1 .. MAX_ORDER tokens
 
 
-def count(sequences: Sequence[Sequence[str]]) -> Counts:
+def count_ngrams(sequences: Sequence[Sequence[str]]) -> NgramCounts:
     """Count the n-grams of each of S token sequences, empty ones included."""
     tokens = list(chain.from_iterable(sequences))
     words = {word: number for number, word in enumerate(dict.fromkeys(tokens))}
@@ -49,84 +50,99 @@ def count(sequences: Sequence[Sequence[str]]) -> Counts:
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     sequence = np.repeat(np.arange(len(sequences)), lengths)
 
-    # `gram` is the n-gram that starts at each position where one fits, `start` those positions
-    orders, gram, start, keys = [], ids, np.arange(len(ids)), np.arange(len(words))
-    left = np.repeat(np.cumsum(lengths), lengths) - start  # tokens from a position to its sequence's end
-    for size in range(1, ORDERS + 1):
-        if size > 1:
-            fits = left[start] >= size
+    # `start` holds the positions at which an n-gram fits, `ngram` the number of the n-gram there
+    orders, ngram, start, keys = [], ids, np.arange(len(ids)), np.arange(len(words))
+    remaining = np.repeat(np.cumsum(lengths), lengths) - start  # tokens from a position to its sequence's end
+    for order in range(1, MAX_ORDER + 1):
+        if order > 1:
+            fits = remaining[start] >= order
             start = start[fits]
-            keys, gram = np.unique(gram[fits] << _SHIFT | ids[start + size - 1], return_inverse=True)
-        pairs, counts = np.unique(sequence[start] * max(len(keys), 1) + gram, return_counts=True)
-        orders.append(Order(keys, *np.divmod(pairs, max(len(keys), 1)), counts.astype(np.int64)))
-    return Counts(words=words, lengths=lengths, orders=tuple(orders))
+            keys, ngram = np.unique(ngram[fits] << _SHIFT | ids[start + order - 1], return_inverse=True)
+        pairs, counts = np.unique(sequence[start] * max(len(keys), 1) + ngram, return_counts=True)
+        orders.append(OrderCounts(keys, *np.divmod(pairs, max(len(keys), 1)), counts.astype(np.int64)))
+    return NgramCounts(words=words, lengths=lengths, orders=tuple(orders))
 
 
-def find(keys: Ints, wanted: Ints) -> Ints:
-    """Index of each `wanted` in the ascending `keys`, -1 where it is not among them."""
+def index_in_sorted(keys: Ints, values: Ints) -> Ints:
+    """The index of each value in the ascending `keys`, -1 for values that are not among them."""
     if not len(keys):
-        return np.full(len(wanted), -1)
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, at, -1)
+        return np.full(len(values), -1)
+    index = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    return np.where(keys[index] == values, index, -1)
 
 
-def translate(words: Iterable[str], orders: Iterable[Ints], to: Table) -> list[Ints]:
-    """For each order, the number in `to` of every n-gram of another numbering, -1 where `to` has none.
+class NgramTable(NamedTuple):
+    """A numbering of n-grams without the sequences it was made from."""
+
+    words: dict[str, int]
+    keys: tuple[Ints, ...]  # an ascending array for each order
+
+
+def translate(words: Iterable[str], keys: Iterable[Ints], table: NgramTable) -> list[Ints]:
+    """Each order's n-grams of one numbering as numbers in `table`, -1 for n-grams that are not in it.
 
     Args:
-        words: the other numbering's words, in the order of their numbers.
-        orders: its keys, an array an order.
+        words: the words of the first numbering, in the order of their numbers.
+        keys: its keys, an array for each order.
     """
-    word = np.array([to.words.get(token, -1) for token in words], dtype=np.int64)
+    word = np.array([table.words.get(token, -1) for token in words], dtype=np.int64)
     numbers = [word]
-    for keys, known in zip(list(orders)[1:], to.keys[1:], strict=True):
-        shorter, last = numbers[-1][keys >> _SHIFT], word[keys & ((1 << _SHIFT) - 1)]
-        found = find(known, np.maximum(shorter, 0) << _SHIFT | np.maximum(last, 0))
-        numbers.append(np.where((shorter >= 0) & (last >= 0), found, -1))
+    for own_keys, table_keys in zip(list(keys)[1:], table.keys[1:], strict=True):
+        prefix, last = numbers[-1][own_keys >> _SHIFT], word[own_keys & ((1 << _SHIFT) - 1)]
+        index = index_in_sorted(table_keys, np.maximum(prefix, 0) << _SHIFT | np.maximum(last, 0))
+        numbers.append(np.where((prefix >= 0) & (last >= 0), index, -1))
     return numbers
 
 
-class Table(NamedTuple):
-    """A numbering of n-grams on its own, without the sequences it came from."""
-
-    words: dict[str, int]
-    keys: tuple[Ints, ...]  # an ascending array an order
+def translate_counts(counts: NgramCounts, table: NgramTable) -> list[Ints]:
+    """As `translate`, for the n-grams of `counts`."""
+    return translate(counts.words, [order.keys for order in counts.orders], table)
 
 
-def table(counts: Counts) -> Table:
-    return Table(counts.words, tuple(order.keys for order in counts.orders))
+class MaxReferenceCounts(NamedTuple):
+    """For one order: the largest count of an n-gram in any one reference of an image."""
+
+    pair: Ints  # (P,) ascending: image * G + ngram, for the n-grams in some reference of the image
+    counts: Ints  # (P,) the largest count in one reference
+    document_frequency: Ints  # (G,) number of images with the n-gram in some reference
 
 
 class ReferenceCounts:
-    """References of I images, counted once and compared with any number of candidates."""
+    """References of I images, counted once and compared with any number of candidates.
+
+    Attributes:
+        tokens: the token sequences of each image.
+        num_images: I.
+        per_image: (I,) references of each image.
+        image: (S,) the image of each reference.
+        counts: n-gram counts of all S references.
+        table: their numbering.
+        max_counts: a `MaxReferenceCounts` for each order.
+    """
 
     def __init__(self, references: Sequence[Sequence[Sequence[str]]]) -> None:
-        """`references`: for each of I images its token sequences, at least one."""
+        """`references`: the token sequences of each of I images, at least one an image.
+
+        Raises:
+            ValueError: there are no images, or an image has no reference.
+        """
         self.tokens = references
-        self.images = len(references)
-        self.per_image: Ints = np.fromiter(map(len, references), np.int64, len(references))  # (I,)
-        if not self.images:
+        self.num_images = len(references)
+        self.per_image: Ints = np.fromiter(map(len, references), np.int64, len(references))
+        if not self.num_images:
             raise ValueError("no images to score")
         if not self.per_image.all():
             raise ValueError(f"image number {int(np.argmin(self.per_image))} has no reference")
-        self.counts = count(list(chain.from_iterable(references)))
-        self.table = table(self.counts)
-        self.image: Ints = np.repeat(np.arange(self.images), self.per_image)  # (S,) image of each reference
-        self.highest = [self._highest(order) for order in self.counts.orders]
+        self.counts = count_ngrams(list(chain.from_iterable(references)))
+        self.table = NgramTable(self.counts.words, tuple(order.keys for order in self.counts.orders))
+        self.image: Ints = np.repeat(np.arange(self.num_images), self.per_image)
+        self.max_counts = [self._max_counts(order) for order in self.counts.orders]
 
-    def _highest(self, order: Order) -> Highest:
-        """The largest count of each n-gram in any one reference of an image."""
-        grams = max(len(order.keys), 1)
-        pair = self.image[order.sequence] * grams + order.gram
+    def _max_counts(self, order: OrderCounts) -> MaxReferenceCounts:
+        num_ngrams = max(len(order.keys), 1)
+        pair = self.image[order.sequence] * num_ngrams + order.ngram
         by_pair = np.argsort(pair, kind="stable")
         pair, first = np.unique(pair[by_pair], return_index=True)
-        largest = np.maximum.reduceat(order.times[by_pair], first) if len(pair) else order.times[:0]
-        return Highest(pair, largest, np.bincount(pair % grams, minlength=len(order.keys)).astype(np.int64))
-
-
-class Highest(NamedTuple):
-    """What the references of an image say about an n-gram, for one order."""
-
-    pair: Ints  # (P,) ascending: image * G + gram, for each n-gram that some reference of the image has
-    times: Ints  # (P,) its largest count in one reference
-    images: Ints  # (G,) in how many images' references it occurs
+        largest = np.maximum.reduceat(order.counts[by_pair], first) if len(pair) else order.counts[:0]
+        frequency = np.bincount(pair % num_ngrams, minlength=len(order.keys)).astype(np.int64)
+        return MaxReferenceCounts(pair, largest, frequency)

@@ -11,8 +11,8 @@ import torch
 import torchvision
 
 from captioning.captioner.captioner import Captioner, count_parameters
-from captioning.metrics.evaluation import code_version
 from captioning.training.checkpoint import Progress
+from captioning.utils.code_version import code_version
 
 
 def environment(device: torch.device) -> dict[str, Any]:

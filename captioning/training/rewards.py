@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from captioning.errors import UserError
 from captioning.loaders.batches import EncodedCaptions
-from captioning.metrics.ngrams import ORDERS, Floats, Ints, find
+from captioning.metrics.ngrams import MAX_ORDER, Floats, Ints, index_in_sorted
 
 _NOTHING = np.iinfo(np.int64).max  # behind a sequence's n-grams, and greater than all of them
 _SIGMA = 6.0  # of CIDEr-D's length penalty, in bigrams
@@ -47,7 +47,7 @@ def count(words: Ints, lengths: Ints, *, base: int) -> Grams:
     """
     digits = words.astype(np.int64) + 1  # no leading zeros: n-grams of different lengths differ
     parts, gram = [], digits
-    for size in range(1, ORDERS + 1):
+    for size in range(1, MAX_ORDER + 1):
         if size > 1:
             gram = gram[:, :-1] * base + digits[:, size - 1 :]
         fits = np.arange(size, size + gram.shape[1]) <= lengths[:, None]
@@ -66,7 +66,7 @@ def count(words: Ints, lengths: Ints, *, base: int) -> Grams:
 class Matched(NamedTuple):
     """U n-grams of B images' references, an image's own together, shorter ones first; beside K captions of each."""
 
-    segment: Ints  # (U,) ascending: image x ORDERS + length of the n-gram - 1
+    segment: Ints  # (U,) ascending: image x MAX_ORDER + length of the n-gram - 1
     rarity: Floats  # (U,)
     theirs: Floats  # (U, R) times in each reference
     ours: Floats  # (U, K) times in each caption
@@ -83,8 +83,8 @@ class References:
     def __init__(self, captions: EncodedCaptions, *, vocabulary_size: int) -> None:
         """Raises UserError where four words of such a vocabulary do not fit one number."""
         self.base = vocabulary_size + 1
-        if self.base**ORDERS > _NOTHING:
-            most = int(_NOTHING ** (1 / ORDERS)) - 2
+        if self.base**MAX_ORDER > _NOTHING:
+            most = int(_NOTHING ** (1 / MAX_ORDER)) - 2
             raise UserError(
                 f"self-critical training knows at most {most:,} words, the vocabulary has {vocabulary_size:,}; "
                 "raise vocabulary.min_count"
@@ -96,7 +96,7 @@ class References:
         caption, key, times = (np.concatenate(each) for each in zip(*parts, strict=True))
         del parts
         self.keys, gram = np.unique(key, return_inverse=True)  # (G,)
-        self.order = np.searchsorted(self.base ** np.arange(1, ORDERS), self.keys, side="right")  # (G,)
+        self.order = np.searchsorted(self.base ** np.arange(1, MAX_ORDER), self.keys, side="right")  # (G,)
 
         # those of an image together, by n-gram; captions stand by image as it is
         per_image = np.diff(self.first)
@@ -113,9 +113,9 @@ class References:
         self.rarity = self.unseen - np.log(documents)  # (G,)
         weight = times * self.rarity[gram]
         square = np.bincount(
-            caption * ORDERS + self.order[gram], weight**2, minlength=len(self.lengths) * ORDERS
+            caption * MAX_ORDER + self.order[gram], weight**2, minlength=len(self.lengths) * MAX_ORDER
         )
-        self.norms = np.sqrt(square).reshape(-1, ORDERS)  # (S, ORDERS)
+        self.norms = np.sqrt(square).reshape(-1, MAX_ORDER)  # (S, MAX_ORDER)
 
     def _parts(self, captions: EncodedCaptions) -> Iterator[Grams]:
         total = len(self.lengths)
@@ -141,13 +141,15 @@ class References:
         grams = count(words.reshape(-1, shape[2]), lengths.ravel(), base=self.base)
         number = np.empty_like(grams.key)  # -1: in no reference of any image
         by_key = np.argsort(grams.key)  # looked up in order, near ones are in the cache
-        number[by_key] = find(self.keys, grams.key[by_key])
+        number[by_key] = index_in_sorted(self.keys, grams.key[by_key])
         rarity = np.where(number >= 0, self.rarity[number], self.unseen)
-        order = np.searchsorted(self.base ** np.arange(1, ORDERS), grams.key, side="right")
+        order = np.searchsorted(self.base ** np.arange(1, MAX_ORDER), grams.key, side="right")
         square = np.bincount(
-            grams.sequence * ORDERS + order, (grams.times * rarity) ** 2, minlength=lengths.size * ORDERS
+            grams.sequence * MAX_ORDER + order,
+            (grams.times * rarity) ** 2,
+            minlength=lengths.size * MAX_ORDER,
         )
-        norms = np.sqrt(square).reshape(*shape[:2], ORDERS)
+        norms = np.sqrt(square).reshape(*shape[:2], MAX_ORDER)
         matched = self._matched(images, grams, number, width=shape[1])
         return Rewards(self._cider(images, matched, norms, lengths), self._bleu(images, matched, lengths))
 
@@ -164,19 +166,19 @@ class References:
         theirs[place, self.caption[at] - first[row]] = self.times[at]
         known = np.flatnonzero(number >= 0)
         image, sequence = np.divmod(grams.sequence[known], width)
-        found = find(pairs, image * len(self.keys) + number[known])
+        found = index_in_sorted(pairs, image * len(self.keys) + number[known])
         hit = found >= 0
         ours[found[hit], sequence[hit]] = grams.times[known[hit]]
         image, gram = np.divmod(pairs, len(self.keys))
-        return Matched(image * ORDERS + self.order[gram], self.rarity[gram], theirs, ours)
+        return Matched(image * MAX_ORDER + self.order[gram], self.rarity[gram], theirs, ours)
 
     def _cider(self, images: Ints, matched: Matched, norms: Floats, lengths: Ints) -> Floats:
-        """CIDEr-D (Vedantam et al. 2015), (B, K); `norms` (B, K, ORDERS) of the captions."""
+        """CIDEr-D (Vedantam et al. 2015), (B, K); `norms` (B, K, MAX_ORDER) of the captions."""
         references, there = self._of(images)
         theirs, ours = matched.theirs[:, None], matched.ours[:, :, None]
         both = np.minimum(ours, theirs)  # (U, K, R)
         both *= theirs * np.square(matched.rarity)[:, None, None]
-        products = _sums(both, matched.segment, len(images))  # (B, ORDERS, K, R)
+        products = _sums(both, matched.segment, len(images))  # (B, MAX_ORDER, K, R)
         norms = norms.transpose(0, 2, 1)[..., None] * self.norms[references].transpose(0, 2, 1)[:, :, None]
         cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
         # the published code measures length in bigrams
@@ -192,10 +194,10 @@ class References:
         """
         references, there = self._of(images)
         clipped = np.minimum(matched.ours, matched.theirs.max(1, keepdims=True))
-        matches = _sums(clipped, matched.segment, len(images))  # (B, ORDERS, K)
-        more = np.minimum(np.arange(ORDERS), 1)[:, None]
-        totals = np.maximum(lengths[:, None] - np.arange(ORDERS)[:, None], 1)
-        precision = ((matches + more) / (totals + more)).prod(1) ** (1 / ORDERS)
+        matches = _sums(clipped, matched.segment, len(images))  # (B, MAX_ORDER, K)
+        more = np.minimum(np.arange(MAX_ORDER), 1)[:, None]
+        totals = np.maximum(lengths[:, None] - np.arange(MAX_ORDER)[:, None], 1)
+        precision = ((matches + more) / (totals + more)).prod(1) ** (1 / MAX_ORDER)
         theirs = self.lengths[references][:, None]  # (B, 1, R)
         gap = np.where(there[:, None], np.abs(theirs - lengths[..., None]), _NOTHING >> 32)
         longest = int(self.lengths.max()) + 1
@@ -215,8 +217,8 @@ def _changes(values: Ints) -> np.ndarray:
 
 
 def _sums(values: Floats, segment: Ints, images: int) -> Floats:
-    """(U, ...) -> (B, ORDERS, ...), summed by `segment`, which ascends."""
+    """(U, ...) -> (B, MAX_ORDER, ...), summed by `segment`, which ascends."""
     begin = np.flatnonzero(_changes(segment))
-    found = np.zeros((images * ORDERS, *values.shape[1:]))
+    found = np.zeros((images * MAX_ORDER, *values.shape[1:]))
     found[segment[begin]] = np.add.reduceat(values, begin, axis=0)
-    return found.reshape(images, ORDERS, *values.shape[1:])
+    return found.reshape(images, MAX_ORDER, *values.shape[1:])

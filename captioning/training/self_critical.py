@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import key
 from captioning.generation import GreedyConfig, SampleConfig, SearchConfig, search
-from captioning.metrics.evaluation import BAD_ENDINGS
+from captioning.metrics.caption_statistics import BAD_ENDINGS
 from captioning.models.decoders.base import Decoder, reorder_state
 from captioning.records import ImageId
 from captioning.tensors import Batch, Hypotheses

@@ -84,7 +84,7 @@ class Validator:
         predictions = world.gather(shown)
         loss, tokens = world.all_reduce([loss, tokens])
         candidates = [tokenize(prediction.caption) for prediction in predictions]
-        found = metrics.score(self.references, candidates, names=METRICS)
+        found = metrics.score(self.references, candidates, metrics=METRICS)
         scores = {name: float(value) for name, value in found.corpus.items()}
         return Validation(scores={**scores, "loss": loss / tokens}, predictions=predictions)
 

@@ -153,7 +153,7 @@ def test_parts_by_reference_length_are_scored_on_their_own_images():
         ]
         assert len(chosen) == row["images"]
         for seed, evaluation in enumerate(scored[0].evaluations):
-            mean = evaluation.per_image.per_image["CIDEr-D"][chosen].mean()
+            mean = evaluation.metrics.per_image["CIDEr-D"][chosen].mean()
             assert row["systems"]["a"]["CIDEr-D"]["seeds"][seed] == pytest.approx(mean)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, score
-from captioning.metrics.diversity import diversity, oracle
+from captioning.metrics.diversity import diversity, oracle_scores
 
 Tokens = list[str]
 WORDS = ["a", "the", "man", "dog", "on", "in", "grass", "red", "ball", "runs", "with", "two", "snow"]
@@ -72,7 +72,7 @@ def test_self_cider_as_written_in_the_paper(seed: int) -> None:
     found = diversity(captions, table).self_cider
     assert found.shape == (IMAGES,)
     pairs = [(own[i], own[j]) for own in captions for i in range(N) for j in range(N)]
-    one_by_one = score([[b] for _, b in pairs], [a for a, _ in pairs], names=["CIDEr"], frequencies=table)
+    one_by_one = score([[b] for _, b in pairs], [a for a, _ in pairs], metrics=["CIDEr"], frequencies=table)
     kernels = one_by_one.per_image["CIDEr"].reshape(IMAGES, N, N) / 10
     for image, kernel in enumerate(kernels):
         assert kernel == pytest.approx(kernel.T)
@@ -107,18 +107,20 @@ def test_nothing_but_empty_captions() -> None:
 def test_oracle_is_the_best_of_all_choices() -> None:
     references, captions = corpus(17)
     table = frequencies(references)
-    best = oracle(ReferenceCounts(references), captions, names=NAMES, frequencies=table)
+    best = oracle_scores(ReferenceCounts(references), captions, metrics=NAMES, frequencies=table)
     flat = list(chain.from_iterable(captions))
     each = score([own for own in references for _ in range(N)], flat, frequencies=table)
     for name in NAMES:
-        np.testing.assert_allclose(best.per_image[name], each.per_image[name].reshape(IMAGES, N).max(axis=1))
+        np.testing.assert_allclose(
+            best.per_image[f"oracle-{name}"], each.per_image[name].reshape(IMAGES, N).max(axis=1)
+        )
     for name in NAMES[4:]:
-        assert best.corpus[name] == pytest.approx(best.per_image[name].mean())
+        assert best.corpus[f"oracle-{name}"] == pytest.approx(best.per_image[f"oracle-{name}"].mean())
     chosen = [
         own[int(np.argmax(s))]
         for own, s in zip(captions, each.per_image["BLEU-3"].reshape(IMAGES, N), strict=True)
     ]
-    assert best.corpus["BLEU-3"] == pytest.approx(score(references, chosen).corpus["BLEU-3"])
+    assert best.corpus["oracle-BLEU-3"] == pytest.approx(score(references, chosen).corpus["BLEU-3"])
 
 
 @pytest.mark.parametrize("captions", [[], [[["a"]]], [[["a"], ["b"]], [["a"], ["b"], ["c"]]]])

@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 
 from captioning.errors import UserError
-from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, further, score
-from captioning.metrics.evaluation import ReferenceSet, TrainingCaptions, evaluate
-from captioning.metrics.java import JavaScores
-from captioning.metrics.significance import comparable
+from captioning.metrics import (
+    METRICS,
+    NAMES,
+    DocumentFrequencies,
+    Metric,
+    MetricInput,
+    MetricScore,
+    ReferenceCounts,
+    score,
+)
+from captioning.metrics.caption_statistics import TrainingCaptions
+from captioning.metrics.evaluation import evaluate
+from captioning.metrics.reference_set import ReferenceSet
+from captioning.metrics.significance import comparable_metrics
 from captioning.text.tokenizer import tokenize
 
 REFERENCES: dict[int | str, list[str]] = {
@@ -56,7 +66,7 @@ def test_scores_are_those_of_the_tokens_in_the_splits_order() -> None:
 def test_unknown_word_matches_nothing() -> None:
     references: dict[int | str, list[str]] = {1: ["<unk>"], 2: ["a dog"]}
     evaluation = evaluate(references, [(1, "<unk>"), (2, "a dog")], split_name="val", search=None)
-    assert evaluation.per_image.per_image["BLEU-1"].round(6).tolist() == [0, 1]
+    assert evaluation.metrics.per_image["BLEU-1"].round(6).tolist() == [0, 1]
 
 
 def test_what_captions_are_like() -> None:
@@ -109,7 +119,7 @@ def test_a_part_is_scored_on_demand_and_says_so_beside_each_number() -> None:
     assert all(line.endswith("on 4 of 5 images") for line in part.lines())
     assert not any("images" in line for line in whole.lines())
     # an image scores the same in either case: document frequencies stay those of the whole split
-    assert part.per_image.per_image["CIDEr-D"].tolist() == whole.per_image.per_image["CIDEr-D"][:4].tolist()
+    assert part.metrics.per_image["CIDEr-D"].tolist() == whole.metrics.per_image["CIDEr-D"][:4].tolist()
     assert part.scores["CIDEr-D"] > whole.scores["CIDEr-D"]  # why a part is never scored unasked
 
 
@@ -121,7 +131,7 @@ def test_signature() -> None:
     assert signature["document_frequencies"] == "references of split val (5 images)"
     assert set(signature["variants"]) == {"BLEU", "ROUGE-L", "CIDEr", "CIDEr-D"}
     assert {"split_fingerprint", "predictions_fingerprint", "tokenizer", "code"} <= set(signature)
-    assert run(names=["BLEU-4"]).signature["variants"].keys() == {"BLEU"}
+    assert run(metrics=["BLEU-4"]).signature["variants"].keys() == {"BLEU"}
 
 
 def test_fingerprints_follow_the_content_not_the_order() -> None:
@@ -162,12 +172,12 @@ def test_scores_file(tmp_path: Path) -> None:
     assert list(written["scores"])[: len(NAMES)] == coco_names
     assert [entry["image_id"] for entry in written["per_image"]] == list(REFERENCES)
     each = [entry["CIDEr-D"] for entry in written["per_image"]]
-    assert each == pytest.approx(evaluation.per_image.per_image["CIDEr-D"].tolist(), abs=1e-6)
+    assert each == pytest.approx(evaluation.metrics.per_image["CIDEr-D"].tolist(), abs=1e-6)
 
 
 def test_without_java_the_others_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    evaluation = run(others=["METEOR", "SPICE", "NLTK-BLEU-1"])
+    evaluation = run(metrics=[*NAMES, "METEOR", "SPICE", "NLTK-BLEU-1"])
     assert set(NAMES) | {"NLTK-BLEU-1"} <= evaluation.scores.keys()
     assert not {"METEOR", "SPICE"} & evaluation.scores.keys()
     notes = evaluation.signature["notes"]
@@ -178,12 +188,16 @@ def test_without_java_the_others_are_scored(monkeypatch: pytest.MonkeyPatch) -> 
 def test_scores_of_java_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = []
 
-    def meteor(references: Any, candidates: Any) -> JavaScores:
-        given.append((references, candidates))
-        return JavaScores(0.31, np.array([0.2, 0.3, 0.4, 0.1, 0.0]))
+    class StandIn(Metric):
+        name = "METEOR"
+        description = "as a test has it"
 
-    monkeypatch.setitem(further._JAVA, "METEOR", (meteor, "as a test has it"))
-    evaluation = run(others=["METEOR"])
+        def score(self, captions: MetricInput) -> MetricScore:
+            given.append((captions.references.tokens, captions.candidates))
+            return MetricScore(0.31, np.array([0.2, 0.3, 0.4, 0.1, 0.0]))
+
+    monkeypatch.setitem(METRICS, "METEOR", StandIn())
+    evaluation = run(metrics=[*NAMES, "METEOR"])
     [(references, candidates)] = given
     assert (
         candidates[0] == ["a", "dog", "ca", "n't", "run"] and candidates[3][1].isspace()
@@ -195,9 +209,9 @@ def test_scores_of_java_stand_beside_the_others(monkeypatch: pytest.MonkeyPatch,
     written = json.loads((tmp_path / "s.json").read_text())["per_image"]
     assert [each["METEOR"] for each in written] == [0.2, 0.3, 0.4, 0.1, 0.0]
     # its corpus score is not the mean of these, so nothing can be said of a resampled corpus
-    assert comparable(evaluation.per_image) == list(NAMES)
+    assert comparable_metrics(evaluation.metrics) == list(NAMES)
     with pytest.raises(ValueError, match="unknown metric 'BLEURT'"):
-        run(others=["BLEURT"])
+        run(metrics=["BLEURT"])
 
 
 def test_new_captions_are_those_with_other_tokens() -> None:

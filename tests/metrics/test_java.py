@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioning.metrics import Scores, Summed, java
-from captioning.metrics.java import Unavailable, meteor, spice
-from captioning.metrics.meteor import meteor_score
-from captioning.metrics.significance import comparable, draw, resampled
+from captioning.metrics import MetricInput, MetricScore, Scores, Unavailable
+from captioning.metrics import spice as spice_module
+from captioning.metrics.meteor import Meteor
+from captioning.metrics.significance import comparable_metrics, draw_resamples, resample_scores
+from captioning.metrics.spice import Spice
 from captioning.text.tokenizer import tokenize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,14 @@ needs_package = pytest.mark.skipif(PACKAGE is None, reason="pycocoevalcap is not
 WORDS = (
     "a the man dog dogs on in grass red ball runs running with two snow café 10 1,000 t-shirt 's -lrb- <unk>"
 )
+
+
+def meteor(references: Any, candidates: Any, **options: Any) -> MetricScore:
+    return Meteor(**options).score(MetricInput(references, candidates))
+
+
+def spice(references: Any, candidates: Any, **options: Any) -> MetricScore:
+    return Spice(**options).score(MetricInput(references, candidates))
 
 
 def captions(seed: int, images: int) -> tuple[list[list[list[str]]], list[list[str]]]:
@@ -65,11 +74,10 @@ def test_meteor_as_pycocoevalcap() -> None:
     np.testing.assert_allclose(mine.per_image, each, rtol=0, atol=1e-9)
 
     # a resample's score from summed statistics, beside Java's of the images that were drawn
-    further = {"METEOR": Summed(mine.statistics, meteor_score)}
-    whole = Scores({"METEOR": mine.corpus}, {"METEOR": mine.per_image}, summed=further)
-    assert comparable(whole) == ["METEOR"]
-    found = resampled([whole], names=["METEOR"], resamples=1, seed=5)[0, 0, 0]
-    (drawn,) = next(draw(len(candidates), resamples=1, seed=5))
+    whole = Scores.of({"METEOR": mine})
+    assert comparable_metrics(whole) == ["METEOR"]
+    found = resample_scores([whole], metrics=["METEOR"], resamples=1, seed=5)[0, 0, 0]
+    (drawn,) = next(draw_resamples(len(candidates), resamples=1, seed=5))
     again = meteor([references[i] for i in drawn], [candidates[i] for i in drawn])
     assert found == pytest.approx(again.corpus, abs=1e-9) and abs(found - mine.corpus) > 1e-6
 
@@ -140,7 +148,10 @@ def test_java_ends_with_a_killed_parent(tmp_path: Path) -> None:
         fake_java(
             monkeypatch, tmp_path, f"open({str(pid)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(60)"
         )
-        code = f"from captioning.metrics.java import meteor; meteor({REFERENCES}, {CANDIDATES})"
+        code = (
+            "from captioning.metrics import METRICS, MetricInput\n"
+            f"METRICS['METEOR'].score(MetricInput({REFERENCES}, {CANDIDATES}))"
+        )
         parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
     until(lambda: pid.exists() and pid.read_text().endswith("."))
     child = Path("/proc", pid.read_text().rstrip("."))
@@ -174,11 +185,11 @@ def test_no_package(metric: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.mark.parametrize("metric", [meteor, spice])
 def test_what_cannot_be_scored(metric: Any) -> None:
-    with pytest.raises(ValueError, match="0 candidates for 0 images"):
+    with pytest.raises(ValueError, match="no images to score"):
         metric([], [])
     with pytest.raises(ValueError, match="1 candidates for 2 images"):
         metric(REFERENCES, [["a"]])
-    with pytest.raises(ValueError, match=r"images without references: rows \[1\]"):
+    with pytest.raises(ValueError, match="image number 1 has no reference"):
         metric([[["a"]], []], CANDIDATES)
 
 
@@ -192,7 +203,7 @@ class TestSpice:
         lib.mkdir(parents=True)
         for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
             (lib / name).touch()
-        monkeypatch.setattr(java, "_package", lambda metric: tmp_path / "package")
+        monkeypatch.setattr(spice_module, "java_package", lambda metric: tmp_path / "package")
         return lib
 
     def test_scores(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from captioning.errors import UserError
-from captioning.metrics import NAMES, BleuStatistics, DocumentFrequencies, ReferenceCounts, score
+from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, score
 from captioning.metrics.bleu import bleu
-from captioning.metrics.ngrams import count
-from captioning.metrics.rouge import common
+from captioning.metrics.ngrams import count_ngrams
+from captioning.metrics.rouge import longest_common_subsequence
 
 Tokens = list[str]
 WORDS = ["a", "the", "man", "dog", "on", "in", "grass", "red", "ball", "runs", "with", "two", "snow"]
@@ -75,15 +75,13 @@ def plain_cider(references: list[list[Tokens]], candidates: list[Tokens], *, cli
         for n in (1, 2, 3, 4):
             seen = Counter(gram for image in references for gram in {g for r in image for g in grams(r, n)})
 
-            def compute_loss_weights(
-                tokens: Tokens, n: int = n, seen: Counter[Any] = seen
-            ) -> dict[Any, float]:
+            def weigh(tokens: Tokens, n: int = n, seen: Counter[Any] = seen) -> dict[Any, float]:
                 counts = grams(tokens, n)
                 return {g: k * math.log(len(references) / max(1, seen[g])) for g, k in counts.items()}
 
-            c = compute_loss_weights(candidate)
+            c = weigh(candidate)
             for reference in own:
-                r = compute_loss_weights(reference)
+                r = weigh(reference)
                 norms = math.sqrt(sum(v * v for v in c.values())) * math.sqrt(sum(v * v for v in r.values()))
                 if not norms:
                     continue
@@ -98,7 +96,7 @@ def plain_cider(references: list[list[Tokens]], candidates: list[Tokens], *, cli
 @pytest.mark.parametrize(("name", "clipped"), [("CIDEr", False), ("CIDEr-D", True)])
 def test_cider_as_written_in_the_paper(name: str, clipped: bool) -> None:
     references, candidates = corpus(7, images=11)
-    ours = score(references, candidates, names=[name])
+    ours = score(references, candidates, metrics=[name])
     np.testing.assert_allclose(
         ours.per_image[name], plain_cider(references, candidates, clipped=clipped), atol=1e-12
     )
@@ -145,9 +143,10 @@ def test_corpus_bleu_is_not_the_mean_and_comes_from_sums() -> None:
     references, candidates = corpus(13)
     scores = score(references, candidates)
     assert abs(scores.corpus["BLEU-4"] - scores.per_image["BLEU-4"].mean()) > 0.01
-    assert scores.bleu is not None
+    statistics = scores.statistics["BLEU-1"].values
+    assert statistics is scores.statistics["BLEU-4"].values
     drawn = np.random.default_rng(17).integers(0, len(candidates), size=(5, len(candidates)))
-    resampled = bleu(BleuStatistics(*(part[drawn].sum(axis=1) for part in scores.bleu)))  # (5, 4)
+    resampled = bleu(statistics[drawn].sum(axis=1))  # (5, 4)
     for row, chosen in enumerate(drawn):
         again = score([references[i] for i in chosen], [candidates[i] for i in chosen])
         np.testing.assert_allclose(resampled[row], [again.corpus[name] for name in NAMES[:4]], atol=1e-12)
@@ -166,19 +165,19 @@ def test_longest_common_subsequence_as_by_the_table() -> None:
         for i, x in enumerate(a):
             for j, y in enumerate(b):
                 table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
-        assert common(a, b) == common(b, a) == table[-1][-1]
+        assert longest_common_subsequence(a, b) == longest_common_subsequence(b, a) == table[-1][-1]
 
 
 def test_counts_as_counted_by_hand() -> None:
     sequences = [["a", "b", "a", "b"], [], ["b"], ["a", "b", "c", "a", "b"]]
-    counts = count(sequences)
+    counts = count_ngrams(sequences)
     words = list(counts.words)
     found: dict[tuple[int, tuple[str, ...]], int] = {}
     spelled: list[tuple[str, ...]] = [(word,) for word in words]
     for size, order in enumerate(counts.orders, 1):
         if size > 1:
             spelled = [(*spelled[key >> 32], words[key & (2**32 - 1)]) for key in order.keys]
-        entries = zip(order.sequence, order.gram, order.times, strict=True)
+        entries = zip(order.sequence, order.ngram, order.counts, strict=True)
         found |= {(int(s), spelled[g]): int(times) for s, g, times in entries}
     expected = Counter(
         (number, tuple(tokens[i : i + size]))
@@ -196,14 +195,14 @@ def test_saved_document_frequencies(tmp_path: Path) -> None:
     frequencies.save(tmp_path / "frequencies.npz")
     opened = DocumentFrequencies.open(tmp_path / "frequencies.npz")
     assert opened.fingerprint() == frequencies.fingerprint()
-    other = score(references, candidates, names=["CIDEr-D"], frequencies=opened).per_image["CIDEr-D"]
+    other = score(references, candidates, metrics=["CIDEr-D"], frequencies=opened).per_image["CIDEr-D"]
     # the same images at the end of the training corpus, scored by the plain version with its frequencies
     own = DocumentFrequencies.of(ReferenceCounts(references))
     assert own.fingerprint() != opened.fingerprint()
     assert np.abs(other - score(references, candidates).per_image["CIDEr-D"]).max() > 0.01
     whole = DocumentFrequencies.of(ReferenceCounts([*training, *references]))
     together = plain_cider([*training, *references], [*(t[0] for t in training), *candidates], clipped=True)
-    alone = score(references, candidates, names=["CIDEr-D"], frequencies=whole).per_image["CIDEr-D"]
+    alone = score(references, candidates, metrics=["CIDEr-D"], frequencies=whole).per_image["CIDEr-D"]
     np.testing.assert_allclose(alone, together[len(training) :], atol=1e-12)
 
 
@@ -238,4 +237,4 @@ def test_candidates_of_nothing_known() -> None:
 )
 def test_wrong_arguments(references: Any, candidates: Any, names: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(references, candidates, names=names)
+        score(references, candidates, metrics=names)

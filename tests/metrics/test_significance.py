@@ -11,7 +11,13 @@ import pytest
 
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
 from captioning.metrics.diversity import diversity_scores
-from captioning.metrics.significance import comparable, draw, holm, paired_bootstrap, resampled
+from captioning.metrics.significance import (
+    comparable_metrics,
+    draw_resamples,
+    holm,
+    paired_bootstrap,
+    resample_scores,
+)
 
 Tokens = list[str]
 WORDS = ["a", "the", "man", "dog", "on", "in", "grass", "red", "ball", "runs", "with", "two", "snow"]
@@ -44,18 +50,19 @@ def test_as_by_scoring_every_resample_from_scratch() -> None:
     references, systems = corpus(3, images=31, fidelity=(0.7, 0.5))
     systems[0] = [tokens[: len(tokens) * 2 // 3 + 1] for tokens in systems[0]]  # the brevity penalty matters
     whole = [score(references, system) for system in systems]
-    assert whole[0].bleu is not None and whole[0].bleu.sums().length < whole[0].bleu.sums().reference
-    drawn = np.concatenate(list(draw(31, resamples=53, seed=7)))
+    length, reference_length = whole[0].statistics["BLEU-4"].values[:, -2:].sum(axis=0)
+    assert length < reference_length
+    drawn = np.concatenate(list(draw_resamples(31, resamples=53, seed=7)))
     assert drawn.shape == (53, 31)
     again = np.empty((2, 53, len(NAMES)))
     for row, images in enumerate(drawn):
         for number, system in enumerate(systems):
-            scores = score([references[i] for i in images], [system[i] for i in images], names=NAMES[:5])
+            scores = score([references[i] for i in images], [system[i] for i in images], metrics=NAMES[:5])
             fixed = [whole[number].per_image[name][images].mean() for name in NAMES[5:]]
             again[number, row] = [*scores.corpus.values(), *fixed]
-    np.testing.assert_allclose(resampled(whole, names=NAMES, resamples=53, seed=7), again, atol=1e-12)
+    np.testing.assert_allclose(resample_scores(whole, metrics=NAMES, resamples=53, seed=7), again, atol=1e-12)
 
-    found = paired_bootstrap(*whole, names=NAMES, resamples=53, seed=7)
+    found = paired_bootstrap(*whole, metrics=NAMES, resamples=53, seed=7)
     assert list(found) == list(NAMES)
     for column, (name, comparison) in enumerate(found.items()):
         differences = again[0, :, column] - again[1, :, column]
@@ -76,24 +83,24 @@ def test_diversity_as_by_scoring_every_resample_from_scratch() -> None:
 
     def scores(images: Sequence[int]) -> Scores:
         own = ReferenceCounts([references[i] for i in images])
-        return diversity_scores(own, [captions[i] for i in images], names=NAMES, frequencies=table)
+        return diversity_scores(own, [captions[i] for i in images], metrics=NAMES, frequencies=table)
 
     whole = scores(range(23))
-    names = comparable(whole)
+    names = comparable_metrics(whole)
     assert names == list(whole.corpus) and {"mBLEU-4", "oracle-BLEU-1", "oracle-BLEU-4"} < set(names)
-    found = resampled([whole], names=names, resamples=17, seed=3)[0]
+    found = resample_scores([whole], metrics=names, resamples=17, seed=3)[0]
     again = [
         list(scores(images).corpus.values())
-        for images in np.concatenate(list(draw(23, resamples=17, seed=3)))
+        for images in np.concatenate(list(draw_resamples(23, resamples=17, seed=3)))
     ]
     np.testing.assert_allclose(found, again, atol=1e-12)
     assert found.std(0).min() > 1e-4
 
 
 def test_resamples_do_not_depend_on_how_they_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = np.concatenate(list(draw(11, resamples=23, seed=5)))
-    monkeypatch.setattr("captioning.metrics.significance._DRAWN", 7 * 11)
-    parted = list(draw(11, resamples=23, seed=5))
+    whole = np.concatenate(list(draw_resamples(11, resamples=23, seed=5)))
+    monkeypatch.setattr("captioning.metrics.significance._CHUNK", 7 * 11)
+    parted = list(draw_resamples(11, resamples=23, seed=5))
     assert [len(part) for part in parted] == [7, 7, 7, 2]
     assert (np.concatenate(parted) == whole).all()
 
@@ -116,12 +123,14 @@ def test_bleu_as_sacrebleu() -> None:
     _, theirs = PairedTest(named, {"BLEU": metric}, references=None, test_type="bs", n_samples=401)()
 
     scores = [score(references, system) for system in systems]
-    runs = resampled(scores, names=["BLEU-4"], resamples=401, seed=12345)[..., 0]  # sacrebleu's own seed
+    runs = resample_scores(scores, metrics=["BLEU-4"], resamples=401, seed=12345)[
+        ..., 0
+    ]  # sacrebleu's own seed
     for run, result in zip(runs, theirs["BLEU"], strict=True):
         assert 100 * run.mean() == pytest.approx(result.mean, abs=1e-4)  # it sums in float32
         ordered = np.sort(run)
         assert 50 * (ordered[401 - 10 - 1] - ordered[10]) == pytest.approx(result.ci, abs=1e-4)
-    found = paired_bootstrap(*scores, names=["BLEU-4"], resamples=401, seed=12345)["BLEU-4"]
+    found = paired_bootstrap(*scores, metrics=["BLEU-4"], resamples=401, seed=12345)["BLEU-4"]
     assert 100 * found.a == pytest.approx(theirs["BLEU"][0].score, abs=1e-6)
     sizes = np.abs(runs[0] - runs[1])
     p = (1 + (sizes - sizes.mean() > abs(found.difference)).sum()) / 402
@@ -135,22 +144,22 @@ def test_means_as_by_the_normal_distribution() -> None:
     a = generator.normal(0.9, 1.0, images)
     b = a + generator.normal(-0.05, 0.7, images)
     one, other = (Scores({"CIDEr-D": float(each.mean())}, {"CIDEr-D": each}) for each in (a, b))
-    found = paired_bootstrap(one, other, names=["CIDEr-D"], resamples=5000)["CIDEr-D"]
+    found = paired_bootstrap(one, other, metrics=["CIDEr-D"], resamples=5000)["CIDEr-D"]
     spread = (a - b).std() / math.sqrt(images)
     assert found.low == pytest.approx(found.difference - 1.96 * spread, abs=0.15 * spread)
     assert found.high == pytest.approx(found.difference + 1.96 * spread, abs=0.15 * spread)
     assert found.p == pytest.approx(math.erfc(found.difference / spread / math.sqrt(2)), abs=0.01)
     assert 0.003 < found.p < 0.2
-    back = paired_bootstrap(other, one, names=["CIDEr-D"], resamples=5000)["CIDEr-D"]
+    back = paired_bootstrap(other, one, metrics=["CIDEr-D"], resamples=5000)["CIDEr-D"]
     assert (back.low, back.high, back.p) == pytest.approx((-found.high, -found.low, found.p), abs=1e-12)
 
 
 def test_equal_and_very_different_systems() -> None:
     references, (good, bad) = corpus(17, images=61, fidelity=(0.9, 0.1))
     good_scores, bad_scores = score(references, good), score(references, bad)
-    for comparison in paired_bootstrap(good_scores, good_scores, names=NAMES, resamples=101).values():
+    for comparison in paired_bootstrap(good_scores, good_scores, metrics=NAMES, resamples=101).values():
         assert comparison[2:] == (0, 0, 0, 1)
-    for comparison in paired_bootstrap(good_scores, bad_scores, names=NAMES, resamples=101).values():
+    for comparison in paired_bootstrap(good_scores, bad_scores, metrics=NAMES, resamples=101).values():
         assert comparison.p == 1 / 102 and 0 < comparison.low < comparison.difference < comparison.high
 
 
@@ -158,25 +167,27 @@ def test_seed_decides() -> None:
     references, systems = corpus(19, images=41, fidelity=(0.7, 0.6))
     scores = [score(references, system) for system in systems]
     one, same, other = (
-        paired_bootstrap(*scores, names=["BLEU-4"], resamples=71, seed=seed)["BLEU-4"] for seed in (1, 1, 2)
+        paired_bootstrap(*scores, metrics=["BLEU-4"], resamples=71, seed=seed)["BLEU-4"] for seed in (1, 1, 2)
     )
     assert one == same != other and one[:3] == other[:3]
 
 
-def test_what_cannot_be_resampled() -> None:
+def test_what_cannot_be_resample_scores() -> None:
     references, systems = corpus(23, images=7, fidelity=(0.7, 0.6))
     a, b = (score(references, system) for system in systems)
     fewer = score(references[1:], systems[0][1:])
     with pytest.raises(ValueError, match="of 6 and of 7 images"):
-        paired_bootstrap(a, fewer, names=["BLEU-4"])
+        paired_bootstrap(a, fewer, metrics=["BLEU-4"])
     with pytest.raises(ValueError, match=r"no score of METEOR can be resampled; of these it can: BLEU-1,"):
-        paired_bootstrap(a, b, names=["METEOR"])
+        paired_bootstrap(a, b, metrics=["METEOR"])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        paired_bootstrap(a, b, names=["BLEU-4"], resamples=0)
-    with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.bleu)
-    assert comparable(with_meteor) == list(NAMES)
+        paired_bootstrap(a, b, metrics=["BLEU-4"], resamples=0)
+    with_meteor = Scores({**a.corpus, "METEOR": 0.3}, {**a.per_image, "METEOR": np.zeros(7)}, a.statistics)
+    assert comparable_metrics(with_meteor) == list(NAMES)
     with pytest.raises(ValueError, match=r"no score of BLEU-4 can be resampled; of these it can: ROUGE-L"):
-        paired_bootstrap(a._replace(bleu=None), b, names=["BLEU-4"])
+        paired_bootstrap(
+            a._replace(per_image={"ROUGE-L": a.per_image["ROUGE-L"]}, statistics={}), b, metrics=["BLEU-4"]
+        )
 
 
 def test_holm_on_paper() -> None:
