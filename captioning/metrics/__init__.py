@@ -11,6 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple
 
+from captioning.errors import UserError
 from captioning.metrics.base import (
     AdditiveStatistics,
     Metric,
@@ -28,7 +29,7 @@ from captioning.metrics.ngrams import Floats, ReferenceCounts
 from captioning.metrics.nltk_bleu import NLTK_BLEU
 from captioning.metrics.rouge import RougeL
 from captioning.metrics.spice import Spice
-from captioning.utils.plugins import import_from
+from captioning.utils.plugins import load_object
 
 __all__ = [
     "METRICS",
@@ -84,7 +85,8 @@ def get_metric(name: str | Metric) -> Metric:
     """The metric of a name in `METRICS`, or of "module:Class" outside the package.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no metric of this name.
+        UserError: the class outside the package cannot be imported or is no metric.
     """
     if isinstance(name, Metric):
         return name
@@ -99,17 +101,17 @@ def get_metric(name: str | Metric) -> Metric:
 
 @cache
 def _import_metric(name: str) -> Metric:
-    found = import_from(name)
+    found = load_object(name, allow_code=True)  # the user's own: from a config or the command line
     if not (isinstance(found, type) and issubclass(found, Metric)):
-        raise ValueError(f"{name} is not a subclass of captioning.metrics.Metric")
+        raise UserError(f"{name} is not a subclass of captioning.metrics.Metric")
     try:
         metric = found()
     except TypeError as error:  # an abstract class, or one whose constructor needs arguments
-        raise ValueError(f"{name} cannot be created without arguments ({error})") from None
+        raise UserError(f"{name} cannot be created without arguments ({error})") from None
     if missing := [key for key in ("name", "description") if not isinstance(getattr(metric, key, None), str)]:
-        raise ValueError(f"{name} has no {missing[0]}; set it to a string in the class")
+        raise UserError(f"{name} has no {missing[0]}; set it to a string in the class")
     if metric.name in METRICS:
-        raise ValueError(
+        raise UserError(
             f"{name} is named {metric.name}, as a metric of this package is; give it another name"
         )
     return metric

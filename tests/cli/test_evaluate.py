@@ -263,7 +263,7 @@ def test_which_split_must_be_said(tmp_path, predictions):
     assert done.code == 2
     assert (
         done.err
-        == f"error: {path}: holds val (3 images), test (2 images), odd (1 images); say which with --split\n"
+        == f"error: {path}: contains val (3 images), test (2 images), odd (1 images); choose one of them with --split\n"
     )
     done = tool("evaluate", "--predictions", predictions, "--references", path, "--split", "tset")
     assert done.code == 2 and "no images in the split 'tset'; there are val (3 images)" in done.err
@@ -283,8 +283,8 @@ def test_a_file_without_splits_is_one(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "no known file of reference captions"),
-        ("a,b\n1,2\n", "no known file of reference captions"),
+        ("", "unknown format of reference captions"),
+        ("a,b\n1,2\n", "unknown format of reference captions"),
         ('{"images": [', "broken JSON at line 1, column 13"),
         ('[{"image_id": 1, "caption": "x"}]', "look like results (predictions), not annotations"),
     ],
