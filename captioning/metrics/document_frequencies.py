@@ -20,7 +20,7 @@ from captioning.metrics.ngrams import (
     ReferenceCounts,
     translate_counts,
 )
-from captioning.utils.files import fingerprint, atomic_write
+from captioning.utils.files import atomic_write, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
