@@ -11,37 +11,41 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from captioning.images.preprocessing import Amount, Preprocessing, Probability, Share, preprocess_uint8
+from captioning.images.preprocessing import Preprocessing, Share, preprocess_uint8
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """Random changes to training images. The defaults change nothing.
+    """Random changes to training images. All are off by default.
 
-    flip: probability of mirroring; training never mirrors an image of which a caption says left or right.
-    scale: share of the image's area that a random crop keeps, smallest and largest.
-    ratio: width to height of that crop, smallest and largest.
-    brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x.  hue: turns of the colour circle.
+    Attributes:
+        flip: probability of mirroring; images whose captions mention left or right are never mirrored.
+        scale: smallest and largest share of the image's area that a random crop keeps.
+        ratio: smallest and largest ratio of the crop's width to its height.
+        brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x.
+        hue: shifts are drawn from -x .. x turns of the colour circle.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    flip: Probability = 0.0
+    flip: Fraction = 0.0
     scale: tuple[Share, Share] = (1.0, 1.0)
     ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
-    brightness: Amount = 0.0
-    contrast: Amount = 0.0
-    saturation: Amount = 0.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"augmentation.{name}: the smallest comes first, got {[low, high]}")
+                raise ValueError(f"augmentation.{name}: the smaller value must come first, got {[low, high]}")
 
     @property
     def is_identity(self) -> bool:
-        """Whether no image would be changed: stored features can then stand in for pixels."""
+        """Whether no image is changed, so that stored features can be used instead of pixels."""
         return self.scale == (1.0, 1.0) and not any(
             (self.flip, self.brightness, self.contrast, self.saturation, self.hue)
         )
@@ -54,7 +58,7 @@ def augment(
     *,
     generator: np.random.Generator,
 ) -> Tensor:
-    """A randomly changed image, prepared up to its last step (`normalize`): (3, size, size) uint8."""
+    """A randomly changed image, preprocessed without `normalize`: (3, size, size) uint8."""
     if augmentation.scale != (1.0, 1.0):
         top, left, height, width = _random_box(image, augmentation, generator)
         image = F.crop(image, top, left, height, width)
@@ -75,7 +79,7 @@ def augment(
 def _random_box(
     image: Image.Image, augmentation: AugmentationConfig, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a crop of random area and shape (Szegedy et al. 2014, section 6)."""
+    """Top, left, height and width of a crop with random area and ratio (Szegedy et al. 2014, section 6)."""
     width, height = image.size
     for _ in range(10):
         area = width * height * generator.uniform(*augmentation.scale)

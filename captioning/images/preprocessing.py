@@ -14,46 +14,34 @@ from torchvision.transforms.v2 import functional as F
 
 from captioning.utils.files import fingerprint
 
-Positive = Annotated[int, Field(ge=1)]
-
-
 Share = Annotated[float, Field(gt=0, le=1)]
-
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-Amount = Annotated[float, Field(ge=0, le=1)]
-
-
 Channels = tuple[float, float, float]
 
-
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image becomes the encoder's input: the same in training, validation and captioning.
+    """How images are resized, cropped and normalised, the same in training, validation and captioning.
 
-    resize: how the image is brought to a square of side `size / crop`:
-        "stretch": both sides to it, nothing cut off (the whole image, its proportions lost);
-        "short_side": the shorter side to it, the middle kept;
-        "long_side": the longer side to it, the rest filled with the mean colour.
-    crop: of that square the middle is kept, this share of its side (ImageNet evaluation: 224 / 256 = 0.875).
-    mean, std: per channel, of values in 0 .. 1.
+    Attributes:
+        size: side of the encoder's input in pixels.
+        resize: how the image is fitted to a square of side `size / crop`:
+            "stretch": both sides are scaled to it, without keeping the proportions;
+            "short_side": the shorter side is scaled to it, and the middle is kept;
+            "long_side": the longer side is scaled to it, and the rest is filled with the mean colour.
+        crop: share of the square's side that is kept around its centre (ImageNet evaluation: 224 / 256 = 0.875).
+        mean, std: per channel, for values in 0 .. 1.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    size: Positive = 224
+    size: Annotated[int, Field(ge=1)] = 224
     resize: Literal["stretch", "short_side", "long_side"] = "stretch"
     crop: Share = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: Channels = IMAGENET_MEAN
-    std: Annotated[Channels, Field(description="each above 0")] = IMAGENET_STD
+    std: Channels = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -61,17 +49,17 @@ class Preprocessing:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits: equal where the tensors are."""
+        """Hash of the settings that the tensors depend on."""
         return fingerprint(asdict(self))
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """An RGB image -> the encoder's input: (3, size, size) float32, normalised."""
+    """The encoder's input for an RGB image: (3, size, size) float32, normalised."""
     return normalize(preprocess_uint8(image, preprocessing), preprocessing)
 
 
 def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """`preprocess` up to its last step: (3, size, size) uint8, a quarter of the bytes to send elsewhere."""
+    """`preprocess` without `normalize`: (3, size, size) uint8, a quarter of the bytes to transfer."""
     side = max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
     fill = [round(255 * value) for value in preprocessing.mean]
     width, height = image.size
@@ -79,7 +67,7 @@ def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor
         image = _resize(image, side, side, preprocessing)
     elif preprocessing.resize == "short_side":
         short = min(width, height)
-        # cut first what the crop drops anyhow: a 1 x 5000 image would grow to a gigabyte
+        # crop before resizing: a 1 x 5000 image would otherwise grow to a gigabyte
         image = F.center_crop(image, [min(height, 2 * short), min(width, 2 * short)])
         width, height = image.size
         image = _resize(image, round(width * side / short), round(height * side / short), preprocessing)
@@ -95,11 +83,11 @@ def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor
 def _resize(image: Image.Image, width: int, height: int, preprocessing: Preprocessing) -> Image.Image:
     if image.size == (width, height):
         return image
-    how = v2.InterpolationMode(preprocessing.interpolation)
-    return F.resize(image, [height, width], interpolation=how, antialias=True)
+    interpolation = v2.InterpolationMode(preprocessing.interpolation)
+    return F.resize(image, [height, width], interpolation=interpolation, antialias=True)
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(..., 3, height, width) uint8 -> float32, less the mean, over the standard deviation."""
+    """(..., 3, height, width) uint8 -> float32, with the mean subtracted, divided by the standard deviation."""
     scaled = F.to_dtype(pixels, torch.float32, scale=True)
     return F.normalize(scaled, list(preprocessing.mean), list(preprocessing.std))
