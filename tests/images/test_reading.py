@@ -1,4 +1,4 @@
-"""The image loader against real broken and unusual files, and the transforms against slower ways."""
+"""Reading image files: damaged, hostile and unusual ones, colour modes, orientations and limits."""
 
 from __future__ import annotations
 
@@ -13,35 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import EpsImagePlugin, FitsImagePlugin, Image, ImageDraw, PsdImagePlugin
-from pydantic import TypeAdapter, ValidationError
+from PIL import EpsImagePlugin, FitsImagePlugin, Image, PsdImagePlugin
 
 from captioning.errors import UserError
-from captioning.images.augmentation import AugmentationConfig, augment
-from captioning.images.preprocessing import Preprocessing, normalize, preprocess, preprocess_uint8
 from captioning.images.reading import BadImage, load_image, read_image
-
-WIDTH, HEIGHT = 61, 43
-
-
-def scene(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """A smooth picture without symmetries: colours of every kind, nothing JPEG would blur."""
-    y, x = np.mgrid[0:height, 0:width]
-    pixels = np.stack(
-        [40 + 180 * x / width, 220 - 170 * y / height, 60 + 90 * (x + 2 * y) / (width + height)], -1
-    )
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def mean_difference(a: Image.Image, b: Image.Image) -> float:
-    return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean())
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.helpers.images import HEIGHT, WIDTH, encoded, mean_difference, scene
 
 
 def reason_of(path: Path | str) -> str:
@@ -50,9 +26,6 @@ def reason_of(path: Path | str) -> str:
     message = str(caught.value)
     assert "\n" not in message and message.endswith(caught.value.reason)
     return caught.value.reason
-
-
-# --- files that are no images ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -68,13 +41,13 @@ def reason_of(path: Path | str) -> str:
         (bytes(range(256)) * 7, "not an image that can be read (unknown or damaged header)"),
     ],
 )
-def test_files_that_are_no_images(tmp_path: Path, content: bytes, reason: str):
+def test_files_that_are_not_images(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     assert reason_of(path) == reason
 
 
-def test_the_message_begins_with_the_file(tmp_path: Path):
+def test_message_starts_with_the_file(tmp_path: Path):
     path = tmp_path / "x.jpg"
     path.touch()
     with pytest.raises(UserError, match=r"/x\.jpg: not an image \(empty file\)$"):
@@ -95,7 +68,7 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str, share: float):
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_every_cut_of_a_jpeg_is_refused_or_harmless(tmp_path: Path, progressive: bool):
-    """Cut anywhere: refused, or (only the end marker and its like missing) the pixels are all there."""
+    """At every length the file is refused, or only the end marker is missing and all pixels are there."""
     noise = np.random.default_rng(1).integers(0, 256, (29, 31, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG", progressive=progressive)
     whole = np.asarray(load_image(io.BytesIO(data)))
@@ -110,8 +83,8 @@ def test_every_cut_of_a_jpeg_is_refused_or_harmless(tmp_path: Path, progressive:
     assert len(accepted) <= 8
 
 
-def test_a_jpeg_cut_and_then_closed_is_refused():
-    """Some downloaders end a broken file with an end marker; decoders then paint the rest grey."""
+def test_cut_jpeg_with_end_marker_is_refused():
+    """Some downloaders append an end marker to a broken file; decoders then fill the rest with grey."""
     noise = np.random.default_rng(2).integers(0, 256, (97, 101, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG")
     for share in (0.4, 0.7, 0.95):
@@ -119,8 +92,8 @@ def test_a_jpeg_cut_and_then_closed_is_refused():
             load_image(io.BytesIO(data[: int(len(data) * share)] + b"\xff\xd9"))
 
 
-def test_a_jpeg_whose_end_is_zeros_is_refused():
-    """What a download into a preallocated file leaves."""
+def test_jpeg_that_ends_in_zeros_is_refused():
+    """An interrupted download into a preallocated file."""
     noise = np.random.default_rng(2).integers(0, 256, (97, 101, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "JPEG")
     for share in (0.4, 0.7, 0.95):
@@ -129,7 +102,7 @@ def test_a_jpeg_whose_end_is_zeros_is_refused():
             load_image(io.BytesIO(data[:kept] + bytes(len(data) - kept)))
 
 
-def test_grey_jpegs_that_are_whole_are_accepted():
+def test_complete_grey_jpegs_are_accepted():
     for colour in ((128, 128, 128), (255, 255, 255), (0, 0, 0)):
         for mode in ("RGB", "L"):
             for progressive in (False, True):
@@ -151,7 +124,7 @@ def test_a_png_with_a_flipped_bit_is_refused():
         load_image(io.BytesIO(bytes(data)))
 
 
-def test_random_damage_gives_an_image_or_one_sentence():
+def test_randomly_damaged_files_give_an_image_or_a_bad_image_error():
     generator = np.random.default_rng(3)
     for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
         data = np.frombuffer(encoded(scene(), kind), np.uint8)
@@ -163,9 +136,6 @@ def test_random_damage_gives_an_image_or_one_sentence():
                 assert load_image(io.BytesIO(damaged.tobytes())).mode == "RGB"
             except BadImage as error:
                 assert "\n" not in str(error)
-
-
-# --- formats that are not allowed ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -200,7 +170,7 @@ FITS = b"".join(
     ],
 )
 @pytest.mark.parametrize("suffix", [".jpg", ".eps", ".pdf"])
-def test_other_formats_are_refused_undecoded(
+def test_other_formats_are_refused_without_decoding(
     tmp_path: Path, no_other_decoders: None, name: str, content: bytes, suffix: str
 ):
     path = tmp_path / f"x{suffix}"
@@ -209,16 +179,13 @@ def test_other_formats_are_refused_undecoded(
 
 
 @pytest.mark.parametrize("kind", ["TGA", "PCX", "SGI", "DDS", "ICNS", "IM"])
-def test_formats_without_a_name_of_ours_are_refused_too(kind: str):
+def test_all_other_formats_of_pillow_are_refused(kind: str):
     with pytest.raises(BadImage):
         load_image(io.BytesIO(encoded(scene(64, 64), kind)))
 
 
-# --- colours ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG"])
-def test_rgb_comes_back(kind: str):
+def test_rgb_round_trip(kind: str):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
     image = load_image(io.BytesIO(encoded(scene(), kind, **options)))
     assert image.size == (WIDTH, HEIGHT)
@@ -328,13 +295,10 @@ def test_integers_and_floats_of_32_bits():
     )
 
 
-# --- orientation, frames, sizes --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_all_orientations_equal_the_upright_pixels(orientation: int, kind: str):
-    """What a camera held so stores: row 0 and column 0 lie where EXIF's table says."""
+    """The stored pixels place row 0 and column 0 according to EXIF's table."""
     upright = np.asarray(scene(64, 48))
     stored = {
         1: upright,
@@ -355,14 +319,14 @@ def test_all_orientations_equal_the_upright_pixels(orientation: int, kind: str):
     assert np.abs(np.asarray(image, float) - upright).max() <= (6 if kind == "JPEG" else 0)
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_damaged_exif_is_ignored():
     for exif in (b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff"):
         data = encoded(scene(), "JPEG", exif=exif, quality=95)
         assert mean_difference(load_image(io.BytesIO(data)), scene()) < 2
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_the_first_frame_of_several_and_one_note(kind: str):
+def test_first_frame_and_a_note_for_animations(kind: str):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     frames = [Image.new("RGB", (13, 7), colour) for colour in colours]
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -373,22 +337,12 @@ def test_the_first_frame_of_several_and_one_note(kind: str):
     assert read_image(io.BytesIO(encoded(frames[0], kind, **options))).note == ""
 
 
-def test_a_photo_with_previews_behind_it():
-    """Phones write MPO: JPEG with further pictures. The photo is used, without a note."""
+def test_photo_followed_by_previews():
+    """Phones write MPO, a JPEG followed by previews; the photo is used, without a note."""
     data = encoded(scene(), "MPO", save_all=True, append_images=[scene(31, 29)], quality=95)
     assert Image.open(io.BytesIO(data)).format == "MPO"
     image, note = read_image(io.BytesIO(data))
     assert note == "" and mean_difference(image, scene()) < 2
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
-@pytest.mark.parametrize("resize", ["stretch", "short_side", "long_side"])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_extreme_sizes_are_prepared(size: tuple[int, int], resize: str, kind: str):
-    image = load_image(io.BytesIO(encoded(scene(*size), kind)))
-    assert image.size == size
-    tensor = preprocess(image, Preprocessing(size=37, resize=resize, crop=0.9))  # type: ignore[arg-type]
-    assert tensor.shape == (3, 37, 37) and tensor.isfinite().all()
 
 
 HUGE = """
@@ -407,7 +361,7 @@ for path in sys.argv[1:]:
 
 
 def test_over_50_megapixels_is_refused_from_the_header(tmp_path: Path):
-    """Images of 50.4 to 400 megapixels in small files; the most memory a process ever had must not rise."""
+    """Small files with 50.4 to 400 megapixels must not raise the peak memory of the process."""
     for kind, options in (
         ("JPEG", {}),
         ("PNG", {}),
@@ -427,20 +381,17 @@ def test_over_50_megapixels_is_refused_from_the_header(tmp_path: Path):
         assert float(megabytes) < 100
 
 
-def test_the_limit_can_be_moved():
+def test_max_pixels_is_an_argument():
     data = encoded(scene(10, 10), "PNG")
     assert load_image(io.BytesIO(data), max_pixels=100).size == (10, 10)
     with pytest.raises(BadImage, match="10 x 10 pixels, over"):
         load_image(io.BytesIO(data), max_pixels=99)
 
 
-# --- paths -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "name", ["two words.jpg", "Grüße 狗 🐕.jpg", "a\nb.jpg", "-rf", "x.JPG.1", "%s{0}.png", b"\xff\xfe.jpg"]
 )
-def test_odd_names_work_and_stay_on_one_line(tmp_path: Path, name: str | bytes):
+def test_unusual_names_are_printed_on_one_line(tmp_path: Path, name: str | bytes):
     path = os.path.join(tmp_path, os.fsdecode(name))
     scene().save(path, "PNG")
     assert load_image(path).size == (WIDTH, HEIGHT)
@@ -490,115 +441,8 @@ def test_open_files_and_streams():
         assert load_image(pipe).size == (WIDTH, HEIGHT)
 
 
-def test_the_error_crosses_processes(tmp_path: Path):
+def test_bad_image_can_be_pickled(tmp_path: Path):
     with pytest.raises(BadImage) as caught:
         load_image(tmp_path / "missing.jpg")
     copy = pickle.loads(pickle.dumps(caught.value))
     assert type(copy) is BadImage and str(copy) == str(caught.value) and copy.reason == "no such file"
-
-
-# --- transforms ------------------------------------------------------------------------------------
-
-
-def test_normalized_values_by_hand():
-    image = Image.new("RGB", (5, 5), (255, 0, 51))
-    tensor = preprocess(image, Preprocessing(size=3))
-    expected = torch.tensor([(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225])
-    torch.testing.assert_close(tensor, expected[:, None, None].expand(3, 3, 3), atol=1e-5, rtol=0)
-
-
-def test_an_image_of_the_right_size_is_left_alone():
-    image = scene(37, 37)
-    for resize in ("stretch", "short_side", "long_side"):
-        tensor = preprocess_uint8(image, Preprocessing(size=37, resize=resize))  # type: ignore[arg-type]
-        np.testing.assert_array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(image))
-
-
-def test_stretch_keeps_the_corners_and_short_side_the_middle():
-    image = Image.new("RGB", (300, 100), (0, 0, 255))
-    ImageDraw.Draw(image).rectangle((0, 0, 99, 99), (255, 0, 0))
-    ImageDraw.Draw(image).rectangle((200, 0, 299, 99), (0, 255, 0))
-    stretched = preprocess_uint8(image, Preprocessing(size=30))
-    assert stretched[:, 15, 2].tolist() == [255, 0, 0] and stretched[:, 15, 27].tolist() == [0, 255, 0]
-    middle = preprocess_uint8(image, Preprocessing(size=30, resize="short_side", crop=0.8))
-    assert (middle.flatten(1).unique(dim=1) == torch.tensor([[0], [0], [255]])).all()
-    whole = preprocess_uint8(image, Preprocessing(size=30, resize="long_side"))
-    assert whole[:, 15, 2].tolist() == [255, 0, 0] and whole[:, 15, 27].tolist() == [0, 255, 0]
-    assert whole[:, 2, 15].tolist() == [124, 116, 104]  # the mean colour above and below
-
-
-def test_short_side_with_crop_is_the_usual_imagenet_evaluation():
-    """torchvision's ready-made transform is the yardstick."""
-    from torchvision.models import ResNet18_Weights
-
-    image = scene(97, 61)
-    usual = ResNet18_Weights.IMAGENET1K_V1.transforms()(image)
-    ours = preprocess(
-        image, Preprocessing(size=224, resize="short_side", crop=0.875, interpolation="bilinear")
-    )
-    torch.testing.assert_close(ours, usual, atol=0.02, rtol=0)  # a level of 255 is 0.017
-
-
-def test_settings_are_checked():
-    adapter = TypeAdapter(Preprocessing)
-    assert adapter.validate_python({"size": 64, "mean": [0.5, 0.5, 0.5]}).mean == (0.5, 0.5, 0.5)
-    for wrong in ({"size": 0}, {"crop": 1.5}, {"sise": 64}, {"std": [1, 0, 1]}, {"resize": "squash"}):
-        with pytest.raises(ValidationError):
-            adapter.validate_python(wrong)
-    for wrong in ({"flip": 2}, {"scale": [0.9, 0.5]}, {"hue": 0.7}, {"flipp": 0.5}):
-        with pytest.raises(ValidationError):
-            TypeAdapter(AugmentationConfig).validate_python(wrong)
-    assert Preprocessing().fingerprint != Preprocessing(size=225).fingerprint
-
-
-def test_augmentation_of_nothing_is_preparation():
-    generator = np.random.default_rng(0)
-    preprocessing = Preprocessing(size=37)
-    assert AugmentationConfig().is_identity
-    same = augment(scene(), preprocessing, AugmentationConfig(), generator=generator)
-    assert same.dtype == torch.uint8 and torch.equal(same, preprocess_uint8(scene(), preprocessing))
-
-
-def test_flips_come_as_often_as_asked():
-    preprocessing = Preprocessing(size=7)
-    plain = preprocess_uint8(scene(), preprocessing).int()
-    generator = np.random.default_rng(0)
-    flipped = 0
-    for _ in range(200):
-        tensor = augment(scene(), preprocessing, AugmentationConfig(flip=0.3), generator=generator).int()
-        if not torch.equal(tensor, plain):
-            torch.testing.assert_close(tensor, plain.flip(-1), atol=3, rtol=0)
-            flipped += 1
-    assert 40 <= flipped <= 80
-
-
-def test_augmentation_is_a_function_of_the_generator():
-    config = AugmentationConfig(
-        flip=0.5, scale=(0.3, 0.9), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1
-    )
-    assert not config.is_identity
-    once, again, other = (
-        augment(scene(), Preprocessing(size=37), config, generator=np.random.default_rng(seed))
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(once, again) and not torch.equal(once, other)
-    assert once.shape == (3, 37, 37) and once.dtype == torch.uint8
-
-
-def test_random_crops_keep_the_share_asked_for():
-    """A picture whose colour is its place: the crop's extent can be read off the result."""
-    y, x = np.mgrid[0:200, 0:200]
-    image = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-    preprocessing = Preprocessing(size=50, mean=(0, 0, 0), std=(1, 1, 1))
-    generator = np.random.default_rng(4)
-    for _ in range(20):
-        tensor = augment(image, preprocessing, AugmentationConfig(scale=(0.25, 0.36)), generator=generator)
-        width, height = (float(tensor[c].max() - tensor[c].min()) + 1 for c in (0, 1))
-        assert 0.22 < width * height / 200**2 < 0.38
-        assert 0.7 < width / height < 1.4
-
-
-def test_normalize_takes_batches():
-    pixels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
-    preprocessing = Preprocessing()
-    torch.testing.assert_close(normalize(pixels, preprocessing)[1], normalize(pixels[1], preprocessing))
