@@ -1,4 +1,4 @@
-"""Looks inside trained decoders: gates and attention word by word, gradients by distance. Computes neither itself."""
+"""`captioning inspect`: gates, states and attention along a caption; gradient norms by distance."""
 
 from __future__ import annotations
 
@@ -6,46 +6,59 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioning.cli.options import add_allow_code, add_search, positive
+from captioning.errors import UserError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from captioning.captioner.captioner import Captioner
     from captioning.config import ExperimentConfig
     from captioning.inspection.gradients import Probe
+    from captioning.inspection.trace import Trace
     from captioning.models.decoders import Decoder, DecoderConfig
     from captioning.records import ImageRecord
     from captioning.tensors import Features
 
 EXAMPLES = """\
-examples, what happens inside while a photo is captioned (RUN: a run's folder or a model folder):
-  captioning inspect runs/shapes --image photo.png             the caption that the model's search finds
-  captioning inspect MODEL --image photo.jpg --text "a dog on the grass"   a caption of yours, read by it
-  captioning inspect MODEL --image photo.jpg --beam 1 --out see/   another search, another folder
+--image: what does the decoder compute while it captions a photo? RUN is a run or a model folder.
+  NAME.trace.png   for each word: attention over the photo, mean of each gate, norm of the state
+  NAME.trace.json  log-probabilities, means and saturation of the gates, half-life of the memory
+  NAME.trace.npz   every gate and state as arrays
+A decoder without gates, such as the Transformer, is reported as such; its attention is still traced.
 
-examples, how far back the loss of a word is felt (RUN: a run's folder; its data set gives the captions):
-  captioning inspect runs/shapes --gradients                   one run, beside untrained relatives
-  captioning inspect runs/*_rnn_* runs/*_lstm_* --gradients    kinds and seeds that were trained alike
-  captioning inspect runs/shapes --gradients --captions 2 --seeds 1   a quick look
+--gradients: how far back does the loss of a word depend on earlier words? RUN is one or more runs; the captions
+come from their data set. Norms of the gradient of a word's loss with respect to the inputs and states k words
+earlier, for untrained RNN, GRU, LSTM and Transformer decoders of the run's sizes and for the trained runs. Runs
+with equal decoders count as seeds of one system; all runs need the same data set and vocabulary.
+  gradients.png    the norms by distance
+  gradients.json   the norms, their decay, and whether they vanish in the RNN and not in the LSTM
 
---image writes NAME.trace.png (words across: attention over the photo, gates, size of the state), .trace.json
-(log-probabilities, gates' means and saturation, half-life of the memory) and .trace.npz (every gate and state).
---gradients writes gradients.png and gradients.json and prints how fast gradients decay with distance: for RNN,
-GRU, LSTM and Transformer of the run's sizes as training begins, and for the runs as it left them. Runs of one
-decoder are seeds of one kind; all must have the same data set and vocabulary.
-exit code: 0 done; 2 not, with the reason on stderr"""
+examples:
+  captioning inspect runs/shapes --image photo.png                         the caption found by the model's search
+  captioning inspect MODEL --image photo.jpg --text "a dog on the grass"   a caption of your choice
+  captioning inspect MODEL --image photo.jpg --beam 1 --out figures        another search and output folder
+  captioning inspect runs/shapes --gradients                               one run
+  captioning inspect runs/*_rnn_* runs/*_lstm_* --gradients                several systems and seeds
+  captioning inspect runs/shapes --gradients --captions 2 --seeds 1        faster, with fewer samples
+
+exit code: 0 success; 2 the input was refused, with the reason on stderr"""
+
+SEARCH_OPTIONS = ("search", "search_option", "beam", "max_length", "length_rule")
+IMAGE_OPTIONS = ("text", *SEARCH_OPTIONS)
+GRADIENT_OPTIONS = ("captions", "losses", "seeds", "split")
 
 
-class Trained(NamedTuple):
-    """A run that is looked at."""
+class Run(NamedTuple):
+    """A trained run."""
 
-    name: str
+    name: str  # its folder, as given
+    label: str  # the name of its decoder in tables and figures; equal decoders share it
     config: ExperimentConfig
     captioner: Captioner
 
 
 def parse_arguments() -> argparse.Namespace:
-    from captioning.cli.options import add_allow_code, add_search, positive
-
     parser = argparse.ArgumentParser(
         description="Look inside a trained decoder.",
         epilog=EXAMPLES,
@@ -54,34 +67,32 @@ def parse_arguments() -> argparse.Namespace:
         "       %(prog)s RUN [RUN ...] --gradients [options]",
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run's folder (runs/NAME); for --image also a model folder")
+    add(
+        "runs", nargs="+", metavar="RUN", help="folder of a run (runs/NAME); with --image also a model folder"
+    )
     add("--image", metavar="FILE", help="trace the caption of this photo")
-    add("--text", metavar="CAPTION", help="trace this caption instead of the one that the search finds")
-    add("--gradients", action="store_true", help="gradient norms by distance")
-    add("--out", metavar="DIR", help="where files go (default: RUN/inspect; of a model folder: ./inspect)")
+    add("--text", metavar="CAPTION", help="trace this caption instead of searching for one")
+    add("--gradients", action="store_true", help="measure gradient norms by distance")
+    add("--out", metavar="FOLDER", help="output folder (default: RUN/inspect; for a model folder ./inspect)")
     add_search(parser, default="the model's")
-    add("--captions", type=positive, metavar="N", help="captions to take gradients of (default: 8)")
-    add("--losses", type=positive, metavar="N", help="words of each whose loss is looked at (default: 16)")
-    add("--seeds", type=positive, metavar="N", help="seeds of each kind as training begins (default: 3)")
-    add("--split", metavar="NAME", help="whose captions (default: val)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU where there is one")
+    add("--captions", type=positive, metavar="N", help="number of captions for --gradients (default: 8)")
+    add("--losses", type=positive, metavar="N", help="words per caption whose loss is used (default: 16)")
+    add("--seeds", type=positive, metavar="N", help="seeds of each untrained decoder (default: 3)")
+    add("--split", metavar="NAME", help="split of the captions for --gradients (default: val)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
     add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()
     if bool(args.image) == args.gradients:
-        parser.error("give --image FILE or --gradients, one of them")
-    searches = ("search", "search_option", "beam", "max_length", "length_rule")
-    mine, others = (
-        ("text", *searches),
-        ("captions", "losses", "seeds", "split"),
-    )
-    mode = "--gradients" if args.gradients else "--image"
-    if wrong := [name for name in (mine if args.gradients else others) if getattr(args, name)]:
-        parser.error(f"--{wrong[0].replace('_', '-')} has no meaning with {mode}")
+        parser.error("give either --image FILE or --gradients")
+    mode, foreign = ("--gradients", IMAGE_OPTIONS) if args.gradients else ("--image", GRADIENT_OPTIONS)
+    for name in foreign:
+        if getattr(args, name):
+            parser.error(f"--{name.replace('_', '-')} has no meaning with {mode}")
     if args.image and len(args.runs) > 1:
         parser.error("--image takes one RUN")
-    if args.text is not None and any(getattr(args, name) for name in searches):
-        parser.error("--text is read as it is; a search's options have no meaning with it")
+    if args.text is not None and any(getattr(args, name) for name in SEARCH_OPTIONS):
+        parser.error("--text gives the caption; search options have no meaning with it")
     return args
 
 
@@ -94,160 +105,161 @@ def main() -> None:
 
 
 def inspect_image(args: argparse.Namespace) -> None:
-    """Trace one caption of one photo."""
-    # after the arguments are parsed: torch takes seconds
+    """Trace one caption of one photo; write a figure, a summary and arrays."""
+    # imported after the arguments are parsed: importing torch takes seconds
     from captioning.captioner.captioner import Captioner
-    from captioning.cli.options import search_of
     from captioning.experiment import choose_device
-    from captioning.images.preprocessing import preprocess
     from captioning.images.reading import load_image
-    from captioning.inspection.trace import NO_GATES, save_arrays, summary, trace_search, trace_text
+    from captioning.inspection.trace import save_arrays, summary
     from captioning.inspection.trace_figure import draw_trace
     from captioning.utils.files import write_json
 
     run = Path(args.runs[0])
     folder = model_folder(run)
-    out = output_folder(args, run)
+    base = output_folder(args, run) / Path(args.image).stem
     image = load_image(args.image)
     captioner = Captioner.open(folder, device=choose_device(args.device), allow_code=args.allow_code)
-    preprocessing = captioner.config.preprocessing
-    pixels = preprocess(image, preprocessing).to(next(captioner.parameters()).device)
+    trace = trace_image(captioner, image, args)
+    values = summary(trace)
+    kind, preprocessing = captioner.config.decoder.kind, captioner.config.preprocessing
+    files = {suffix: str(base.with_name(f"{base.name}.trace.{suffix}")) for suffix in ("png", "json", "npz")}
+    save_arrays(trace, files["npz"])
+    title = f"[{run}, {kind}]   {values['caption']}"
+    draw_trace(trace, image, files["png"], preprocessing=preprocessing, title=title)
+    source = {"image": args.image, "model": str(folder), "decoder": kind, "given": args.text is not None}
+    write_json(files["json"], {**source, **values, "files": files})
+    print_trace(values)
+    print("\n".join(files.values()))
+
+
+def trace_image(captioner: Captioner, image: Any, args: argparse.Namespace) -> Trace:
+    """The trace of the caption `--text`, or of the one that the search finds."""
+    from captioning.cli.options import search_of
+    from captioning.images.preprocessing import preprocess
+    from captioning.inspection.trace import trace_search, trace_text
+
+    pixels = preprocess(image, captioner.config.preprocessing).to(next(captioner.parameters()).device)
     if args.text is not None:
-        trace = trace_text(captioner, pixels, args.text)
-    else:
-        trace = trace_search(
-            captioner, pixels, config=search_of(captioner, args, n_best=1), image_id=Path(args.image).name
-        )
-    told = summary(trace)
-    base = out / Path(args.image).stem
-    paths = {ending: str(base.with_name(f"{base.name}.trace.{ending}")) for ending in ("png", "json", "npz")}
-    decoder = captioner.config.decoder
-    save_arrays(trace, paths["npz"])
-    draw_trace(
-        trace,
-        image,
-        paths["png"],
-        preprocessing=preprocessing,
-        title=f"[{run}, {decoder.kind}]   {told['caption']}",
-    )
-    where = {
-        "image": args.image,
-        "model": str(folder),
-        "decoder": decoder.kind,
-        "given": args.text is not None,
-    }
-    write_json(paths["json"], {**where, **told, "files": paths})
-    print(told["caption"])
+        return trace_text(captioner, pixels, args.text)
+    search = search_of(captioner, args, n_best=1)
+    return trace_search(captioner, pixels, config=search, image_id=Path(args.image).name)
+
+
+def print_trace(values: Mapping[str, Any]) -> None:
+    """Print the caption, its probability and one line for each layer's gates."""
+    print(values["caption"])
     print(
-        f"log-probability {told['logprob']:.3f}, a word's probability {told['confidence']:.3f} (geometric mean)"
+        f"log-probability {values['logprob']:.3f}, probability of a word {values['confidence']:.3f} (geometric mean)"
     )
-    for number, layer in enumerate(told["layers"], 1):
+    for number, layer in enumerate(values["layers"], 1):
         print(f"layer {number}: {describe_layer(layer)}")
-    if not told["layers"]:
-        print(NO_GATES)
-    print("\n".join(paths.values()))
+    if "note" in values:
+        print(values["note"])
 
 
-def describe_layer(layer: dict[str, Any]) -> str:
-    """A layer's gates and memory in a line."""
-    parts = [f"{layer['units']} units"]
-    parts += [
-        f"{name} gate {sum(gate['mean']) / len(gate['mean']):.2f} on average "
-        f"({100 * gate['above_0.9']:.0f} % above .9, {100 * gate['below_0.1']:.0f} % below .1)"
-        for name, gate in layer["gates"].items()
-    ]
+def describe_layer(layer: Mapping[str, Any]) -> str:
+    """The gates and the memory of a layer in one line."""
+    texts = [f"{layer['units']} units"]
+    for name, gate in layer["gates"].items():
+        mean = sum(gate["mean"]) / len(gate["mean"])
+        above, below = 100 * gate["above_0.9"], 100 * gate["below_0.1"]
+        texts.append(f"{name} gate {mean:.2f} on average ({above:.0f} % above .9, {below:.0f} % below .1)")
     if "half_life" in layer:
         median = layer["half_life"]["words"]["median"]
-        parts.append(
-            "its median unit never fades" if median is None else f"half a memory in {median:.1f} words"
+        texts.append(
+            "the median unit never decays" if median is None else f"half-life {median:.1f} words (median)"
         )
-    return "; ".join(parts)
+    return "; ".join(texts)
 
 
 def inspect_gradients(args: argparse.Namespace) -> None:
-    """Gradients by distance, of the runs given and of fresh decoders of their sizes."""
-    # after the arguments are parsed: torch takes seconds
-    from tqdm import tqdm
-
+    """Measure gradient norms by distance, for the given runs and for untrained decoders of their sizes."""
     from captioning import datasets
     from captioning.inspection import gradients
     from captioning.inspection.gradients_figure import draw_gradients
-    from captioning.text.vocabulary import Vocabulary
     from captioning.utils.files import write_json
 
     folders = [Path(name) for name in args.runs]
     out = output_folder(args, folders[0])
     runs = open_runs(folders, args.device, allow_code=args.allow_code)
-    first = runs[0]
-    records = datasets.of_split(datasets.load(first.config.dataset), args.split or "val")
-    chosen = some(records, args.captions or 8)
-    named = labels(runs)
-    limits = [each.captioner.config.decoder.max_positions for each in runs]
-    most = min((limit for limit in limits if limit is not None), default=None)
-    captions = encode(chosen, first.captioner.vocabulary, most)
-    longest = max(len(words) for words in captions) - 1
-    seeds = range(args.seeds or 3)
-    kinds = gradients.relatives(first.captioner.config.decoder, max_positions=longest)
-    kinds |= {name: each.captioner.config.decoder for name, each in named}
-    features = [see(each, chosen) for each in runs]
-    stages: dict[str, dict[str, list[Probe]]] = {"initialisation": {}, "trained": {}}
-    sizes: dict[str, int] = {}
-    total = (len(kinds) * len(seeds) + len(runs)) * len(captions)
-    with tqdm(total=total, desc="gradients", unit="caption", leave=False, disable=None, delay=2) as progress:
-
-        def probe(decoder: Decoder, seen: Features) -> Probe:
-            return gradients.probe(
-                decoder, seen, captions, end=Vocabulary.end, count=args.losses or 16, told=progress.update
-            )
-
-        for name, config in kinds.items():
-            for seed in seeds:
-                decoder = gradients.fresh(
-                    config,
-                    channels=first.captioner.encoder.channels,
-                    vocabulary_size=len(first.captioner.vocabulary),
-                    seed=seed,
-                ).to(features[0].regions.device)
-                sizes[name] = sum(parameter.numel() for parameter in decoder.parameters())
-                stages["initialisation"].setdefault(name, []).append(probe(decoder, features[0]))
-        for (name, each), seen in zip(named, features, strict=True):
-            stages["trained"].setdefault(name, []).append(probe(each.captioner.decoder, seen))
-    common = stages["trained"][named[0][0]][0].common
-    told = {stage: gradients.report(each) for stage, each in stages.items()}
-    verdicts = {stage: gradients.verdict(each, common) for stage, each in told.items()}
-    paths = {ending: str(out / f"gradients.{ending}") for ending in ("png", "json")}
-    dataset = first.config.dataset.kind
+    dataset = runs[0].config.dataset
+    records = spread(datasets.of_split(datasets.load(dataset), args.split or "val"), args.captions or 8)
+    captions = encode_captions(records, runs)
+    probes, parameters = probe_all(runs, records, captions, seeds=args.seeds or 3, losses=args.losses or 16)
+    common = probes["trained"][runs[0].label][0].common
+    stages = {stage: gradients.report(by_label) for stage, by_label in probes.items()}
+    verdicts = {stage: gradients.verdict(values, common) for stage, values in stages.items()}
+    files = {suffix: str(out / f"gradients.{suffix}") for suffix in ("png", "json")}
+    lengths = [len(ids) - 1 for ids in captions]
     report = {
-        "runs": [{"run": each.name, "decoder": name} for name, each in named],
-        "dataset": dataset,
+        "runs": [{"run": run.name, "decoder": run.label} for run in runs],
+        "dataset": dataset.kind,
         "captions": [
-            {"image_id": record.image_id, "words": len(words) - 1}
-            for record, words in zip(chosen, captions, strict=True)
+            {"image_id": record.image_id, "words": length}
+            for record, length in zip(records, lengths, strict=True)
         ],
         "common": common,
         "vanished": gradients.VANISHED,
-        "parameters": sizes,
-        **told,
+        "parameters": parameters,
+        **stages,
         "verdict": verdicts,
-        "files": paths,
+        "files": files,
     }
-    title = f"Gradients by distance: {len(captions)} captions of {dataset}, {longest} words"
-    draw_gradients(report, paths["png"], title=title)
-    write_json(paths["json"], report)
-    print(f"{title}; {', '.join(f'{name} {size:,}' for name, size in sizes.items())} parameters\n")
-    print(gradients.table(told))
-    print()
+    title = f"Gradients by distance: {len(captions)} captions of {dataset.kind}, {max(lengths)} words"
+    draw_gradients(report, files["png"], title=title)
+    write_json(files["json"], report)
+    print(f"{title}; {', '.join(f'{name} {size:,}' for name, size in parameters.items())} parameters\n")
+    print(f"{gradients.table(stages)}\n")
     for stage, verdict in verdicts.items():
         if verdict:
-            print(f"{stage}: the vanishing gradient is in the RNN and not in the LSTM? {verdict['answer']}.")
+            print(f"{stage}: does the gradient vanish in the RNN and not in the LSTM? {verdict['answer']}.")
             print(f"  {verdict['sentence']}")
-    print("\n".join(paths.values()))
+    print("\n".join(files.values()))
+
+
+def probe_all(
+    runs: Sequence[Run],
+    records: Sequence[ImageRecord],
+    captions: Sequence[Sequence[int]],
+    *,
+    seeds: int,
+    losses: int,
+) -> tuple[dict[str, dict[str, list[Probe]]], dict[str, int]]:
+    """Probes by stage ("initialisation", "trained") and label, and the number of parameters by label."""
+    from tqdm import tqdm
+
+    from captioning.inspection import gradients
+    from captioning.text.vocabulary import Vocabulary
+
+    first = runs[0].captioner
+    max_positions = max(len(ids) for ids in captions) - 1
+    configs = gradients.relatives(first.config.decoder, max_positions=max_positions)
+    configs |= {run.label: run.captioner.config.decoder for run in runs}
+    features = [encode_images(run.captioner, records) for run in runs]
+    untrained: dict[str, list[Probe]] = {}
+    trained: dict[str, list[Probe]] = {}
+    parameters: dict[str, int] = {}
+    total = (len(configs) * seeds + len(runs)) * len(captions)
+    with tqdm(total=total, desc="gradients", unit="caption", leave=False, disable=None, delay=2) as progress:
+
+        def probe(decoder: Decoder, features: Features) -> Probe:
+            return gradients.probe(
+                decoder, features, captions, end=Vocabulary.end, count=losses, told=progress.update
+            )
+
+        size = {"channels": first.encoder.channels, "vocabulary_size": len(first.vocabulary)}
+        for label, config in configs.items():
+            for seed in range(seeds):
+                decoder = gradients.fresh(config, **size, seed=seed).to(features[0].regions.device)
+                parameters[label] = sum(parameter.numel() for parameter in decoder.parameters())
+                untrained.setdefault(label, []).append(probe(decoder, features[0]))
+        for run, run_features in zip(runs, features, strict=True):
+            trained.setdefault(run.label, []).append(probe(run.captioner.decoder, run_features))
+    return {"initialisation": untrained, "trained": trained}, parameters
 
 
 def model_folder(run: Path) -> Path:
-    """The model's folder: `run`, or `run/model`. Raises UserError where neither is one."""
-    from captioning.errors import UserError
-
+    """The model folder `run` or `run/model`. Raises UserError if neither is one."""
     if (run / "manifest.json").is_file():
         return run
     if (run / "model").is_dir() or (run / ".model.old").is_dir():  # the latter: see `files.recover_folder`
@@ -258,85 +270,83 @@ def model_folder(run: Path) -> Path:
 
 
 def output_folder(args: argparse.Namespace, run: Path) -> Path:
-    """Where files go. Raises UserError where it cannot be written to: now, and not after the work."""
-    from captioning.errors import UserError
-
-    if args.out:
-        out = Path(args.out)
-    else:
-        out = run / "inspect" if (run / "model").is_dir() else Path("inspect")
+    """Create the output folder. Raises UserError, before any work is done, if that fails."""
+    out = run / "inspect" if (run / "model").is_dir() else Path("inspect")
+    out = Path(args.out) if args.out else out
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); give another --out") from None
+        raise UserError(f"{out}: cannot create this folder ({error.strerror}); give another --out") from None
     return out
 
 
-def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False) -> list[Trained]:
-    """Runs with their models. Raises UserError where one is none, or differs in what must be the same."""
+def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False) -> list[Run]:
+    """Open the runs. Raises UserError if one is not a run, or if data sets or vocabularies differ."""
     from captioning.captioner.captioner import Captioner
     from captioning.config import read_config
-    from captioning.errors import UserError
     from captioning.experiment import choose_device
 
-    runs: list[Trained] = []
+    runs: list[Run] = []
+    labels: dict[str, DecoderConfig] = {}
     for folder in folders:
         model = model_folder(folder)
         if model == folder:
-            raise UserError(f"{folder}: a model's folder, which knows no captions; give the run's folder")
+            raise UserError(f"{folder}: is a model folder, without a data set; give the folder of its run")
         config = read_config(folder / "config.yaml", allow_code=allow_code)
         captioner = Captioner.open(model, device=choose_device(device), allow_code=allow_code)
-        runs.append(Trained(str(folder), config, captioner))
+        runs.append(
+            Run(str(folder), unique_label(captioner.config.decoder, folder, labels), config, captioner)
+        )
         first = runs[0]
         if config.dataset != first.config.dataset:
             raise UserError(f"{folder}: another data set than {first.name}; give runs of one data set")
-        if runs[-1].captioner.vocabulary.words != first.captioner.vocabulary.words:
+        if captioner.vocabulary.words != first.captioner.vocabulary.words:
             raise UserError(f"{folder}: another vocabulary than {first.name}; give runs of one vocabulary")
     return runs
 
 
-def labels(runs: Sequence[Trained]) -> list[tuple[str, Trained]]:
-    """Each run with what its decoder is called; runs of one config share a label, others never do."""
+def unique_label(config: DecoderConfig, folder: Path, labels: dict[str, DecoderConfig]) -> str:
+    """The label of a decoder, added to `labels`: equal configs share a label, different configs never do."""
     from captioning.inspection.gradients import label
 
-    given: dict[str, DecoderConfig] = {}
-    named = []
-    for run in runs:
-        config = run.captioner.config.decoder
-        name = label(config)
-        if given.setdefault(name, config) != config:
-            known = [other for other, each in given.items() if each == config]
-            name = known[0] if known else f"{name} of {Path(run.name).name}"
-            given[name] = config
-        named.append((name, run))
-    return named
+    for name, other in labels.items():
+        if other == config:
+            return name
+    kind = label(config)
+    candidates = (kind, f"{kind} of {folder.name}", f"{kind} of {folder}")
+    name = next(name for name in candidates if name not in labels)
+    labels[name] = config
+    return name
 
 
-def some(records: list[ImageRecord], count: int) -> list[ImageRecord]:
-    """`count` records from all over the list, the same ones each time."""
+def spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
+    """At most `count` records, evenly spaced over the list."""
     count = min(count, len(records))
     return [records[number * len(records) // count] for number in range(count)]
 
 
-def encode(records: Sequence[ImageRecord], vocabulary: Any, longest: int | None) -> list[list[int]]:
-    """A caption of each image as ids: the first image's first, the second's second, and so on."""
+def encode_captions(records: Sequence[ImageRecord], runs: Sequence[Run]) -> list[list[int]]:
+    """One caption of each image as ids, cut to what every decoder can read: caption i of image i, cyclically."""
     from captioning.text.tokenizer import tokenize
 
-    found = []
+    limits = [run.captioner.config.decoder.max_positions for run in runs]
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    vocabulary = runs[0].captioner.vocabulary
+    captions = []
     for number, record in enumerate(records):
         tokens = tokenize(record.captions[number % len(record.captions)])
-        found.append(vocabulary.encode(tokens, max_length=len(tokens) if longest is None else longest - 1))
-    return found
+        captions.append(vocabulary.encode(tokens, max_length=len(tokens) if limit is None else limit - 1))
+    return captions
 
 
-def see(run: Trained, records: Sequence[ImageRecord]) -> Features:
-    """What the run's encoder sees in the images."""
+def encode_images(captioner: Captioner, records: Sequence[ImageRecord]) -> Features:
+    """The encoder's features of the images."""
     import torch
 
     from captioning.images.preprocessing import preprocess
     from captioning.images.reading import load_image
 
-    preprocessing = run.captioner.config.preprocessing
+    preprocessing = captioner.config.preprocessing
     pixels = torch.stack([preprocess(load_image(record.path), preprocessing) for record in records])
     with torch.no_grad():
-        return run.captioner.features(pixels.to(next(run.captioner.parameters()).device))
+        return captioner.features(pixels.to(next(captioner.parameters()).device))

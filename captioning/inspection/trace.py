@@ -30,7 +30,7 @@ KEEPS = ("forget", "update")
 SATURATED = 0.1
 """A gate nearer than this to 0 or 1 is shut or open (Karpathy et al. 2015, section 4.2)."""
 
-NO_GATES = "This decoder is not recurrent: it has no gates and no state, so only its attention is traced."
+NO_GATES = "This decoder exposes no gates or states, so only its attention is traced."
 
 
 class Trace(NamedTuple):
