@@ -114,6 +114,8 @@ def find_config(path: str | os.PathLike[str]) -> Path:
     """The file `path`, or the shipped config of that name. Raises UserError, with the nearest names, if neither."""
     folder, given = shipped_configs(), Path(path)
     shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if not given.exists() and given.parent == Path("configs") and given.stem in shipped:
+        return shipped[given.stem]  # the documentation's commands, in a folder without configs/
     if given.exists() or given.name != str(path) or given.suffix:
         return given  # reading it raises the error if there is no such file
     if given.name in shipped:

@@ -1,35 +1,37 @@
-"""Beam search of our Transformer beside Hugging Face's `generate`, in the same run. Times, counts and compares.
+"""Benchmark of decoding: the Transformer's beam search against Hugging Face's `generate`.
 
-The only file that imports transformers (of the extra `dev`). No weights are fetched: they are random.
+Needs transformers (extra `dev`). Weights are random; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioning.benchmarks.training_and_decoding import (
-    Contenders,
-    WorkerProcess,
-    flops,
-    large_product,
+from captioning.benchmarks.decoding import (
+    BEAM,
+    GREEDY,
+    IMAGES,
+    LENGTH,
+    REGIONS,
+    SPECIAL,
+    WIDTH,
+    check_same_captions,
     memory_ratios,
-    peak_memory,
-    rounds,
-    summary,
 )
+from captioning.benchmarks.harness import Contenders, interleave, peak_memory, timed
+from captioning.benchmarks.torch_harness import count_flops, large_product, start_worker, summarize
 from captioning.errors import UserError
-from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, search
+from captioning.generation import BeamConfig, SearchConfig, search
 from captioning.models.decoders import TransformerConfig, build
 from captioning.models.decoders.transformer import DecoderLayer, Transformer
 from captioning.tensors import Features
-from captioning.text.vocabulary import SPECIALS, Vocabulary
+from captioning.text.vocabulary import Vocabulary
 
 try:
     import transformers
@@ -37,20 +39,18 @@ try:
 except ImportError:
     raise UserError("transformers is not installed; pip install 'captioning[dev]' has it") from None
 
-REGIONS, WORDS = 49, 9491
-WIDTH, LENGTH, IMAGES = 5, 20, 50
-FEW = 10
-"""Images for what is only looked at once: whether captions agree, which attention is faster."""
+VOCABULARY_SIZE = 9491
+FEW_IMAGES = 10
+"""Images for the checks that are not timed: whether captions agree, and which attention is faster."""
 
 CONFIG = TransformerConfig(
     hidden=512, feed_forward=2048, heads=8, layers=6, max_length=LENGTH, tied=True, dropout=0.0
 )
-BEAM = BeamConfig(width=WIDTH, min_length=LENGTH, max_length=LENGTH)
 Attention = Literal["eager", "sdpa"]
 
 
 def sizes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, Any]:
-    """Our sizes in the words of Hugging Face's encoder-decoder configs; the encoder is given its output."""
+    """Our sizes under the names of Hugging Face's encoder-decoder configs; their encoder is not used."""
     return {
         "vocab_size": vocabulary_size,
         "d_model": config.hidden,
@@ -73,20 +73,23 @@ def sizes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, Any]:
 def bart(
     config: TransformerConfig, *, vocabulary_size: int, attention: Attention
 ) -> transformers.BartForConditionalGeneration:
-    """A BART of random weights whose decoder has our sizes."""
+    """A BART with random weights whose decoder has our sizes."""
     sizes = {**sizes_of(config, vocabulary_size), "attn_implementation": attention}
     return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes)).eval()
 
 
 @torch.no_grad()
 def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
-    """The same decoder, weight for weight, built by Hugging Face: Blenderbot is BART with the norms first, as ours.
+    """Hugging Face's Blenderbot (BART with pre-norm layers, as ours) with the weights of `model`.
 
-    It looks at `model.project(regions)`, and computes what `model` computes.
+    Given `model.project(regions)` as the encoder's output, it computes the same logits.
+
+    Raises:
+        ValueError: the config has post-norm layers, other than learned positions, or encoder layers.
     """
     config = model.config
     if config.encoder_layers or config.norm != "pre" or model.position_embedding is None:
-        raise ValueError(f"a twin has norms first, learned positions, no encoder_layers; got {config}")
+        raise ValueError(f"needs norm=pre, learned positions and no encoder_layers, got {config}")
     theirs: Any = transformers.BlenderbotForConditionalGeneration(
         transformers.BlenderbotConfig(
             **sizes_of(config, model.vocabulary_size),
@@ -121,20 +124,20 @@ def twin(model: Transformer) -> transformers.BlenderbotForConditionalGeneration:
 
 
 def _split(source: nn.Linear, *targets: nn.Linear) -> None:
-    """One matrix of ours is several of theirs, one below the other."""
+    """Copy one stacked matrix into several."""
     for name in ("weight", "bias"):
-        for part, target in zip(getattr(source, name).chunk(len(targets)), targets, strict=True):
-            getattr(target, name).copy_(part)
+        for rows, target in zip(getattr(source, name).chunk(len(targets)), targets, strict=True):
+            getattr(target, name).copy_(rows)
 
 
 @torch.inference_mode()
 def generate(model: Any, regions: Tensor, *, width: int, length: int) -> Tensor:
-    """The best `length` words that Hugging Face's beam search (of 1: greedy) finds: (B, length) int64.
+    """Ids (B, length) int64 of the best captions of Hugging Face's beam search; width 1 is greedy.
 
     Args:
-        regions: (B, N, H), the encoder's output as the decoder takes it.
+        regions: (B, N, H), the encoder's output.
     """
-    words = model.generate(
+    ids = model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=regions),
         attention_mask=torch.ones(regions.shape[:2], dtype=torch.int64),
         num_beams=width,
@@ -144,91 +147,73 @@ def generate(model: Any, regions: Tensor, *, width: int, length: int) -> Tensor:
         max_new_tokens=length,
         suppress_tokens=[Vocabulary.pad, Vocabulary.start, Vocabulary.unk],
     )
-    return words[:, 1:]  # without <start>
+    return ids[:, 1:]  # without <start>
 
 
 @torch.inference_mode()
-def find(model: Transformer, features: Features, config: SearchConfig) -> Tensor:
-    """The best words that our search finds: (B, T) int64."""
-    vocabulary = Vocabulary(words=SPECIALS)
-    found = search(
-        model,
-        model.encode_memory(features),
-        config,
-        special=vocabulary.special_tokens,
-    )
-    return found.ids[:, 0]
+def best_captions(model: Transformer, features: Features, config: SearchConfig) -> Tensor:
+    """Ids (B, T) int64 of the best captions of our search."""
+    return search(model, model.encode_memory(features), config, special=SPECIAL).ids[:, 0]
 
 
-class _Searching(NamedTuple):
-    """What both are to caption, and our model."""
-
-    model: Transformer
-    features: Features
-
-    def find(self, config: SearchConfig) -> Tensor:
-        return find(self.model, self.features, config)
-
-
-def _searching(seed: int) -> _Searching:
+def _model_and_features(seed: int) -> tuple[Transformer, Features]:
     generator = np.random.default_rng(seed)
     regions = torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CONFIG.hidden), np.float32))
     torch.manual_seed(seed)
-    model = build(CONFIG, channels=CONFIG.hidden, vocabulary_size=WORDS).eval()
+    model = build(CONFIG, channels=CONFIG.hidden, vocabulary_size=VOCABULARY_SIZE).eval()
     assert isinstance(model, Transformer)
-    return _Searching(model, Features(regions))
+    return model, Features(regions)
 
 
-def _theirs(seed: int, *, attention: Attention) -> Contenders:
-    searching = _searching(seed)
-    model = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
+def _contenders(seed: int, *, attention: Attention) -> Contenders:
+    model, features = _model_and_features(seed)
+    theirs = bart(CONFIG, vocabulary_size=VOCABULARY_SIZE, attention=attention)
     return Contenders(
-        lambda: searching.find(BEAM),
-        lambda: generate(model, searching.features.regions, width=WIDTH, length=LENGTH),
+        functools.partial(best_captions, model, features, BEAM),
+        functools.partial(generate, theirs, features.regions, width=WIDTH, length=LENGTH),
     )
 
 
 def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Beam search of width 5 over 50 images, each caption exactly 20 words, float32.
+    """Beam search of width 5 over 50 images, every caption exactly 20 words, float32.
 
-    Theirs is BART's decoder with its cache, in the faster of torch's attention and the plain one, given the
-    encoder's output, in a process of its own. Ours projects and normalises the regions besides. That both find
-    the same captions is seen once with one set of weights, which `twin` carries over.
+    Hugging Face's contender is BART's decoder with its cache in a process of its own, with the faster of torch's and
+    the plain attention, given the encoder's output. Ours projects and normalises the regions as well. That both find
+    the same captions is checked once with equal weights (`twin`).
+
+    Raises:
+        RuntimeError: the contenders find different captions, or captions of another length.
     """
-    searching = _searching(seed)
-    model, regions = searching.model, searching.features.regions
-    same = same_captions(model, Features(regions[:FEW]), BEAM)
-    if same < 0.9:  # rounding may tip a near tie, no more
-        raise RuntimeError(f"the two ways disagree: only {100 * same:.0f} % of the captions are the same")
-    attention = _faster(regions)
-    apart = WorkerProcess(functools.partial(_theirs, attention=attention), seed)
-    ours = functools.partial(searching.find, BEAM)
-    for name, words in {"ours": ours().numpy(), "huggingface": apart()[1]}.items():
-        if words.shape != (IMAGES, LENGTH) or (words == Vocabulary.end).any():
-            raise RuntimeError(f"{name}: {LENGTH} words an image were asked for, got {words}")
-    counted = flops(ours)
+    model, features = _model_and_features(seed)
+    same = same_captions(model, Features(features.regions[:FEW_IMAGES]), BEAM)
+    check_same_captions(same)
+    attention = _faster_attention(features.regions)
+    worker = start_worker(functools.partial(_contenders, attention=attention), seed)
+    ours = functools.partial(best_captions, model, features, BEAM)
+    for name, ids in {"ours": ours().numpy(), "huggingface": worker()[1]}.items():
+        if ids.shape != (IMAGES, LENGTH) or (ids == Vocabulary.end).any():
+            raise RuntimeError(f"{name}: expected {LENGTH} words per image, got {ids}")
+    flops = count_flops(ours)
     product, product_flops = large_product()
-    seconds = rounds({"ours": ours, "huggingface": apart, "product": product}, repeats=repeats)
+    seconds = interleave({"ours": ours, "huggingface": worker, "product": product}, repeats=repeats)
     memory = {
         "ours": peak_memory(ours),
-        "huggingface": apart.peak_memory(),
-        "ours_greedy": peak_memory(
-            lambda: searching.find(GreedyConfig(min_length=LENGTH, max_length=LENGTH))
-        ),
-        "beam_logits": IMAGES * WIDTH * WORDS * 4,
-        "weights": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "huggingface": worker.peak_memory(),
+        "ours_greedy": peak_memory(functools.partial(best_captions, model, features, GREEDY)),
+        "beam_logits": IMAGES * WIDTH * VOCABULARY_SIZE * 4,
+        "weights": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
     }
-    apart.close()
+    worker.close()
     return {
         "name": "decode transformer",
-        **summary(
+        **summarize(
             seconds,
             units=IMAGES,
             unit="images",
-            counted=counted,
+            flops=flops,
             product_flops=product_flops,
             memory=memory,
-            beside="huggingface",
+            baseline="huggingface",
         ),
         "same_captions": same,
         "huggingface_attention": attention,
@@ -238,21 +223,20 @@ def benchmark_transformer(*, repeats: int = 3, seed: int = 0) -> dict[str, Any]:
 
 
 def same_captions(model: Transformer, features: Features, config: BeamConfig) -> float:
-    """Share of images for which `generate` with our weights finds our caption; `config` forces its length."""
+    """Share of images for which Hugging Face's search with our weights finds our caption; `config` fixes its length."""
     with torch.inference_mode():
         regions = model.project(features.regions)
     theirs = generate(twin(model), regions, width=config.width, length=config.max_length)
-    return float((find(model, features, config) == theirs).all(1).float().mean())
+    return float((best_captions(model, features, config) == theirs).all(1).float().mean())
 
 
-def _faster(regions: Tensor) -> Attention:
-    """The attention with which BART is faster here."""
+def _faster_attention(regions: Tensor) -> Attention:
+    """The attention implementation with which BART is faster on this machine."""
     seconds: dict[Attention, float] = {}
     kinds: tuple[Attention, ...] = ("sdpa", "eager")
     for attention in kinds:
-        model = bart(CONFIG, vocabulary_size=WORDS, attention=attention)
+        model = bart(CONFIG, vocabulary_size=VOCABULARY_SIZE, attention=attention)
         generate(model, regions[:2], width=WIDTH, length=2)
-        began = time.perf_counter()
-        generate(model, regions[:FEW], width=WIDTH, length=LENGTH)
-        seconds[attention] = time.perf_counter() - began
+        few = regions[:FEW_IMAGES]
+        seconds[attention], _ = timed(functools.partial(generate, model, few, width=WIDTH, length=LENGTH))
     return min(kinds, key=lambda name: seconds[name])

@@ -1,4 +1,4 @@
-"""How fast captions are scored and resampled, beside pycocoevalcap in the same run. Times and compares; no torch."""
+"""Benchmark of metrics: tokenizing, scoring and resampling captions against pycocoevalcap. Runs without torch."""
 
 from __future__ import annotations
 
@@ -8,94 +8,90 @@ import os
 import shutil
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from captioning.benchmarks.harness import NO_PYCOCOEVALCAP, interleave, median_ratio, timed
 from captioning.datasets.references import read_references
-from captioning.errors import UserError
 from captioning.metrics import NAMES, ReferenceCounts, Scores, score
 from captioning.metrics.significance import RESAMPLES, paired_bootstrap
 from captioning.text import tokenizer
 
-IMAGES, REFERENCES = 5000, 5
+IMAGES, REFERENCES, LONGEST = 5000, 5, 17
 TIMED = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
-"""What pycocoevalcap's Bleu, Rouge and Cider give."""
+"""The scores of pycocoevalcap's classes Bleu, Rouge and Cider; `Cider` computes CIDEr-D."""
 
-_WHY_NO_PEAK = "counting and looking up words has no matrix product whose rate could be a share of a peak"
-_Made = TypeVar("_Made")
+FREQUENT = [
+    "a",
+    "the",
+    "on",
+    "of",
+    "in",
+    "with",
+    "and",
+    "man's",
+    "sitting",
+    "next",
+    "to",
+    "two",
+    "t-shirt",
+    "is",
+]
 
 
 class Corpus(NamedTuple):
-    """Raw captions of I images: references, and one of each of two systems."""
+    """Raw captions of I images: their references, and the captions of two systems."""
 
     references: list[list[str]]
     systems: tuple[list[str], list[str]]
 
 
 def synthetic(*, seed: int, images: int = IMAGES) -> Corpus:
-    """Captions of 7 to 17 words about each image's own few words, in the frequencies that words have (Zipf)."""
+    """Captions of 7 to 17 words, 40 % of them from the image's own few words, with Zipf's word frequencies."""
     generator = np.random.default_rng(seed)
     syllables = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
     names = [
         first + second + third for first in syllables for second in syllables for third in ("", "s", "ing")
     ]
-    frequent = [
-        "a",
-        "the",
-        "on",
-        "of",
-        "in",
-        "with",
-        "and",
-        "man's",
-        "sitting",
-        "next",
-        "to",
-        "two",
-        "t-shirt",
-        "is",
-    ]
-    words = np.array([*frequent, *names])
+    words = np.array([*FREQUENT, *names])
     share = 1 / np.arange(3, len(words) + 3)
     share /= share.sum()
 
-    captions, longest = REFERENCES + 2, 17
-    shape = (images, captions, longest)
+    shape = (images, REFERENCES + 2, LONGEST)
     topics = generator.choice(words, (images, 9), p=share)
-    about = topics[np.arange(images)[:, None, None], generator.integers(0, 9, shape)]
-    chosen = np.where(generator.random(shape) < 0.4, about, generator.choice(words, shape, p=share))
-    lengths = np.clip(generator.normal(10.5, 2.3, shape[:2]), 7, longest).astype(int)
-    # not "... a.", whose last token hangs on the next caption in Java
+    on_topic = topics[np.arange(images)[:, None, None], generator.integers(0, 9, shape)]
+    chosen = np.where(generator.random(shape) < 0.4, on_topic, generator.choice(words, shape, p=share))
+    lengths = np.clip(generator.normal(10.5, 2.3, shape[:2]), 7, LONGEST).astype(int)
+    # not "... a.", whose last token depends on the next caption in Java
     last = generator.choice(names, shape[:2])
     stop = np.where(generator.random(shape[:2]) < 0.7, ".", "")
     texts = [
         [
-            " ".join([*own[: length - 1], end]).capitalize() + mark
-            for own, length, end, mark in zip(*parts, strict=True)
+            " ".join([*caption[: length - 1], end]).capitalize() + mark
+            for caption, length, end, mark in zip(*image, strict=True)
         ]
-        for parts in zip(chosen.tolist(), lengths, last, stop, strict=True)
+        for image in zip(chosen.tolist(), lengths, last, stop, strict=True)
     ]
-    references = [own[:REFERENCES] for own in texts]
-    return Corpus(references, ([own[-2] for own in texts], [own[-1] for own in texts]))
+    references = [captions[:REFERENCES] for captions in texts]
+    return Corpus(references, ([captions[-2] for captions in texts], [captions[-1] for captions in texts]))
 
 
 def real(path: str, *, seed: int) -> Corpus:
-    """The first references of each image in a file of captions; the systems are copies of one with words replaced.
+    """The first references of each image in a file; the systems are references with some words replaced.
 
     Raises:
         UserError: as `read_references`, or the file has several splits.
     """
     generator = np.random.default_rng(seed)
     references = [list(record.captions[:REFERENCES]) for record in read_references(path).records]
-    words = np.array([word for own in references for word in own[0].split()])
-    systems = ([], [])  # type: ignore[var-annotated]
-    for own in references:
+    words = np.array([word for captions in references for word in captions[0].split()])
+    systems: tuple[list[str], list[str]] = ([], [])
+    for captions in references:
         for system in systems:
-            tokens = generator.choice(own).split()
+            tokens = generator.choice(captions).split()
             replaced = generator.random(len(tokens)) < 0.3
             system.append(" ".join(np.where(replaced, generator.choice(words, len(tokens)), tokens)))
     return Corpus(references, systems)
@@ -104,77 +100,48 @@ def real(path: str, *, seed: int) -> Corpus:
 def benchmark_metrics(*, repeats: int = 3, captions: str | None = None, seed: int = 0) -> dict[str, Any]:
     """Tokenizing, BLEU, ROUGE-L and CIDEr-D of 5,000 images with 5 references each, and resampling the images.
 
-    Both start from raw text in every repeat; what our tokenizer remembers of words is forgotten before each.
+    Both contenders start from raw text; our tokenizer's cache is emptied before every round.
 
     Args:
-        captions: a file of reference captions (one split) to be used instead of made-up ones.
+        captions: a file of reference captions (one split) to use instead of synthetic ones.
 
     Raises:
         UserError: pycocoevalcap is missing, or the file cannot be read.
-        RuntimeError: the two disagree by more than 1e-6.
+        RuntimeError: the contenders' scores differ by more than 1e-6.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError:
-        raise UserError(
-            'pycocoevalcap is not installed; install it with pip install "captioning[java]"'
-        ) from None
     corpus = real(captions, seed=seed) if captions else synthetic(seed=seed)
     java, why_no_java = _java(corpus)
-    tokens = None if java else _tokens(corpus.references, corpus.systems[0])
-    seconds: dict[str, list[float]] = {"ours": [], "tokenizer": [], "Bleu": [], "Rouge": [], "Cider": []}
+    outputs: dict[str, list[Any]] = {}
+    contenders = _contenders(corpus, outputs, java=java is not None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        seconds = interleave(
+            contenders, repeats=repeats, warm_up=False, before_round=tokenizer._scan.cache_clear
+        )
+    difference = _largest_difference(outputs)
+    if difference > 1e-6:
+        raise RuntimeError(f"the contenders disagree by {difference:.2g}")
 
-    def timed(name: str, work: Callable[[], _Made]) -> _Made:
-        began = time.perf_counter()
-        result = work()
-        seconds[name].append(time.perf_counter() - began)
-        return result
-
-    ours: Scores | None = None
-    differences: list[float] = []
-    for _ in range(repeats):
-        tokenizer._scan.cache_clear()
-        ours = timed("ours", lambda: _ours(corpus.references, corpus.systems[0], TIMED))
-        own, candidates = timed("tokenizer", lambda: _java_tokens(corpus)) if tokens is None else tokens
-        with contextlib.redirect_stdout(io.StringIO()):
-            bleu = timed("Bleu", partial(Bleu(4).compute_score, own, candidates, verbose=0))
-            rouge = timed("Rouge", partial(Rouge().compute_score, own, candidates))
-            cider = timed("Cider", partial(Cider().compute_score, own, candidates))
-        theirs = (bleu, rouge, cider)
-        whole = np.hstack([corpus_score for corpus_score, _ in theirs])
-        each = np.vstack([scores for _, scores in theirs])
-        differences.append(float(np.abs(whole - [ours.corpus[name] for name in TIMED]).max()))
-        differences.append(float(np.abs(each - [ours.per_image[name] for name in TIMED]).max()))
-    if max(differences) > 1e-6:  # a benchmark of two different things would be worth nothing
-        raise RuntimeError(f"the two disagree by {max(differences):.2g}")
-
-    both = [_ours(corpus.references, system, NAMES) for system in corpus.systems]
-    began = time.perf_counter()
-    paired_bootstrap(both[0], both[1], metrics=NAMES, resamples=RESAMPLES, seed=seed)
-    bootstrap = time.perf_counter() - began
-    parts = {name: times for name, times in seconds.items() if name != "ours" and times}
-    totals = [sum(times) for times in zip(*parts.values(), strict=True)]
-    images, middle = len(corpus.references), statistics.median(seconds["ours"])
+    scores = [_score(corpus.references, system, NAMES) for system in corpus.systems]
+    bootstrap, _ = timed(partial(paired_bootstrap, *scores, metrics=NAMES, resamples=RESAMPLES, seed=seed))
+    steps = {name: times for name, times in seconds.items() if name != "ours"}
+    totals = [sum(times) for times in zip(*steps.values(), strict=True)]
+    images, median = len(corpus.references), statistics.median(seconds["ours"])
     return {
         "name": "metrics",
-        "ratio": statistics.median(
-            theirs / ours for theirs, ours in zip(totals, seconds["ours"], strict=True)
-        ),
-        "ours_per_s": images / middle,
+        "ratio": median_ratio({**seconds, "pycocoevalcap": totals}, "pycocoevalcap"),
+        "ours_per_s": images / median,
         "pycocoevalcap_per_s": images / statistics.median(totals),
         "unit": "images",
         "peak_share": None,
-        "peak_share_why": _WHY_NO_PEAK,
+        "peak_share_why": "counting and looking up words has no matrix product whose rate could be a share of a peak",
         "images": images,
         "references": sum(map(len, corpus.references)),
-        "captions": captions or "made up",
-        "seconds": middle,
-        "pycocoevalcap_seconds": {name: statistics.median(times) for name, times in parts.items()},
+        "captions": captions or "synthetic",
+        "seconds": median,
+        "pycocoevalcap_seconds": {name: statistics.median(times) for name, times in steps.items()},
         "java": java,
         "java_why": why_no_java,
-        "largest_difference": max(differences),
+        "largest_difference": difference,
         "bootstrap_seconds": bootstrap,
         "resamples": RESAMPLES,
         "bootstrap_metrics": list(NAMES),
@@ -185,47 +152,97 @@ def benchmark_metrics(*, repeats: int = 3, captions: str | None = None, seed: in
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """The result in a few lines for a person."""
-    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result["pycocoevalcap_seconds"].items())
-    return [
-        f"ours          {result['ours_per_s']:8.0f} images/s   {result['seconds']:.2f} s, tokenizing included",
-        f"pycocoevalcap {result['pycocoevalcap_per_s']:8.0f} images/s   seconds: {parts}",
+    """The result as printed lines."""
+    steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result["pycocoevalcap_seconds"].items())
+    rows = [
+        f"ours          {result['ours_per_s']:8.0f} images/s   {result['seconds']:.2f} s including tokenizing",
+        f"pycocoevalcap {result['pycocoevalcap_per_s']:8.0f} images/s   seconds: {steps}",
         f"{result['ratio']:.2f} times as fast on {result['images']:,} images with {result['references']:,} references "
-        f"({result['captions']}), scores the same to {result['largest_difference']:.1g}",
+        f"({result['captions']}); scores equal to {result['largest_difference']:.1g}",
         f"bootstrap: {result['bootstrap_seconds']:.2f} s for {result['resamples']:,} resamples of "
         f"{len(result['bootstrap_metrics'])} metrics",
-        *([f"without pycocoevalcap's tokenizer: {result['java_why']}"] if result["java_why"] else []),
     ]
+    if result["java_why"]:
+        rows.append(f"without pycocoevalcap's tokenizer: {result['java_why']}")
+    return rows
+
+
+def _contenders(
+    corpus: Corpus, outputs: dict[str, list[Any]], *, java: bool
+) -> dict[str, Callable[[], None]]:
+    """Our scoring and the steps of pycocoevalcap's, which append their results to `outputs`.
+
+    Args:
+        java: use pycocoevalcap's tokenizer; without Java ours, not timed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        raise NO_PYCOCOEVALCAP from None
+    system = corpus.systems[0]
+    tokens = [] if java else [_tokens(corpus.references, system)]
+    outputs |= {"ours": [], "tokenizer": tokens, "Bleu": [], "Rouge": [], "Cider": []}
+
+    def theirs(name: str, compute: Callable[..., Any], **options: Any) -> None:
+        outputs[name].append(compute(*outputs["tokenizer"][-1], **options))
+
+    contenders: dict[str, Callable[[], None]] = {
+        "ours": lambda: outputs["ours"].append(_score(corpus.references, system, TIMED)),
+        "tokenizer": lambda: outputs["tokenizer"].append(_java_tokens(corpus)),
+        "Bleu": partial(theirs, "Bleu", Bleu(4).compute_score, verbose=0),
+        "Rouge": partial(theirs, "Rouge", Rouge().compute_score),
+        "Cider": partial(theirs, "Cider", Cider().compute_score),
+    }
+    if not java:
+        del contenders["tokenizer"]
+    return contenders
+
+
+def _largest_difference(outputs: Mapping[str, list[Any]]) -> float:
+    """Between ours and pycocoevalcap's scores, of the corpus and of every image, in any round."""
+    differences = []
+    rounds = zip(outputs["ours"], outputs["Bleu"], outputs["Rouge"], outputs["Cider"], strict=True)
+    for ours, *theirs in rounds:
+        corpus = np.hstack([corpus_score for corpus_score, _ in theirs])
+        per_image = np.vstack([scores for _, scores in theirs])
+        differences.append(np.abs(corpus - [ours.corpus[name] for name in TIMED]).max())
+        differences.append(np.abs(per_image - [ours.per_image[name] for name in TIMED]).max())
+    return float(max(differences))
 
 
 def _tokens(
     references: Sequence[Sequence[str]], system: Sequence[str]
 ) -> tuple[dict[int, Any], dict[int, Any]]:
-    """By our tokenizer, in pycocoevalcap's form: image number to texts whose tokens are parted by spaces."""
-    own = {i: [" ".join(tokenizer.tokenize(text)) for text in texts] for i, texts in enumerate(references)}
-    return own, {i: [" ".join(tokenizer.tokenize(text))] for i, text in enumerate(system)}
+    """Our tokens in pycocoevalcap's form: image number -> texts with tokens separated by spaces."""
+    joined = {
+        image: [" ".join(tokenizer.tokenize(text)) for text in texts]
+        for image, texts in enumerate(references)
+    }
+    return joined, {image: [" ".join(tokenizer.tokenize(text))] for image, text in enumerate(system)}
 
 
 def _java_tokens(corpus: Corpus) -> tuple[dict[int, Any], dict[int, Any]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    own = {i: [{"caption": text} for text in texts] for i, texts in enumerate(corpus.references)}
+    references = {i: [{"caption": text} for text in texts] for i, texts in enumerate(corpus.references)}
     candidates = {i: [{"caption": text}] for i, text in enumerate(corpus.systems[0])}
-    return PTBTokenizer().tokenize(own), PTBTokenizer().tokenize(candidates)
+    return PTBTokenizer().tokenize(references), PTBTokenizer().tokenize(candidates)
 
 
 def _java(corpus: Corpus) -> tuple[str | None, str | None]:
-    """Java's version, or why pycocoevalcap's tokenizer cannot be run."""
+    """Java's version, or the reason why pycocoevalcap's tokenizer cannot run."""
     if shutil.which("java") is None:
         return None, "there is no Java on PATH"
     try:
-        told = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60, check=True)
+        version = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=60, check=True)
         _java_tokens(Corpus(corpus.references[:2], (corpus.systems[0][:2], corpus.systems[1][:2])))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (ImportError, OSError, subprocess.SubprocessError) as error:
         return None, f"it cannot be run ({type(error).__name__}: {error})"
-    return (told.stderr or told.stdout).partition("\n")[0].strip(), None
+    return (version.stderr or version.stdout).partition("\n")[0].strip(), None
 
 
-def _ours(references: Sequence[Sequence[str]], system: Sequence[str], names: Sequence[str]) -> Scores:
-    own = ReferenceCounts([[tokenizer.tokenize(text) for text in texts] for texts in references])
-    return score(own, [tokenizer.tokenize(text) for text in system], metrics=names)
+def _score(references: Sequence[Sequence[str]], system: Sequence[str], metrics: Sequence[str]) -> Scores:
+    counts = ReferenceCounts([[tokenizer.tokenize(text) for text in texts] for texts in references])
+    return score(counts, [tokenizer.tokenize(text) for text in system], metrics=metrics)

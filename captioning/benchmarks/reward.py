@@ -1,19 +1,18 @@
-"""How fast samples are rewarded, beside pycocoevalcap in the same run, and what share of a training step that is."""
+"""Benchmark of rewards: CIDEr-D of samples against pycocoevalcap's scorer, and its share of a training step."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from captioning.benchmarks.training_and_decoding import rounds
+from captioning.benchmarks.harness import NO_PYCOCOEVALCAP, interleave, median_ratio, timed
 from captioning.captioner.captioner import Captioner
-from captioning.errors import UserError
 from captioning.generation import BeamConfig
 from captioning.images.preprocessing import Preprocessing
 from captioning.loaders.batches import EncodedCaptions
@@ -29,35 +28,33 @@ from captioning.training.self_critical import SelfCritical
 
 IMAGES, SAMPLES, REFERENCES = 50, 5, 5
 SPLIT = 6000
-"""Images of the training split, as Flickr8k has them."""
+"""Number of images of the training split, as in Flickr8k."""
 
-REGIONS, CHANNELS, WORDS, LENGTH = 49, 512, 9487, 20
-
-_WHY_NO_PEAK = "sorting and looking up n-grams has no matrix product whose rate could be a share of a peak"
+REGIONS, CHANNELS, VOCABULARY_SIZE, LENGTH = 49, 512, 9487, 20
 
 
 class Samples(NamedTuple):
-    """Captions to be rewarded, and what with."""
+    """Sampled captions, and the references to reward them with."""
 
-    captions: list[list[list[int]]]  # references of each image of the split, <end> among them
-    encoded: EncodedCaptions
-    images: Ints  # (B,) of the batch
-    words: Ints  # (B, K, T)
+    references: list[list[list[int]]]  # of each image of the split; they end with <end>
+    encoded: EncodedCaptions  # the same
+    images: Ints  # (B,) indices of the batch's images
+    ids: Ints  # (B, K, T)
     lengths: Ints  # (B, K)
 
 
-def made_up(*, seed: int, split: int = SPLIT, images: int = IMAGES) -> Samples:
-    """References of 8 to 15 words in the frequencies that words have (Zipf); samples of them with words replaced."""
+def synthetic_samples(*, seed: int, split: int = SPLIT, images: int = IMAGES) -> Samples:
+    """References of 8 to 15 words with Zipf's word frequencies; samples are references with 40 % of words replaced."""
     generator = np.random.default_rng(seed)
-    share = 1 / np.arange(3, WORDS + 3 - len(SPECIALS))
+    share = 1 / np.arange(3, VOCABULARY_SIZE + 3 - len(SPECIALS))
     share /= share.sum()
-    ids = np.arange(len(SPECIALS), WORDS)
+    words = np.arange(len(SPECIALS), VOCABULARY_SIZE)
 
     def caption() -> list[int]:
-        return [*generator.choice(ids, generator.integers(8, 16), p=share).tolist(), Vocabulary.end]
+        return [*generator.choice(words, generator.integers(8, 16), p=share).tolist(), Vocabulary.end]
 
-    captions = [[caption() for _ in range(REFERENCES)] for _ in range(split)]
-    flat = [[Vocabulary.start, *each] for own in captions for each in own]
+    references = [[caption() for _ in range(REFERENCES)] for _ in range(split)]
+    flat = [[Vocabulary.start, *caption] for captions in references for caption in captions]
     encoded = EncodedCaptions(
         words=np.concatenate(flat).astype(np.int32),
         start=np.cumsum([0, *map(len, flat)]),
@@ -66,64 +63,59 @@ def made_up(*, seed: int, split: int = SPLIT, images: int = IMAGES) -> Samples:
     )
     chosen = generator.choice(split, images, replace=False)
     lengths = np.empty((images, SAMPLES), np.int64)
-    words = np.zeros((images, SAMPLES, 16), np.int64)
+    ids = np.zeros((images, SAMPLES, 16), np.int64)
     for place in np.ndindex(lengths.shape):
-        own = np.array(captions[chosen[place[0]]][generator.integers(REFERENCES)])
-        replaced = generator.random(len(own)) < 0.4
+        sample = np.array(references[chosen[place[0]]][generator.integers(REFERENCES)])
+        replaced = generator.random(len(sample)) < 0.4
         replaced[-1] = False  # <end>
-        own[replaced] = generator.choice(ids, replaced.sum(), p=share)
-        lengths[place], words[place][: len(own)] = len(own), own
-    return Samples(captions, encoded, chosen, words, lengths)
+        sample[replaced] = generator.choice(words, replaced.sum(), p=share)
+        lengths[place], ids[place][: len(sample)] = len(sample), sample
+    return Samples(references, encoded, chosen, ids, lengths)
 
 
 def benchmark_reward(*, repeats: int = 9, seed: int = 0) -> dict[str, Any]:
     """CIDEr-D of 5 samples of each of 50 images against 5 references, and a self-critical step with that reward.
 
-    pycocoevalcap's scorer gets the ids as words and the split's document frequencies. It counts the references
-    of an image once for every sample, as its interface has it; `ratio_references_counted` is beside the same
-    scorer with all references counted beforehand.
+    pycocoevalcap's scorer gets the ids as words and the split's document frequencies. Through its interface it
+    counts an image's references once per sample; `ratio_references_counted` compares with the same scorer after
+    all references were counted beforehand.
 
     Raises:
         UserError: pycocoevalcap is missing.
-        RuntimeError: the two disagree by more than 1e-6.
+        RuntimeError: the contenders' scores differ by more than 1e-6.
     """
-    samples = made_up(seed=seed)
-    began = time.perf_counter()
-    references = _Watched(samples.encoded, vocabulary_size=WORDS)
-    counting = time.perf_counter() - began
-    whole, counted = _theirs(samples)
+    samples = synthetic_samples(seed=seed)
+    counting, references = timed(partial(_TimedReferences, samples.encoded, vocabulary_size=VOCABULARY_SIZE))
+    theirs, theirs_counted = _pycocoevalcap_scorers(samples)
 
     def ours() -> Floats:
-        return references.score(samples.images, samples.words, samples.lengths).cider
+        return references.score(samples.images, samples.ids, samples.lengths).cider
 
-    difference = float(np.abs(ours() - whole()).max())
-    if difference > 1e-6:  # a benchmark of two different things would be worth nothing
-        raise RuntimeError(f"the two disagree by {difference:.2g}")
-    seconds = rounds({"ours": ours, "pycocoevalcap": whole, "counted": counted}, repeats=repeats)
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
-        for name in ("pycocoevalcap", "counted")
-    }
-    step, share = _step(samples, references, repeats=max(2, repeats // 3))
+    difference = float(np.abs(ours() - theirs()).max())
+    if difference > 1e-6:
+        raise RuntimeError(f"the contenders disagree by {difference:.2g}")
+    contenders = {"ours": ours, "pycocoevalcap": theirs, "references_counted": theirs_counted}
+    seconds = interleave(contenders, repeats=repeats)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    step, share = _self_critical_step(samples, references, repeats=max(2, repeats // 3))
     return {
         "name": "reward",
-        "ratio": ratios["pycocoevalcap"],
-        "ratio_references_counted": ratios["counted"],
-        "ours_per_s": samples.lengths.size / middle["ours"],
-        "pycocoevalcap_per_s": samples.lengths.size / middle["pycocoevalcap"],
+        "ratio": median_ratio(seconds, "pycocoevalcap"),
+        "ratio_references_counted": median_ratio(seconds, "references_counted"),
+        "ours_per_s": samples.lengths.size / medians["ours"],
+        "pycocoevalcap_per_s": samples.lengths.size / medians["pycocoevalcap"],
         "unit": "samples",
         "peak_share": None,
-        "peak_share_why": _WHY_NO_PEAK,
-        "seconds": middle["ours"],
-        "pycocoevalcap_seconds": middle["pycocoevalcap"],
+        "peak_share_why": "sorting and looking up n-grams has no matrix product whose rate could be a share of a peak",
+        "seconds": medians["ours"],
+        "pycocoevalcap_seconds": medians["pycocoevalcap"],
         "largest_difference": difference,
         "step_seconds": step,
         "step_share": share,
         "images": len(samples.images),
         "samples": samples.lengths.shape[1],
         "references": REFERENCES,
-        "split": len(samples.captions),
+        "split": len(samples.references),
         "counting_seconds": counting,
         "threads": torch.get_num_threads(),
         "numpy": np.__version__,
@@ -132,108 +124,113 @@ def benchmark_reward(*, repeats: int = 9, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """The result in a few lines for a person."""
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The result as printed lines."""
     return [
         f"ours          {result['ours_per_s']:8.0f} samples/s   {1e3 * result['seconds']:.1f} ms for "
         f"{result['images']} images x {result['samples']} samples",
         f"pycocoevalcap {result['pycocoevalcap_per_s']:8.0f} samples/s   "
         f"{1e3 * result['pycocoevalcap_seconds']:.0f} ms",
-        f"{result['ratio']:.1f} times as fast, {result['ratio_references_counted']:.1f} beside references counted "
-        f"beforehand; the same to {result['largest_difference']:.1g}",
+        f"{result['ratio']:.1f} times as fast, {result['ratio_references_counted']:.1f} times with references counted "
+        f"beforehand; scores equal to {result['largest_difference']:.1g}",
         f"a self-critical step of these images takes {result['step_seconds']:.2f} s, "
-        f"{100 * result['step_share']:.2f} % of it the reward; counting the references of "
-        f"{result['split']:,} images once a run {result['counting_seconds']:.1f} s",
+        f"{100 * result['step_share']:.2f} % of it for the reward; counting the references of "
+        f"{result['split']:,} images once per run takes {result['counting_seconds']:.1f} s",
     ]
 
 
-def _theirs(samples: Samples) -> tuple[Callable[[], Floats], Callable[[], Floats]]:
-    """CIDEr-D by pycocoevalcap's scorer: references counted each time, and beforehand."""
+def _pycocoevalcap_scorers(samples: Samples) -> tuple[Callable[[], Floats], Callable[[], Floats]]:
+    """CIDEr-D by pycocoevalcap's scorer: with references counted every time, and counted beforehand."""
     try:
         from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
     except ImportError:
-        raise UserError(
-            'pycocoevalcap is not installed; install it with pip install "captioning[java]"'
-        ) from None
+        raise NO_PYCOCOEVALCAP from None
 
-    class AsMany(list[Any]):
-        """The scorer takes the logarithm of how many images it was given: those of the split."""
+    class SplitSizedList(list[Any]):
+        """The scorer uses the logarithm of the list's length as that of the number of images of the split."""
 
         def __len__(self) -> int:
-            return len(samples.captions)
+            return len(samples.references)
 
     def texts(captions: Any) -> list[str]:
         return [" ".join(map(str, caption)) for caption in captions]
 
     split = CiderScorer()
-    for own in samples.captions:
-        split.cook_append(None, texts(own))
+    for captions in samples.references:
+        split.cook_append(None, texts(captions))
     split.compute_doc_freq()
     frequencies = defaultdict(float, split.document_frequency)
-    references = [texts(samples.captions[image]) for image in samples.images]
+    references = [texts(samples.references[image]) for image in samples.images]
+    counted = [cook_refs(captions) for captions in references]
     hypotheses = [
-        texts(words[:length] for words, length in zip(*each, strict=True))
-        for each in zip(samples.words, samples.lengths, strict=True)
+        texts(ids[:length] for ids, length in zip(*image, strict=True))
+        for image in zip(samples.ids, samples.lengths, strict=True)
     ]
-    cooked = [cook_refs(each) for each in references]
 
-    def scored(append: Callable[[Any, int, str], None]) -> Floats:
+    def score(append: Callable[[Any, int, str], None]) -> Floats:
         scorer = CiderScorer()
-        scorer.document_frequency, scorer.crefs = frequencies, AsMany()
+        scorer.document_frequency, scorer.crefs = frequencies, SplitSizedList()
         for image, captions in enumerate(hypotheses):
             for caption in captions:
                 append(scorer, image, caption)
         return np.array(scorer.compute_cider()).reshape(samples.lengths.shape)
 
-    def each_time(scorer: Any, image: int, caption: str) -> None:
+    def append(scorer: Any, image: int, caption: str) -> None:
         scorer.cook_append(caption, references[image])
 
-    def beforehand(scorer: Any, image: int, caption: str) -> None:
-        scorer.crefs.append(cooked[image])
+    def append_counted(scorer: Any, image: int, caption: str) -> None:
+        scorer.crefs.append(counted[image])
         scorer.ctest.append(cook_test(caption))
 
-    return lambda: scored(each_time), lambda: scored(beforehand)
+    return partial(score, append), partial(score, append_counted)
 
 
-class _Watched(References):
-    """Knows how long it has worked."""
+class _TimedReferences(References):
+    """Adds up the seconds spent scoring."""
 
     seconds = 0.0
 
     def score(self, images: Ints, words: Ints, lengths: Ints) -> Rewards:
-        began = time.perf_counter()
-        found = super().score(images, words, lengths)
-        self.seconds += time.perf_counter() - began
-        return found
+        elapsed, rewards = timed(partial(super().score, images, words, lengths))
+        self.seconds += elapsed
+        return rewards
 
 
-def _step(samples: Samples, references: _Watched, *, repeats: int) -> tuple[float, float]:
-    """Seconds of an update of the soft attention LSTM of 512 (Adam; baseline `mean`), and the reward's share of them.
+def _self_critical_step(
+    samples: Samples, references: _TimedReferences, *, repeats: int
+) -> tuple[float, float]:
+    """Seconds of an update of a soft attention LSTM of size 512 (Adam; baseline `mean`), and the reward's share.
 
-    Its weights are random, so that captions seldom end: they have 20 words.
+    Its weights are random, so that captions rarely end before their 20 words.
     """
     torch.manual_seed(0)
+    words = (f"w{number}" for number in range(VOCABULARY_SIZE - len(SPECIALS)))
     captioner = Captioner.build(
         encoder=SmallCNNConfig(channels=(CHANNELS,), frequencies=0),
         preprocessing=Preprocessing(),
         decoder=SoftAttentionLSTMConfig(embedding=512, hidden=512, attention_size=512),
         search=BeamConfig(),
-        vocabulary=Vocabulary(words=(*SPECIALS, *(f"w{i}" for i in range(WORDS - len(SPECIALS))))),
+        vocabulary=Vocabulary(words=(*SPECIALS, *words)),
     )
-    ids = list(range(len(samples.captions)))
     config = SelfCriticalConfig(samples=SAMPLES, baseline="mean", max_length=LENGTH)
-    goal = SelfCritical(captioner, config, references, ids=ids, seed=0)
+    image_ids = list(range(len(samples.references)))
+    objective = SelfCritical(captioner, config, references, ids=image_ids, seed=0)
     optimizer = torch.optim.Adam(captioner.decoder.parameters(), lr=1e-5, fused=True)
     regions = torch.randn(len(samples.images), REGIONS, CHANNELS)
-    nothing = torch.zeros(len(samples.images), 1, 2, dtype=torch.int64)
-    batch = Batch(samples.images.tolist(), Features(regions), nothing, (1,), 1)
-    taken, rewarded = [], []
-    for number in range(repeats + 1):
-        began, before = time.perf_counter(), references.seconds
+    no_captions = torch.zeros(len(samples.images), 1, 2, dtype=torch.int64)
+    batch = Batch(samples.images.tolist(), Features(regions), no_captions, (1,), 1)
+
+    def update(number: int) -> None:
         optimizer.zero_grad()
-        goal(batch, BatchStats(1, 1, len(batch.image_ids), number)).value.backward()
+        objective(batch, BatchStats(1, 1, len(batch.image_ids), number)).value.backward()
         optimizer.step()
-        taken.append(time.perf_counter() - began)
-        rewarded.append(references.seconds - before)
-    shares = [part / step for part, step in zip(rewarded[1:], taken[1:], strict=True)]  # the first warms up
-    return statistics.median(taken[1:]), statistics.median(shares)
+
+    seconds, rewards = [], []
+    for number in range(repeats + 1):
+        before = references.seconds
+        seconds.append(timed(partial(update, number))[0])
+        rewards.append(references.seconds - before)
+    shares = [
+        reward / step for reward, step in zip(rewards[1:], seconds[1:], strict=True)
+    ]  # the first warms up
+    return statistics.median(seconds[1:]), statistics.median(shares)

@@ -1,72 +1,85 @@
-"""Command line: how fast training and decoding are on this machine, beside another way of doing them."""
+"""`captioning benchmark`: speed and memory of training, decoding and scoring against a baseline on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from captioning.cli.options import positive
+
 DECODED = ("soft_attention_lstm", "transformer")
-"""Decoders whose beam search is measured."""
+"""Decoders whose beam search can be measured."""
 
 EXAMPLES = """\
 examples:
   captioning benchmark train
   captioning benchmark train --decoder up_down --json
   captioning benchmark train --decoder transformer --decoder-option layers=6
-  captioning benchmark train --decoder all            every decoder.kind there is, as a table
+  captioning benchmark train --decoder all            every decoder.kind, as a table
   captioning benchmark decode --json
   captioning benchmark decode --decoder transformer
   captioning benchmark metrics --captions captions_val2017.json
   captioning benchmark reward --json"""
 
+Benchmark = Callable[..., dict[str, Any]]
+Lines = Callable[[Mapping[str, Any]], list[str]]
+
 
 def main() -> int:
+    options = parse_arguments()
+    if options.threads and options.name != "metrics":
+        import torch
+
+        torch.set_num_threads(options.threads)
+    benchmark, lines = select(options)
+    result = benchmark(**({"repeats": options.repeats} if options.repeats else {}))
+    print(json.dumps(result) if options.json else "\n".join(lines(result)))
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Measure one part of the codebase against another way of doing it, in the same run.",
+        description="Measure one part of the package against a baseline, both in turns in the same run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "name",
         choices=["train", "decode", "metrics", "reward"],
         help="train: a training step of 50 captions; decode: beam search of width 5; metrics: tokenizing and "
-        "scoring 5,000 captions beside pycocoevalcap, and resampling the scores; reward: CIDEr-D of 50 images x "
-        "5 samples beside pycocoevalcap's scorer, and its share of a self-critical step",
+        "scoring 5,000 captions against pycocoevalcap, and resampling the scores; reward: CIDEr-D of 50 images x "
+        "5 samples against pycocoevalcap's scorer, and its share of a self-critical step",
     )
-    parser.add_argument(
+    add(
         "--decoder",
         default="soft_attention_lstm",
         metavar="KIND",
-        help="of train: any decoder.kind, or all; the soft attention LSTM (default) beside the textbook way, "
-        "others beside their own step unrolled, word for word, with features repeated for every caption. Of "
-        "decode: the soft attention LSTM, or the transformer beside Hugging Face's BART and its generate (needs "
-        "transformers, which the extra dev has; fetches nothing)",
+        help="train: any decoder.kind, or all. The baseline of the soft attention LSTM (default) is computed as in "
+        "well-known reproductions, that of the others by their own step word for word, with features repeated for "
+        "every caption. decode: the soft attention LSTM, or the transformer against Hugging Face's BART and its "
+        "generate (needs transformers, in the extra dev; downloads nothing)",
     )
-    parser.add_argument(
+    add(
         "--decoder-option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of train: a setting of the decoder (default: sizes of 512, Transformers with 3 layers)",
+        help="train: a setting of the decoder (default: sizes of 512; Transformers with 3 layers)",
     )
-    parser.add_argument(
-        "--captions", metavar="FILE", help="of metrics: references of one split (default: made-up captions)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument(
+    add("--captions", metavar="FILE", help="metrics: references of one split (default: synthetic captions)")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add(
         "--repeats",
-        type=int,
-        default=None,
+        type=positive,
         metavar="N",
-        help="interleaved repeats (default: 15, of other decoders 7; decode 5, transformer 3; metrics 3; reward 9)",
+        help="rounds (default: train 15, with other decoders 7; decode 5, transformer 3; metrics 3; reward 9)",
     )
-    parser.add_argument(
-        "--threads", type=int, default=None, metavar="N", help="CPU threads (default: torch's)"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+    add("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args()
     if options.name == "decode" and options.decoder not in DECODED:
         parser.error(f"--decoder of decode: one of {', '.join(DECODED)}")
@@ -74,62 +87,36 @@ def main() -> int:
         parser.error("--decoder-option is for train with one --decoder")
     if options.captions and options.name != "metrics":
         parser.error("--captions is for metrics")
-    if options.name == "metrics":
-        return metrics(options)
+    return options
 
-    import torch
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    result = benchmark_of(options)(**({"repeats": options.repeats} if options.repeats else {}))
-    if options.json:
-        print(json.dumps(result))
-        return 0
+def select(options: argparse.Namespace) -> tuple[Benchmark, Lines]:
+    """The requested benchmark, and the function that formats its result.
+
+    Raises:
+        UserError: an unknown decoder, or transformers is missing.
+    """
+    if options.name == "metrics":  # without torch
+        from captioning.benchmarks import metrics
+
+        return partial(metrics.benchmark_metrics, captions=options.captions), metrics.lines
     if options.name == "reward":
-        from captioning.benchmarks.reward import lines as reward_lines
+        from captioning.benchmarks import reward
 
-        print("\n".join(reward_lines(result)))
-        return 0
+        return reward.benchmark_reward, reward.lines
     if options.name == "train":
-        from captioning.benchmarks.decoders import lines
-
-        print("\n".join(lines(result.get("decoders", [result]))))
-        return 0
-    unit, memory = result["unit"], result["memory_mb"]
-    beside = "huggingface" if "huggingface" in memory else "textbook"
-    for name, note in (("ours", " above the model's"), (beside, "")):
-        print(f"{name:12} {result[f'{name}_per_s']:8.1f} {unit}/s   {memory[name]:.0f} MB{note}")
-    print(f"{result['ratio']:.2f} times as fast, at {100 * result['peak_share']:.0f} % of this machine's")
-    print(f"matrix product ({result['peak_gflops']:.0f} GFLOP/s, {result['threads']} threads)")
-    return 0
-
-
-def metrics(options: argparse.Namespace) -> int:
-    """Scoring captions, which takes no torch."""
-    from captioning.benchmarks.metrics import benchmark_metrics, lines
-
-    repeats = {"repeats": options.repeats} if options.repeats else {}
-    result = benchmark_metrics(captions=options.captions, **repeats)
-    print(json.dumps(result) if options.json else "\n".join(lines(result)))
-    return 0
-
-
-def benchmark_of(options: argparse.Namespace) -> Callable[..., dict[str, Any]]:
-    """The benchmark asked for. Raises UserError for an unknown decoder, or where transformers is missing."""
-    if options.name == "reward":
-        from captioning.benchmarks.reward import benchmark_reward
-
-        return benchmark_reward
-    if options.name == "train":
-        from captioning.benchmarks.decoders import benchmark_all, benchmark_decoder, config_of
+        from captioning.benchmarks import training
 
         if options.decoder == "all":
-            return benchmark_all
-        return partial(benchmark_decoder, config_of(options.decoder, options.decoder_option))
+            return training.benchmark_all, training.lines
+        config = training.decoder_config(options.decoder, options.decoder_option)
+        return partial(training.benchmark_decoder, config), training.lines
+    from captioning.benchmarks import torch_harness
+
     if options.decoder == "transformer":
         from captioning.benchmarks.huggingface import benchmark_transformer
 
-        return benchmark_transformer
-    from captioning.benchmarks.training_and_decoding import benchmark_decode
+        return benchmark_transformer, torch_harness.lines
+    from captioning.benchmarks.decoding import benchmark_decode
 
-    return benchmark_decode
+    return benchmark_decode, torch_harness.lines

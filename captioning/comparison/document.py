@@ -1,4 +1,4 @@
-"""A report of text, tables and pictures, as Markdown with files beside it or as one HTML page. Knows no captioning."""
+"""Reports of text, tables and pictures, written as Markdown with image files and as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Heading(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A paragraph; `**strong**` and `` `code` `` are understood. `kind` "lead" stands out, "note" stands back."""
+    """A paragraph with `**strong**` and `` `code` `` markup. `kind`: "lead" is emphasised, "note" is smaller."""
 
     text: str
     kind: str = ""
@@ -29,7 +29,7 @@ class Bullets(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows of text, the first column a name; numbers stand on the right."""
+    """Rows of text; the first column is left-aligned, the others right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image file, by its name in `figures/`, with what it shows for those who don't see it."""
+    """An image file, its name in `figures/`, its alternative text and its caption."""
 
     name: str
     content: bytes
@@ -46,11 +46,11 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A photo with a line for each system and the references below."""
+    """A photo with one line per system and the reference captions."""
 
     title: str
     photo: Picture | None
-    lines: Sequence[tuple[str, str, str]]  # who, what was said, a number
+    lines: Sequence[tuple[str, str, str]]  # system, caption, score
     references: Sequence[str]
 
 
@@ -63,19 +63,17 @@ Block = Heading | Text | Bullets | Table | Picture | Cards
 
 def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
     """Write `report.md`, `report.html` and `figures/` into `folder`."""
-    for block in blocks:
-        pictures = [block] if isinstance(block, Picture) else []
-        if isinstance(block, Cards):
-            pictures = [card.photo for card in block.cards if card.photo]
-        for picture in pictures:
-            with atomic_write(folder / "figures" / picture.name) as part:
-                part.write_bytes(picture.content)
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    cards = [card for block in blocks if isinstance(block, Cards) for card in block.cards]
+    for picture in [*pictures, *(card.photo for card in cards if card.photo)]:
+        with atomic_write(folder / "figures" / picture.name) as temporary:
+            temporary.write_bytes(picture.content)
     write_text(folder / "report.md", markdown(title, blocks))
     write_text(folder / "report.html", page(title, blocks))
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The report in Markdown, its pictures in `figures/`."""
+    """The report in Markdown; its pictures are in `figures/`."""
     return "\n\n".join([f"# {title}", *(_markdown(block) for block in blocks)]) + "\n"
 
 
@@ -101,13 +99,13 @@ def _card(card: Card) -> str:
     lines = [f"**{card.title}**", ""]
     if card.photo:
         lines += [f"![{card.photo.alt}](figures/{card.photo.name})", ""]
-    lines += [f"- {who}: “{said}” ({number})" for who, said, number in card.lines]
+    lines += [f"- {system}: “{caption}” ({score})" for system, caption, score in card.lines]
     lines += [f"- reference: “{reference}”" for reference in card.references]
     return "\n".join(lines)
 
 
-LONG = 26
-"""Characters of a table's cell from which on it may be broken into lines."""
+WRAP_CELL = 26
+"""Table cells with more characters than this may wrap."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #545d68; --line: #d0d7de;
@@ -155,7 +153,7 @@ figure img { max-width: 100%; height: auto; display: block; background: #ffffff;
 
 
 def page(title: str, blocks: Sequence[Block]) -> str:
-    """The report as one HTML page that asks for nothing from anywhere: pictures are inside it."""
+    """The report as one HTML page that loads nothing: pictures are embedded."""
     body = "\n".join(_html(block) for block in blocks)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -206,7 +204,7 @@ def _html_table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"<td{' class=long' if len(text) > LONG else ''}>{_inline(text)}</td>"
+    return f"<td{' class=long' if len(text) > WRAP_CELL else ''}>{_inline(text)}</td>"
 
 
 def _html_card(card: Card) -> str:
@@ -215,10 +213,10 @@ def _html_card(card: Card) -> str:
         kind = ' class="small"' if len(card.photo.content) < 6000 else ""
         photo = f'<img{kind} src="{_data(card.photo)}" alt="{html.escape(card.photo.alt, quote=True)}">'
     lines = "".join(
-        f"<p><b>{html.escape(who)}</b> ({html.escape(number)}): {html.escape(said) or '<i>nothing</i>'}</p>"
-        for who, said, number in card.lines
+        f"<p><b>{html.escape(system)}</b> ({html.escape(score)}): {html.escape(caption) or '<i>empty</i>'}</p>"
+        for system, caption, score in card.lines
     )
-    references = "".join(f'<p class="reference">{html.escape(each)}</p>' for each in card.references)
+    references = "".join(f'<p class="reference">{html.escape(text)}</p>' for text in card.references)
     return f'<article class="card">{photo}<div><h4>{html.escape(card.title)}</h4>{lines}{references}</div></article>'
 
 

@@ -1,15 +1,14 @@
-"""Finished runs and files of captions -> systems to be compared. Reads files only; no torch."""
+"""Reading finished runs and caption files as systems to compare."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from captioning import datasets
 from captioning.comparison.results import System, SystemRun
@@ -18,14 +17,14 @@ from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
 from captioning.records import ImageId, ImageRecord, read_results
 from captioning.utils.files import fingerprint, read_text
-from captioning.utils.validation import validate
+from captioning.utils.validation import read_yaml, validate
 
-LEFT_OUT = ("name", "seed", "runs", "tracking", "device")
-"""Settings in which runs of one system differ."""
+RUN_SPECIFIC = ("name", "seed", "runs", "tracking", "device")
+"""Settings that may differ between the runs of one system."""
 
 
-class Settings(NamedTuple):
-    """What a run's config.yaml says, as far as a comparison needs it."""
+class RunSettings(NamedTuple):
+    """A run's folder and the values of its config.yaml."""
 
     folder: Path
     values: dict[str, Any]
@@ -40,22 +39,19 @@ class Settings(NamedTuple):
 
     @property
     def system(self) -> str:
-        """The same for runs that differ in their seed only."""
-        return fingerprint({key: value for key, value in self.values.items() if key not in LEFT_OUT})
+        """A fingerprint that is equal for runs that differ only in their seed."""
+        return fingerprint({key: value for key, value in self.values.items() if key not in RUN_SPECIFIC})
 
 
-def read_settings(folder: Path) -> Settings:
-    """Raises UserError where `folder` is not a run's."""
+def read_settings(folder: Path) -> RunSettings:
+    """Raises UserError if `folder` is not a run's folder."""
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not the folder of a run; captioning train makes one in runs/NAME")
-    try:
-        return Settings(folder, yaml.safe_load(read_text(folder / "config.yaml")))
-    except yaml.YAMLError as error:
-        raise UserError(f"{folder / 'config.yaml'}: broken YAML ({str(error).splitlines()[0]})") from None
+    return RunSettings(folder, read_yaml(folder / "config.yaml"))
 
 
-def read_run(settings: Settings, split: str, *, flops_per_token: float | None = None) -> SystemRun:
-    """A run's captions of `split` and the record of its training.
+def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
+    """A run's captions of `split`, its learning curve in `metric` and its logged speed.
 
     Raises:
         UserError: there are no captions of that split.
@@ -65,16 +61,15 @@ def read_run(settings: Settings, split: str, *, flops_per_token: float | None = 
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it by captioning evaluate {folder} --split {split}")
     lines = metrics_lines(folder)
-    curve = learning_curve(lines, settings.metric, flops_per_token=flops_per_token)
     speeds = [line for line in lines if "speed/captions_per_s" in line]
     facts = {}
     for name in ("captions_per_s", "tokens_per_s", "waiting_share"):
-        values = sorted(line[f"speed/{name}"] for line in speeds)
-        if values:
-            facts[name] = values[len(values) // 2]
+        if values := [line[f"speed/{name}"] for line in speeds]:
+            facts[name] = statistics.median_high(values)
     if speeds and "speed/seconds" in speeds[-1]:
         facts["seconds"] = sum(line["speed/seconds"] for line in speeds)
         facts["memory_mb"] = max(line["speed/memory_mb"] for line in speeds)
+    curve = learning_curve(lines, metric)
     return SystemRun(folder.name, settings.seed, _captions(file), curve, facts)
 
 
@@ -83,10 +78,7 @@ def _captions(file: str | Path) -> dict[ImageId, str]:
 
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's timings.jsonl and metrics.jsonl by step; one torn by a crash is left out.
-
-    Older runs have their speed in metrics.jsonl.
-    """
+    """The lines of a run's timings.jsonl and metrics.jsonl in order of steps; torn lines of a crash are skipped."""
     lines = []
     for name in ("timings.jsonl", "metrics.jsonl"):  # in this order: an epoch's seconds before its scores
         if not (folder / name).is_file():
@@ -97,40 +89,41 @@ def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: line["step"])
 
 
-def learning_curve(
-    lines: Sequence[Mapping[str, Any]], metric: str, *, flops_per_token: float | None
-) -> list[dict[str, float]]:
-    """A point a validation: step, score, loss; seconds and tokens so far; teraflop where FLOPs are known.
-
-    Runs of before seconds were recorded have points without them.
-    """
+def learning_curve(lines: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, float]]:
+    """One point per validation: step, score, loss and, if recorded, the seconds and tokens of training so far."""
     points = []
     seconds: float | None = 0.0
     tokens = 0.0
     for line in lines:
         if "speed/tokens_per_s" in line:
-            spent = line.get("speed/seconds")
-            seconds = None if spent is None or seconds is None else seconds + spent
-            tokens += line["speed/tokens_per_s"] * (spent or 0.0)
+            elapsed = line.get("speed/seconds")
+            seconds = None if elapsed is None or seconds is None else seconds + elapsed
+            tokens += line["speed/tokens_per_s"] * (elapsed or 0.0)
         if f"val/{metric}" in line:
             point = {"step": line["step"], "score": line[f"val/{metric}"], "loss": line["val/loss"]}
             if seconds:
                 point |= {"seconds": seconds, "tokens": tokens}
-                if flops_per_token:
-                    point["teraflop"] = tokens * flops_per_token / 1e12
             points.append(point)
     return points
 
 
-def records_of(settings: Sequence[Settings], split: str) -> list[ImageRecord]:
+def with_flops(run: SystemRun, flops_per_token: float) -> SystemRun:
+    """`run` with the decoder's FLOPs so far ("teraflop") at each point of its learning curve that counts tokens."""
+    curve = [
+        {**point, "teraflop": point["tokens"] * flops_per_token / 1e12} if "tokens" in point else point
+        for point in run.curve
+    ]
+    return run._replace(curve=curve)
+
+
+def read_records(settings: Sequence[RunSettings], split: str) -> list[ImageRecord]:
     """The split's images with their references.
 
     Raises:
-        UserError: the runs are of different data sets, or there is no such split.
+        UserError: the runs have different data sets, or there is no such split.
     """
-    kept = {json.dumps(each.values["dataset"], sort_keys=True) for each in settings}
-    if len(kept) > 1:
-        names = ", ".join(each.folder.name for each in settings[:4])
+    if len({json.dumps(run.values["dataset"], sort_keys=True) for run in settings}) > 1:
+        names = ", ".join(run.folder.name for run in settings[:4])
         raise UserError(
             f"the runs {names} were made with different dataset settings; compare them on the same data"
         )
@@ -143,36 +136,59 @@ def records_of(settings: Sequence[Settings], split: str) -> list[ImageRecord]:
     return of_split(datasets.load(config), split)
 
 
-def systems_of(settings: Sequence[Settings], split: str) -> list[System]:
-    """Runs that differ in their seed only are one system, named after the first without its seed."""
-    groups: dict[str, list[Settings]] = {}
-    for each in settings:
-        groups.setdefault(each.system, []).append(each)
-    systems: list[System] = []
-    for group in groups.values():
-        seeds = [each.seed for each in group]
-        if len(set(seeds)) < len(seeds):
+def group_runs(settings: Sequence[RunSettings]) -> dict[str, list[RunSettings]]:
+    """Runs by system, named after the first run without its seed: runs that differ only in their seed are one system.
+
+    Raises:
+        UserError: two runs have the same settings and seed.
+    """
+    by_settings: dict[str, list[RunSettings]] = {}
+    for run in settings:
+        by_settings.setdefault(run.system, []).append(run)
+    groups: dict[str, list[RunSettings]] = {}
+    for group in by_settings.values():
+        if len({run.seed for run in group}) < len(group):
             raise UserError(f"{group[0].folder} and {group[1].folder} are runs of the same settings and seed")
-        name = (
-            re.sub(r"[-_]?seed[-_]?\d+$", "", group[0].folder.name)
-            if len(group) > 1
-            else group[0].folder.name
-        )
-        if any(name == system.name for system in systems):
-            name = str(group[0].folder)
-        systems.append(System(name, name, [read_run(each, split) for each in group]))
-    return systems
+        name = group[0].folder.name
+        if len(group) > 1:
+            name = re.sub(r"[-_]?seed[-_]?\d+$", "", name)
+        groups[str(group[0].folder) if name in groups else name] = group
+    return groups
 
 
-def bare_systems(
+def systems_from_files(
     files: Sequence[str], references: str, *, split: str | None
 ) -> tuple[list[System], list[ImageRecord], str]:
-    """Systems that are each one file of captions, the images of their references, and the split's name."""
-    found = read_references(references, split=split)
+    """One system per file of captions, the images with their references, and the split's name."""
+    reference_set = read_references(references, split=split)
     systems = []
     stems = [Path(file).stem for file in files]
     for file, stem in zip(files, stems, strict=True):
         name = stem if stems.count(stem) == 1 else str(Path(file).with_suffix(""))
-        captions, _ = match_ids(list(_captions(file).items()), found.records)
+        captions, _ = match_ids(list(_captions(file).items()), reference_set.records)
         systems.append(System(name, name, [SystemRun(name, None, dict(captions))]))
-    return systems, found.records, found.split
+    return systems, reference_set.records, reference_set.split
+
+
+def differing_settings(
+    configs: Sequence[Mapping[str, Any]], *, ignore: Sequence[str]
+) -> list[tuple[str, list[Any]]]:
+    """Keys (`section.key`) with different values, and each config's value; None for a missing one.
+
+    Args:
+        ignore: top-level keys to leave out.
+    """
+    flat = [_flatten(config) for config in configs]
+    rows = [(key, [values.get(key) for values in flat]) for key in sorted(set().union(*flat))]
+    return [
+        (key, values)
+        for key, values in rows
+        if key.split(".")[0] not in ignore and any(value != values[0] for value in values)
+    ]
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

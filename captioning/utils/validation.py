@@ -166,6 +166,8 @@ def _explain(problem: Mapping[str, Any], target: Any, values: Any, section: str)
 
 def _child(target: Any, values: Any, part: Any) -> tuple[Any, Any]:
     """The type and the values of one key of a section, or of one entry of a list."""
+    if typing.get_origin(target) is dict:
+        return typing.get_args(target)[1], values.get(part) if isinstance(values, Mapping) else None
     if isinstance(part, int):
         return target, values[part] if isinstance(values, list | tuple) and part < len(values) else None
     config = _dataclass(target, values)

@@ -1,4 +1,4 @@
-"""Our Transformer is the one that Hugging Face builds from the same weights, in numbers and in searches."""
+"""Our Transformer against Hugging Face's with the same weights: logits and captions."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ B, N, D, T, V = 5, 7, 11, 9, 101
 CONFIG = TransformerConfig(hidden=26, feed_forward=17, heads=2, layers=3, max_length=T, dropout=0.0)
 
 
-def scene():
-    """Our decoder in float64, far from its start, and features."""
+def model_and_features():
+    """Our decoder in float64 with weights far from their initial values, and features."""
     torch.manual_seed(3)
     model = build(CONFIG, channels=D, vocabulary_size=V).double().eval()
     for parameter in model.parameters():
@@ -23,32 +23,32 @@ def scene():
 
 
 @torch.no_grad()
-def test_teacher_forced_logits_are_those_of_hugging_face():
-    model, features = scene()
-    words = torch.randint(V, (B, T))
+def test_teacher_forced_logits_agree():
+    model, features = model_and_features()
+    ids = torch.randint(V, (B, T))
     theirs = twin(model)(
-        decoder_input_ids=words, encoder_outputs=(model.project(features.regions),), use_cache=False
+        decoder_input_ids=ids, encoder_outputs=(model.project(features.regions),), use_cache=False
     ).logits
-    ours = model.logits(model(words[:, None], model.encode_memory(features)).hidden)[:, 0]
+    ours = model.logits(model(ids[:, None], model.encode_memory(features)).hidden)[:, 0]
     assert ours.std() > 0.5
     torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("width", [1, 5])
-def test_beams_find_the_captions_of_hugging_face(width):
-    model, features = scene()
+def test_beam_search_finds_the_same_captions(width):
+    model, features = model_and_features()
     assert same_captions(model, features, BeamConfig(width=width, min_length=T, max_length=T)) == 1
 
 
-def test_layers_over_regions_have_no_twin():
+def test_encoder_layers_have_no_twin():
     with pytest.raises(ValueError, match="encoder_layers"):
         twin(build(TransformerConfig(hidden=6, heads=2, encoder_layers=1), channels=D, vocabulary_size=V))
 
 
-def test_bart_says_exactly_as_many_words_as_asked_for():
+def test_bart_generates_exactly_the_requested_words():
     model = bart(CONFIG, vocabulary_size=V, attention="sdpa")
-    words = generate(model, torch.randn(B, N, CONFIG.hidden), width=3, length=T)
-    assert words.shape == (B, T) and (words > 3).all()
+    ids = generate(model, torch.randn(B, N, CONFIG.hidden), width=3, length=T)
+    assert ids.shape == (B, T) and (ids > 3).all()
     assert sum(p.numel() for p in model.get_decoder().layers.parameters()) == sum(
         p.numel() for p in build(CONFIG, channels=D, vocabulary_size=V).layers.parameters()
     )

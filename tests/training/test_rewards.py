@@ -1,13 +1,11 @@
 """Rewards on ids beside pycocoevalcap, NLTK and slow Python, on references of many lengths and numbers."""
 
-import json
 import math
 from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
-from captioning.benchmarks import reward
 from captioning.errors import UserError
 from captioning.loaders.batches import EncodedCaptions
 from captioning.training import rewards
@@ -159,32 +157,3 @@ def test_a_vocabulary_too_large_for_the_keys_is_refused():
     References(captions, vocabulary_size=50_000)
     with pytest.raises(UserError, match=r"55,10\d words, the vocabulary has 60,000; raise vocabulary"):
         References(captions, vocabulary_size=60_000)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """The benchmark with few images of few words."""
-    pytest.importorskip("pycocoevalcap")
-    monkeypatch.setattr(reward, "WORDS", 97)
-    monkeypatch.setattr(reward, "CHANNELS", 7)
-    made = reward.made_up(seed=3, split=31, images=5)
-    monkeypatch.setattr(reward, "made_up", lambda *, seed: made)
-    return made
-
-
-def test_figures_of_the_benchmark(small):
-    found = json.loads(json.dumps(reward.benchmark_reward(repeats=2)))
-    assert (found["images"], found["samples"], found["references"], found["split"]) == (5, 5, 5, 31)
-    assert found["largest_difference"] < 1e-12 and found["ratio"] > 1
-    assert found["peak_share"] is None and "no matrix product" in found["peak_share_why"]
-    assert found["ours_per_s"] == pytest.approx(25 / found["seconds"])
-    assert 0 < found["step_share"] < 1
-    text = "\n".join(reward.lines(found))
-    assert f"{found['ratio']:.1f} times as fast" in text and "31 images once a run" in text
-
-
-def test_two_rewards_that_disagree_are_not_timed(small, monkeypatch):
-    monkeypatch.setattr(rewards, "_SIGMA", 5.0)
-    small.lengths[0, 0] -= 3
-    with pytest.raises(RuntimeError, match="the two disagree by 0"):
-        reward.benchmark_reward(repeats=1)

@@ -1,0 +1,189 @@
+"""Running a study: search of learning rates, trainings, captions and scores. Finished work is never repeated."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from captioning.comparison.plan import Plan, StudyRun
+from captioning.comparison.processes import Command, child_command, exclusive_lock, run_parallel
+from captioning.comparison.systems import differing_settings
+from captioning.config import ExperimentConfig, read_config
+from captioning.errors import DIVERGED, UserError
+from captioning.training.checkpoint import latest
+from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
+
+Log = Callable[[str], None]
+
+
+def run_study(plan: Plan, *, log: Log, command: Command | None = None, jobs: int = 1) -> dict[str, float]:
+    """Do what is missing: trials of learning rates, trainings, captions and scores of the split.
+
+    Interrupted work is resumed when this is called again.
+
+    Args:
+        command: runs `captioning train` and `captioning evaluate` (default: in child processes).
+        jobs: trainings at a time, each with its share of the cores. With more than one, their output is only in
+            their train.log.
+
+    Returns:
+        The learning rate of each system.
+
+    Raises:
+        UserError: a command failed, a run of that name has other settings, or another process is at work.
+    """
+    study = plan.study
+    with exclusive_lock(study.folder) as lock:
+        command = command or child_command(lock, jobs)
+        if any(run_state(run.config) != "trained" for run in plan.runs):
+            write_json(study.folder / "plan.json", {**plan.as_json(), "jobs": jobs})
+        rates = search_learning_rates(plan, command, log, jobs)
+
+        def finish(number: int, run: StudyRun) -> None:
+            config = with_learning_rate(run.config, rates.get(run.system))
+            start = time.perf_counter()
+            if _train(config, command, log, title=f"run {number} of {len(plan.runs)}"):
+                log(f"{config.name}: trained in {(time.perf_counter() - start) / 60:.1f} minutes")
+            _evaluate(config, study.split, command, log)
+
+        tasks = [functools.partial(finish, number, run) for number, run in enumerate(plan.runs, 1)]
+        run_parallel(jobs, tasks, description="runs", unit="run")
+    return rates
+
+
+def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1) -> dict[str, float]:
+    """Train the missing trials and return the best learning rate of each system."""
+
+    def attempt(number: int, run: StudyRun) -> None:
+        if not _divergence_file(run.config).is_file():
+            title = f"learning rate {number} of {len(plan.trials)}"
+            _train(run.config, command, log, title=title, may_diverge=True)
+
+    tasks = [functools.partial(attempt, number, run) for number, run in enumerate(plan.trials, 1)]
+    run_parallel(jobs, tasks, description="learning rates", unit="rate")
+    rates = {}
+    for name, scores in learning_rate_scores(plan).items():
+        finite = {rate: score for rate, score in scores.items() if score is not None}
+        if not finite:
+            raise UserError(
+                f"study {plan.study.name}: {name} diverged with every rate; give lower learning_rates"
+            )
+        best = rates[name] = max(finite, key=lambda rate: finite[rate])
+        at_edge = len(scores) > 1 and best in (min(scores), max(scores))
+        log(
+            f"{name}: learning rate {best:g} of {format_rates(scores)}"
+            + (" - at the edge of the rates tried" if at_edge else "")
+        )
+    return rates
+
+
+def learning_rate_scores(plan: Plan) -> dict[str, dict[float, float | None]]:
+    """The best validation score of each finished trial, by system and learning rate; None if it diverged."""
+    scores: dict[str, dict[float, float | None]] = {}
+    for run in plan.trials:
+        rate = run.config.training.learning_rate
+        if _divergence_file(run.config).is_file():
+            scores.setdefault(run.system, {})[rate] = None
+        elif run_state(run.config) == "trained":
+            scores.setdefault(run.system, {})[rate] = _progress(run.config.folder)["best"]
+    return scores
+
+
+def format_rates(scores: dict[float, float | None]) -> str:
+    return ", ".join(
+        f"{rate:g} ({'diverged' if score is None else f'{100 * score:.1f}'})"
+        for rate, score in scores.items()
+    )
+
+
+def with_learning_rate(config: ExperimentConfig, rate: float | None) -> ExperimentConfig:
+    return config if rate is None else replace(config, training=replace(config.training, learning_rate=rate))
+
+
+def run_state(config: ExperimentConfig) -> Literal["new", "begun", "trained"]:
+    """How far a run has come. A folder without a complete checkpoint is new."""
+    try:
+        progress = _progress(config.folder)
+    except UserError:
+        return "new"
+    done = progress["done"] and progress["phase"] == len(config.phases)
+    return "trained" if done and (config.folder / "model" / "manifest.json").is_file() else "begun"
+
+
+def run_states(plan: Plan) -> dict[str, str]:
+    """`run_state` of every run, by its name."""
+    return {run.config.name: run_state(run.config) for run in plan.runs}
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """The progress in the newest complete checkpoint. Raises UserError if there is none."""
+    progress: dict[str, Any] = read_json(latest(folder) / "progress.json")
+    return progress
+
+
+def _divergence_file(config: ExperimentConfig) -> Path:
+    return config.folder / "diverged.json"
+
+
+def _train(
+    config: ExperimentConfig, command: Command, log: Log, *, title: str, may_diverge: bool = False
+) -> bool:
+    """Train a run from its start or its last checkpoint; returns False if it was trained already."""
+    state = run_state(config)
+    if state != "new":
+        _check_same_settings(config)
+    if state == "trained":
+        return False
+    log(f"{title}: {config.folder} {'goes on' if state == 'begun' else 'begins'}")
+    if state == "new":
+        # left by a run that was killed before its first checkpoint was complete
+        shutil.rmtree(config.folder / "checkpoints", ignore_errors=True)
+    file = config.folder / "experiment.yaml"
+    write_text(file, yaml.safe_dump(config.as_json(), sort_keys=False))
+    code, message = command("train", str(file), *(["--resume"] if state == "begun" else []))
+    if code == DIVERGED and may_diverge:
+        write_json(_divergence_file(config), {"message": message.strip()})
+        log(f"{config.name}: {message.strip()}")
+    elif code:
+        raise UserError(f"{config.folder}: training stopped with code {code}: {message.strip()[-500:]}")
+    return True
+
+
+def _check_same_settings(config: ExperimentConfig) -> None:
+    """Raises UserError if the run's folder holds a run with other settings."""
+    file = config.folder / "config.yaml"
+    existing = read_config(file)
+    if existing.fingerprint == config.fingerprint:
+        return
+    key, (before, now) = differing_settings(
+        [existing.as_json(), config.as_json()], ignore=("name", "runs", "device", "tracking")
+    )[0]
+    raise UserError(
+        f"{file}: this run was made with other settings ({key} {before!r}, now {now!r}); give the study another "
+        "name, or delete that run's folder"
+    )
+
+
+def _evaluate(config: ExperimentConfig, split: str, command: Command, log: Log) -> None:
+    if is_evaluated(config.folder, split):
+        return
+    log(f"{config.name}: captions and scores of {split}")
+    code, message = command("evaluate", str(config.folder), "--split", split)
+    if code:
+        raise UserError(f"{config.folder}: evaluation stopped with code {code}: {message.strip()[-500:]}")
+
+
+def is_evaluated(folder: Path, split: str) -> bool:
+    """Whether captions and scores of the split exist and belong to the run's current model."""
+    files = [folder / f"{kind}_{split}.json" for kind in ("predictions", "scores")]
+    if not all(file.is_file() for file in files):
+        return False
+    model = recover_folder(folder / "model") / "manifest.json"
+    return read_json(files[1])["signature"].get("model") == sha256(model)[:16]

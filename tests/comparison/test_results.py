@@ -1,0 +1,90 @@
+"""Scores of several systems: pooled seeds, corrected tests, scores by length, and extreme images."""
+
+import statistics
+
+import pytest
+
+from captioning.comparison import results
+from captioning.comparison.results import System, SystemRun
+from captioning.errors import UserError
+from captioning.metrics.evaluation import evaluate
+from tests.helpers.comparison import make_comparison, make_records, make_system
+
+
+def test_pooled_seeds_are_the_corpus_of_all_their_captions():
+    records = make_records(17)
+    systems = [make_system("a", records, right=0.6, seeds=3)]
+    scored, _, _ = results.score_systems(systems, records, split="val")
+    repeated = {
+        (record.image_id, seed): (record.captions, run.captions[record.image_id])
+        for record in records
+        for seed, run in enumerate(scored[0].system.runs)
+    }
+    corpus = evaluate(
+        {key: references for key, (references, _) in repeated.items()},
+        {key: caption for key, (_, caption) in repeated.items()},
+        split_name="val",
+        search=None,
+    )
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
+        assert scored[0].pooled.corpus[name] == pytest.approx(corpus.scores[name])
+    seeds = [evaluation.scores["CIDEr-D"] for evaluation in scored[0].evaluations]
+    assert scored[0].pooled.corpus["CIDEr-D"] == pytest.approx(statistics.fmean(seeds))
+
+
+def test_p_values_are_corrected_over_pairs_and_metrics_together():
+    records = make_records(30)
+    systems = [
+        make_system(name, records, right=share, seeds=1, begin=number)
+        for number, (name, share) in enumerate((("a", 0.5), ("b", 0.55), ("c", 0.8)))
+    ]
+    comparison, _, _ = make_comparison(records, *systems)
+    tests = [test for pair in comparison["pairs"] for test in pair["metrics"].values()]
+    assert len(tests) == 3 * 7
+    smallest = min(tests, key=lambda test: test["p"])
+    assert smallest["holm"] == pytest.approx(min(1, 21 * smallest["p"]))
+    assert all(test["holm"] >= test["p"] for test in tests)
+
+
+def test_groups_by_reference_length_are_scored_on_their_own_images():
+    records = make_records(31)
+    comparison, scored, common_records = make_comparison(
+        records, make_system("a", records, right=0.5, seeds=2)
+    )
+    assert sum(row["images"] for row in comparison["by_length"]) == 31
+    for row in comparison["by_length"]:
+        chosen = [
+            number
+            for number, record in enumerate(common_records)
+            if row["from"] <= statistics.fmean(len(text.split()) for text in record.captions) <= row["to"]
+        ]
+        assert len(chosen) == row["images"]
+        for seed, evaluation in enumerate(scored[0].evaluations):
+            mean = evaluation.metrics.per_image["CIDEr-D"][chosen].mean()
+            assert row["systems"]["a"]["CIDEr-D"]["seeds"][seed] == pytest.approx(mean)
+
+
+def test_images_without_a_caption_of_every_run_are_left_out_with_a_remark():
+    records = make_records(11)
+    complete, partial = (make_system(name, records, right=0.5, seeds=1) for name in "ab")
+    captions = {image_id: text for image_id, text in partial.runs[0].captions.items() if image_id != 3}
+    partial = partial._replace(runs=[partial.runs[0]._replace(captions=captions)])
+    comparison, _, common_records = make_comparison(records, complete, partial)
+    assert [record.image_id for record in common_records] == [i for i in range(11) if i != 3]
+    assert comparison["images"] == 10 and "10 of the split's 11" in comparison["remarks"][0]
+    with pytest.raises(UserError, match="not in val"):
+        results.score_systems([complete], records[:5], split="val")
+
+
+def test_images_with_the_largest_differences_and_the_lowest_scores():
+    records = make_records(9)
+    nonsense = {record.image_id: "zebra zebra" for record in records}
+    good = System("a", "A", [SystemRun("a", 0, {**nonsense, 4: records[4].captions[0], 7: "a dog"})])
+    bad = System("b", "B", [SystemRun("b", 0, {**nonsense, 7: records[7].captions[1]})])
+    _, scored, common_records = make_comparison(records, good, bad)
+    above = results.largest_differences(scored, common_records, "a", "b", primary="CIDEr-D", count=3)
+    assert [image.record.image_id for image in above] == [4]
+    below = results.largest_differences(scored, common_records, "b", "a", primary="CIDEr-D", count=3)
+    assert [image.record.image_id for image in below] == [7]
+    worst = results.lowest_scores(scored, common_records, primary="CIDEr-D", count=7)
+    assert {image.record.image_id for image in worst} == set(range(9)) - {4, 7}

@@ -1,0 +1,50 @@
+"""Reading the records of runs: learning curves, torn lines and differing settings."""
+
+from captioning.comparison import systems
+from captioning.comparison.results import SystemRun
+
+
+def test_learning_curves_count_seconds_tokens_and_flops():
+    lines = [
+        {"step": 4, "train/loss": 3.0},
+        {"step": 5, "speed/tokens_per_s": 10.0, "speed/seconds": 2.0},
+        {"step": 10, "speed/tokens_per_s": 20.0, "speed/seconds": 3.0},
+        {"step": 10, "val/CIDEr-D": 0.4, "val/loss": 2.5},
+    ]
+    curve = systems.learning_curve(lines, "CIDEr-D")
+    point = {"step": 10, "score": 0.4, "loss": 2.5, "seconds": 5.0, "tokens": 80.0}
+    assert curve == [point]
+    assert systems.with_flops(SystemRun("a", 0, {}, curve), 5e11).curve == [{**point, "teraflop": 40.0}]
+    del lines[1]["speed/seconds"]
+    curve = systems.learning_curve(lines, "CIDEr-D")
+    assert curve == [{"step": 10, "score": 0.4, "loss": 2.5}]
+    assert systems.with_flops(SystemRun("a", 0, {}, curve), 5e11).curve == curve
+
+
+def test_lines_torn_by_a_crash_are_skipped(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "a": 1}\n{"step": 5, "a"')
+    assert systems.metrics_lines(tmp_path) == [{"step": 3, "a": 1}]
+    (tmp_path / "timings.jsonl").write_text('{"step": 3, "b": 2}\n')
+    assert systems.metrics_lines(tmp_path) == [{"step": 3, "b": 2}, {"step": 3, "a": 1}]
+
+
+def test_differing_settings_are_found_in_sections():
+    a = {"name": "a", "training": {"epochs": 3, "schedule": {"warmup": 5}}, "seed": 1}
+    b = {"name": "b", "training": {"epochs": 3, "schedule": {"warmup": 7}, "ema": 0.9}, "seed": 1}
+    assert systems.differing_settings([a, b], ignore=("name",)) == [
+        ("training.ema", [None, 0.9]),
+        ("training.schedule.warmup", [5, 7]),
+    ]
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_system(tmp_path):
+    def settings(name, seed, epochs):
+        values = {"name": name, "seed": seed, "training": {"epochs": epochs}}
+        return systems.RunSettings(tmp_path / name, values)
+
+    runs = [settings("lstm-seed0", 0, 3), settings("other", 0, 5), settings("lstm-seed1", 1, 3)]
+    groups = systems.group_runs(runs)
+    assert {name: [run.seed for run in group] for name, group in groups.items()} == {
+        "lstm": [0, 1],
+        "other": [0],
+    }
