@@ -48,7 +48,13 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, columns: int = 4) -> N
 
 
 def seed_band(
-    axis: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], *, label: str, number: int, scale: float = 100
+    axis: Axes,
+    x: Sequence[float],
+    seeds: Sequence[Sequence[float]],
+    *,
+    label: str,
+    number: int,
+    scale: float = 100,
 ) -> None:
     """The mean over seeds times `scale`, and a band from the lowest to the highest seed.
 
@@ -104,7 +110,9 @@ def quality(comparison: Mapping[str, Any]) -> Picture:
         widen(axis)
     means = "; ".join(
         f"{system['label']}: "
-        + ", ".join(f"{name} {comparison['scales'][name] * system['scores'][name]['mean']:.1f}" for name in names)
+        + ", ".join(
+            f"{name} {comparison['scales'][name] * system['scores'][name]['mean']:.1f}" for name in names
+        )
         for system in systems
     )
     return to_picture(
@@ -155,7 +163,14 @@ def quality_by_length(comparison: Mapping[str, Any]) -> Picture:
     for name, axis in zip([primary, "BLEU-4"], axes, strict=True):
         for number, system in enumerate(systems):
             seeds = [row["systems"][system["name"]][name]["seeds"] for row in rows]
-            seed_band(axis, [row["mean"] for row in rows], seeds, label=system["label"], number=number, scale=comparison["scales"][name])
+            seed_band(
+                axis,
+                [row["mean"] for row in rows],
+                seeds,
+                label=system["label"],
+                number=number,
+                scale=comparison["scales"][name],
+            )
         axis.set_title(metric_title(name), fontsize=10)
         axis.set_xlabel("mean words of an image's references")
         axis.set_ylim(bottom=0, top=max(1.0, axis.get_ylim()[1]))
@@ -201,7 +216,9 @@ def learning_curves(comparison: Mapping[str, Any]) -> Picture | None:
     ends = []
     for system in systems:
         if last := [curve[-1] for curve in system["curves"] if curve]:
-            ends.append(f"{system['label']} ends at {scale * np.mean([point['score'] for point in last]):.1f}")
+            ends.append(
+                f"{system['label']} ends at {scale * np.mean([point['score'] for point in last]):.1f}"
+            )
             if "seconds" in last[0]:
                 ends[-1] += f" after {np.mean([point['seconds'] for point in last]):.0f} s"
     return to_picture(

@@ -107,7 +107,10 @@ def _quality(comparison: Mapping[str, Any]) -> list[Block]:
     systems = comparison["systems"]
     columns = ["", *(system["label"] for system in systems)]
     scores = [
-        [figures.metric_title(name), *(_mean_and_sd(system["scores"][name], name, comparison["scales"][name]) for system in systems)]
+        [
+            figures.metric_title(name),
+            *(_mean_and_sd(system["scores"][name], name, comparison["scales"][name]) for system in systems),
+        ]
         for name in systems[0]["scores"]
     ]
     several = any(len(system["seeds"]) > 1 for system in systems)
@@ -127,7 +130,10 @@ def _quality(comparison: Mapping[str, Any]) -> list[Block]:
             [
                 f"{row['from']:.1f} to {row['to']:.1f}",
                 str(row["images"]),
-                *(_mean_and_sd(row["systems"][system["name"]][primary], primary, scale) for system in systems),
+                *(
+                    _mean_and_sd(row["systems"][system["name"]][primary], primary, scale)
+                    for system in systems
+                ),
             ]
             for row in comparison["by_length"]
         ]

@@ -100,7 +100,9 @@ def _study_systems(
             "learning_rates": {f"{rate:g}": score for rate, score in rates.get(name, {}).items()},
         }
         system_runs = [
-            system_files.with_flops(system_files.read_run(run, study.split, metric=metric), size.flops / plan.shape.words)
+            system_files.with_flops(
+                system_files.read_run(run, study.split, metric=metric), size.flops / plan.shape.words
+            )
             for run in settings
         ]
         systems.append(System(name, study.label(name), system_runs, facts))
