@@ -1,4 +1,4 @@
-"""Runs the tools as processes of their own, for tests. Importing torch is waited for once: later ones are forks."""
+"""Runs commands in processes of their own. A server imports torch once and forks for each command."""
 
 import atexit
 import functools
@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Imports, computes nothing, and forks for each request: descriptors, arguments and exit code are the child's own.
-# The child ends without taking the interpreter apart, which would touch, and so copy, all that was imported.
+# The server imports the package and forks for each request, so a command starts in milliseconds and still has its own
+# descriptors, working directory and exit code. `os._exit` skips the interpreter's shutdown, which would touch, and
+# so copy, every imported page.
 SERVER = """
 import gc, json, os, sys
 requests, answers = os.fdopen(int(sys.argv[1])), int(sys.argv[2])
@@ -21,7 +22,7 @@ import captioning.captioner.predict, captioning.experiment, captioning.inspectio
 from captioning.cli.main import main
 gc.freeze()
 for line in requests:
-    tool, arguments, folder, files = json.loads(line)
+    command, arguments, folder, files = json.loads(line)
     child = os.fork()
     if child:
         os.write(answers, b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -30,7 +31,7 @@ for line in requests:
         os.dup2(os.open(name, os.O_WRONLY if number else os.O_RDONLY), number)
     os.chdir(folder)
     try:
-        main([tool, *arguments])
+        main([command, *arguments])
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -43,7 +44,7 @@ os._exit(0)
 
 
 class Done(NamedTuple):
-    """What a tool did."""
+    """Exit code and output of a finished process."""
 
     code: int
     out: str
@@ -51,10 +52,10 @@ class Done(NamedTuple):
 
 
 def tool(name: str, *arguments: str | os.PathLike[str], stdin: bytes = b"", cwd: Path = ROOT) -> Done:
-    """Run `captioning NAME` with these arguments."""
+    """Run `captioning NAME ARGUMENTS` in the folder `cwd`."""
     requests, answers = _server()
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, each) for each in ("in", "out", "err")]
+        files = [Path(folder, name) for name in ("in", "out", "err")]
         for file, content in zip(files, (stdin, b"", b""), strict=True):
             file.write_bytes(content)
         texts = [os.fspath(argument) for argument in arguments]
