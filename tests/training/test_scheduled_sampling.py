@@ -16,10 +16,10 @@ from captioning.training.batch_stats import BatchStats
 from captioning.training.config import ScheduledSamplingConfig
 from captioning.training.objective import CrossEntropy
 from captioning.training.scheduled_sampling import own_words
+from tests.helpers.decoders import CONFIGS, VOCABULARY, make, scene
 from tests.helpers.models import tiny_captioner
 from tests.helpers.toy import Toy
 from tests.helpers.training import tiny_settings
-from tests.models.decoders.test_contract import CONFIGS, VOCABULARY, make, scene
 
 WORDS = Vocabulary(words=(*SPECIALS, *(f"w{n}" for n in range(VOCABULARY - len(SPECIALS)))))
 

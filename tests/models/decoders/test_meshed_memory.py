@@ -1,12 +1,10 @@
-"""The meshed-memory Transformer against its equations written plainly."""
+"""The meshed-memory Transformer beside its equations written token by token."""
 
 import pytest
 import torch
 
-from captioning.generation import BeamConfig, GreedyConfig, search
 from captioning.models.decoders import MeshedMemoryConfig, build
 from captioning.tensors import Features
-from captioning.text.vocabulary import SpecialTokens
 from tests.helpers.plain_transformer import attention, linear, norm, sinusoid
 
 D, V, N, T = 5, 17, 3, 4
@@ -23,82 +21,80 @@ def make():
     return decoder
 
 
-def plain(decoder, regions, words):
-    """Logits (T, V) and attention (T, N) of one caption of one image."""
-    w, size, heads = dict(decoder.named_parameters()), CONFIG.hidden, CONFIG.heads
+def feed_forward(weights, layer, x):  # eq. 4
+    return linear(weights, f"{layer}.fc2", linear(weights, f"{layer}.fc1", x).clamp(min=0))
 
-    def feed(layer, x):  # eq. 4
-        return linear(w, f"{layer}.fc2", linear(w, f"{layer}.fc1", x).clamp(min=0))
 
-    def thirds(name, x):
-        return linear(w, name, x).split(size)
+def qkv(weights, name, xs):
+    return [linear(weights, name, x).split(CONFIG.hidden) for x in xs]
 
-    seen = [norm(w, "project.3", linear(w, "project.0", region).clamp(min=0)) for region in regions]
+
+def encode_regions(weights, regions):
+    """The outputs of all encoder layers."""
+    xs = [norm(weights, "project.3", linear(weights, "project.0", x).clamp(min=0)) for x in regions]
     levels = []
-    for i in range(CONFIG.encoder_layers):
-        layer = f"encoder.{i}"
-        qkv = [thirds(f"{layer}.qkv_proj", x) for x in seen]
-        keys = [k for _, k, _ in qkv] + list(w[f"{layer}.slot_keys"])
-        values = [v for _, _, v in qkv] + list(w[f"{layer}.slot_values"])
-        after = []
-        for x, (q, _, _) in zip(seen, qkv, strict=True):
-            remembered = linear(w, f"{layer}.out_proj", attention(q, keys, values, heads)[0])  # eq. 3
-            z = norm(w, f"{layer}.self_norm", x + remembered)
-            after.append(norm(w, f"{layer}.ff_norm", z + feed(layer, z)))  # eq. 5
-        seen = after
-        levels.append(seen)
-    ys = [w["embedding.weight"][word] * size**0.5 + sinusoid(t, size) for t, word in enumerate(words)]
-    shown = torch.zeros(len(words), len(regions), dtype=torch.float64)
+    for number in range(CONFIG.encoder_layers):
+        layer = f"encoder.{number}"
+        parts = qkv(weights, f"{layer}.qkv_proj", xs)
+        keys = [key for _, key, _ in parts] + list(weights[f"{layer}.slot_keys"])
+        values = [value for _, _, value in parts] + list(weights[f"{layer}.slot_values"])
+        outputs = []
+        for x, (query, _, _) in zip(xs, parts, strict=True):
+            attended, _ = attention(query, keys, values, CONFIG.heads)  # eq. 3
+            z = norm(weights, f"{layer}.self_norm", x + linear(weights, f"{layer}.out_proj", attended))
+            outputs.append(norm(weights, f"{layer}.ff_norm", z + feed_forward(weights, layer, z)))  # eq. 5
+        xs = outputs
+        levels.append(xs)
+    return levels
+
+
+def meshed_attention(weights, layer, y, levels):
+    """M_mesh of one token (eqs. 6 to 8), and the attention (N,) of every level."""
+    mesh, level_attention = 0, []
+    for i, level in enumerate(levels):
+        pairs = [linear(weights, f"{layer}.cross_kv_proj", x).split(CONFIG.hidden) for x in level]
+        query = linear(weights, f"{layer}.cross_query_proj", y)
+        attended, heads_attention = attention(query, *zip(*pairs, strict=True), CONFIG.heads)
+        c = linear(weights, f"{layer}.cross_out_proj", attended)  # eq. 7
+        alpha = torch.sigmoid(linear(weights, f"{layer}.alpha_proj.{i}", torch.cat([y, c])))  # eq. 8
+        mesh = mesh + alpha * c  # eq. 6
+        level_attention.append(heads_attention.mean(0))
+    return mesh, level_attention
+
+
+def plain(decoder, regions, ids):
+    """Logits (T, V) and attention (T, N) of one caption of one image."""
+    weights = dict(decoder.named_parameters())
+    levels = encode_regions(weights, regions)
+    ys = [
+        weights["embedding.weight"][id_] * CONFIG.hidden**0.5 + sinusoid(t, CONFIG.hidden)
+        for t, id_ in enumerate(ids)
+    ]
+    mean_attention = torch.zeros(len(ids), len(regions), dtype=torch.float64)
     for number in range(CONFIG.layers):
         layer = f"layers.{number}"
-        qkv = [thirds(f"{layer}.self_qkv_proj", y) for y in ys]
-        after = []
+        parts, outputs = qkv(weights, f"{layer}.self_qkv_proj", ys), []
         for t, y in enumerate(ys):
-            keys, values = [k for _, k, _ in qkv[: t + 1]], [v for _, _, v in qkv[: t + 1]]
-            said = linear(w, f"{layer}.self_out_proj", attention(qkv[t][0], keys, values, heads)[0])
-            y = norm(w, f"{layer}.self_norm", y + said)
-            mesh = 0
-            for i, level in enumerate(levels):
-                pairs = [linear(w, f"{layer}.cross_kv_proj", x) for x in level]
-                mixed, weights = attention(
-                    linear(w, f"{layer}.cross_query_proj", y),
-                    [pair[:size] for pair in pairs],
-                    [pair[size:] for pair in pairs],
-                    heads,
-                )
-                c = linear(w, f"{layer}.cross_out_proj", mixed)  # eq. 7
-                alpha = 1 / (1 + torch.exp(-linear(w, f"{layer}.alpha_proj.{i}", torch.cat([y, c]))))  # eq. 8
-                mesh = mesh + alpha * c  # eq. 6
-                shown[t] += weights.mean(0) / (CONFIG.layers * CONFIG.encoder_layers)
-            z = norm(w, f"{layer}.cross_norm", y + mesh)
-            after.append(norm(w, f"{layer}.ff_norm", z + feed(layer, z)))  # eq. 9
-        ys = after
-    return torch.stack([linear(w, "vocab_projection", y) for y in ys]), shown
+            keys, values = [key for _, key, _ in parts[: t + 1]], [value for _, _, value in parts[: t + 1]]
+            attended, _ = attention(parts[t][0], keys, values, CONFIG.heads)
+            y = norm(weights, f"{layer}.self_norm", y + linear(weights, f"{layer}.self_out_proj", attended))
+            mesh, level_attention = meshed_attention(weights, layer, y, levels)
+            mean_attention[t] += sum(level_attention) / (CONFIG.layers * CONFIG.encoder_layers)
+            z = norm(weights, f"{layer}.cross_norm", y + mesh)
+            outputs.append(norm(weights, f"{layer}.ff_norm", z + feed_forward(weights, layer, z)))  # eq. 9
+        ys = outputs
+    return torch.stack([linear(weights, "vocab_projection", y) for y in ys]), mean_attention
 
 
 @torch.no_grad()
 def test_it_computes_its_equations():
     decoder = make()
-    regions, words = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
-    out = decoder(words, decoder.encode_memory(Features(regions)))
-    for b in range(2):
-        logits, shown = plain(decoder, regions[b], words[b, 0])
-        torch.testing.assert_close(decoder.logits(out.hidden[b, 0]), logits)
-        torch.testing.assert_close(out.attention[b, 0], shown)
-
-
-@torch.no_grad()
-def test_what_a_search_claims_is_what_reading_its_words_gives():
-    decoder = make()
-    memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
-    ways = [GreedyConfig(max_length=7), BeamConfig(width=1, max_length=7), BeamConfig(width=5, max_length=7)]
-    greedy, one, five = (search(decoder, memory, way, special=SpecialTokens(1, 2, (0, 1, 3))) for way in ways)
-    assert torch.equal(greedy.ids, one.ids)
-    words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
-    logprob = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
-    inside = torch.arange(words.shape[-1]) < five.lengths[..., None]
-    each = logprob.gather(-1, five.ids[..., None])[..., 0]
-    torch.testing.assert_close(five.logprob, (each * inside).sum(-1))
+    regions, ids = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
+    output = decoder(ids, decoder.encode_memory(Features(regions)))
+    for image in range(2):
+        logits, mean_attention = plain(decoder, regions[image], ids[image, 0])
+        torch.testing.assert_close(decoder.logits(output.hidden[image, 0]), logits)
+        torch.testing.assert_close(output.attention[image, 0], mean_attention)
 
 
 def test_heads_must_divide_the_size():

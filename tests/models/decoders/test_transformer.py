@@ -1,4 +1,4 @@
-"""The Transformer against its equations written plainly, its positions, and the cache that hypotheses share."""
+"""The Transformer beside its equations written token by token."""
 
 import dataclasses
 import itertools
@@ -6,13 +6,10 @@ import itertools
 import pytest
 import torch
 
-from captioning.generation import BeamConfig, GreedyConfig, search
-from captioning.models.decoders import TransformerConfig, build, reorder_state
-from captioning.ops.kv_cache import KVCache
-from captioning.ops.positions import apply_rope, sinusoids
+from captioning.models.decoders import TransformerConfig, build
 from captioning.tensors import Features
-from captioning.text.vocabulary import SpecialTokens
-from tests.helpers.plain_transformer import attention, linear, norm, sinusoid, turned
+from tests.helpers.decoders import check_search
+from tests.helpers.plain_transformer import attention, linear, norm, rotated, sinusoid
 
 D, V, N, T = 5, 17, 3, 4
 CONFIG = TransformerConfig(
@@ -33,135 +30,121 @@ def gelu(x):
     return x * torch.distributions.Normal(0, 1).cdf(x)
 
 
-def part(w, name, x, post, inside):
-    """x + inside(x), with the norm before or behind."""
-    return norm(w, name, x + inside(x)) if post else x + inside(norm(w, name, x))
+def residual(weights, name, x, post, sublayer):
+    """x + sublayer(x), with the norm before or after."""
+    return norm(weights, name, x + sublayer(x)) if post else x + sublayer(norm(weights, name, x))
 
 
-def plain(decoder, regions, words):
-    """Logits (T, V) and attention (T, N) of one caption of one image."""
-    config, w = decoder.config, dict(decoder.named_parameters())
-    post, heads, size = config.norm == "post", config.heads, config.hidden
+def feed_forward(weights, layer):
+    return lambda x: linear(weights, f"{layer}.fc2", gelu(linear(weights, f"{layer}.fc1", x)))
 
-    def feed(layer):
-        return lambda x: linear(w, f"{layer}.fc2", gelu(linear(w, f"{layer}.fc1", x)))
 
-    def all_with(layer, qkv, inside, xs):
-        """Self-attention of every x to the `inside` of those that it may see."""
-        asked = xs if post else [norm(w, f"{layer}.self_norm", x) for x in xs]
-        outs = inside([linear(w, f"{layer}.{qkv}", x) for x in asked])
-        sums = [x + out for x, out in zip(xs, outs, strict=True)]
-        return [norm(w, f"{layer}.self_norm", x) for x in sums] if post else sums
+def self_attention(weights, config, layer, xs, *, over_tokens):
+    """Every x after self-attention to all of `xs` (regions), or to those not after it (tokens)."""
+    size, post = config.hidden, config.norm == "post"
+    qkv_proj, out_proj = ("self_qkv_proj", "self_out_proj") if over_tokens else ("qkv_proj", "out_proj")
+    inputs = xs if post else [norm(weights, f"{layer}.self_norm", x) for x in xs]
+    qkv = [linear(weights, f"{layer}.{qkv_proj}", x).split(size) for x in inputs]
+    queries, keys, values = ([part[i] for part in qkv] for i in range(3))
+    if over_tokens and config.positions == "rotary":
+        queries, keys = (
+            [rotated(x, t, config.heads) for t, x in enumerate(part)] for part in (queries, keys)
+        )
+    sums = []
+    for t, (x, query) in enumerate(zip(xs, queries, strict=True)):
+        end = t + 1 if over_tokens else len(xs)
+        attended, _ = attention(query, keys[:end], values[:end], config.heads)
+        sums.append(x + linear(weights, f"{layer}.{out_proj}", attended))
+    return [norm(weights, f"{layer}.self_norm", x) for x in sums] if post else sums
 
-    def over_regions(layer):
-        def inside(qkv):
-            keys, values = [each[size : 2 * size] for each in qkv], [each[2 * size :] for each in qkv]
-            return [
-                linear(w, f"{layer}.out_proj", attention(each[:size], keys, values, heads)[0]) for each in qkv
-            ]
 
-        return inside
-
-    def over_words(layer):
-        def inside(qkv):
-            queries, keys, values = ([each[i * size : (i + 1) * size] for each in qkv] for i in range(3))
-            if config.positions == "rotary":
-                queries, keys = (
-                    [turned(x, t, heads) for t, x in enumerate(each)] for each in (queries, keys)
-                )
-            return [
-                linear(
-                    w,
-                    f"{layer}.self_out_proj",
-                    attention(query, keys[: t + 1], values[: t + 1], heads)[0],
-                )
-                for t, query in enumerate(queries)
-            ]
-
-        return inside
-
-    seen = [norm(w, "project.1", linear(w, "project.0", region)) for region in regions]
+def encode_regions(weights, config, regions):
+    post = config.norm == "post"
+    xs = [norm(weights, "project.1", linear(weights, "project.0", region)) for region in regions]
     for number in range(config.encoder_layers):
         layer = f"encoder.{number}"
-        seen = all_with(layer, "qkv_proj", over_regions(layer), seen)
-        seen = [part(w, f"{layer}.ff_norm", x, post, feed(layer)) for x in seen]
-    if not post:
-        seen = [norm(w, "encoder_norm", x) for x in seen]
+        xs = self_attention(weights, config, layer, xs, over_tokens=False)
+        xs = [residual(weights, f"{layer}.ff_norm", x, post, feed_forward(weights, layer)) for x in xs]
+    return xs if post else [norm(weights, "encoder_norm", x) for x in xs]
+
+
+def embed(weights, config, ids):
     xs = []
-    for t, word in enumerate(words):
-        x = w["embedding.weight"][word] * size**0.5
+    for t, id_ in enumerate(ids):
+        x = weights["embedding.weight"][id_] * config.hidden**0.5
         if config.positions == "learned":
-            x = x + w["position_embedding.weight"][t]
+            x = x + weights["position_embedding.weight"][t]
         elif config.positions == "sinusoidal":
-            x = x + sinusoid(t, size)
+            x = x + sinusoid(t, config.hidden)
         xs.append(x)
-    shown = torch.zeros(len(words), len(regions), dtype=torch.float64)
+    return xs
+
+
+def plain(decoder, regions, ids):
+    """Logits (T, V) and attention (T, N) of one caption of one image."""
+    config, weights = decoder.config, dict(decoder.named_parameters())
+    post, size = config.norm == "post", config.hidden
+    encoded, xs = encode_regions(weights, config, regions), embed(weights, config, ids)
+    mean_attention = torch.zeros(len(ids), len(regions), dtype=torch.float64)
     for number in range(config.layers):
         layer = f"layers.{number}"
-        xs = all_with(layer, "self_qkv_proj", over_words(layer), xs)
-        regional = [linear(w, f"{layer}.cross_kv_proj", x) for x in seen]
-        keys, values = [x[:size] for x in regional], [x[size:] for x in regional]
-        for t in range(len(words)):
+        xs = self_attention(weights, config, layer, xs, over_tokens=True)
+        keys, values = zip(
+            *(linear(weights, f"{layer}.cross_kv_proj", x).split(size) for x in encoded), strict=True
+        )
+        for t in range(len(ids)):
 
-            def look(x, layer=layer, keys=keys, values=values, t=t):
-                mixed, weights = attention(linear(w, f"{layer}.cross_query_proj", x), keys, values, heads)
-                shown[t] += weights.mean(0) / config.layers
-                return linear(w, f"{layer}.cross_out_proj", mixed)
+            def cross_attention(x, layer=layer, keys=keys, values=values, t=t):
+                query = linear(weights, f"{layer}.cross_query_proj", x)
+                attended, heads_attention = attention(query, keys, values, config.heads)
+                mean_attention[t] += heads_attention.mean(0) / config.layers
+                return linear(weights, f"{layer}.cross_out_proj", attended)
 
-            xs[t] = part(w, f"{layer}.cross_norm", xs[t], post, look)
-            xs[t] = part(w, f"{layer}.ff_norm", xs[t], post, feed(layer))
+            xs[t] = residual(weights, f"{layer}.cross_norm", xs[t], post, cross_attention)
+            xs[t] = residual(weights, f"{layer}.ff_norm", xs[t], post, feed_forward(weights, layer))
     if not post:
-        xs = [norm(w, "norm", x) for x in xs]
-    return torch.stack([linear(w, "vocab_projection", x) for x in xs]), shown
+        xs = [norm(weights, "norm", x) for x in xs]
+    return torch.stack([linear(weights, "vocab_projection", x) for x in xs]), mean_attention
 
 
 @pytest.mark.parametrize(("norm_", "positions"), VARIANTS)
 @torch.no_grad()
 def test_it_computes_its_equations(norm_, positions):
     decoder = make(dataclasses.replace(CONFIG, norm=norm_, positions=positions))
-    regions, words = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
-    out = decoder(words, decoder.encode_memory(Features(regions)))
-    for b in range(2):
-        logits, shown = plain(decoder, regions[b], words[b, 0])
-        torch.testing.assert_close(decoder.logits(out.hidden[b, 0]), logits)
-        torch.testing.assert_close(out.attention[b, 0], shown)
+    regions, ids = torch.randn(2, N, D).double(), torch.randint(V, (2, 1, T))
+    output = decoder(ids, decoder.encode_memory(Features(regions)))
+    for image in range(2):
+        logits, mean_attention = plain(decoder, regions[image], ids[image, 0])
+        torch.testing.assert_close(decoder.logits(output.hidden[image, 0]), logits)
+        torch.testing.assert_close(output.attention[image, 0], mean_attention)
 
 
 @pytest.mark.parametrize(("norm_", "positions"), VARIANTS)
-def test_greedy_is_a_beam_of_one_and_its_words_read_back_alike(norm_, positions):
+@torch.no_grad()
+def test_searches_agree_with_forward(norm_, positions):
     decoder = make(dataclasses.replace(CONFIG, norm=norm_, positions=positions))
-    with torch.no_grad():
-        memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
-        ways = [
-            GreedyConfig(max_length=7),
-            BeamConfig(width=1, max_length=7),
-            BeamConfig(width=5, max_length=7),
-        ]
-        greedy, one, five = (
-            search(decoder, memory, way, special=SpecialTokens(1, 2, (0, 1, 3))) for way in ways
-        )
-        assert torch.equal(greedy.ids, one.ids)
-        words = torch.cat([torch.full((2, 1, 1), 1), five.ids[..., :-1]], -1)
-        logprob = decoder.logits(decoder(words, memory).hidden).log_softmax(-1)
-        each = logprob.gather(-1, five.ids[..., None])[..., 0]
-        inside = torch.arange(words.shape[-1]) < five.lengths[..., None]
-        torch.testing.assert_close(five.logprob, (each * inside).sum(-1))
+    check_search(decoder, decoder.encode_memory(Features(torch.randn(2, N, D).double())))
 
 
-def test_a_tied_matrix_is_one():
+def test_tied_matrices_are_one():
     decoder = make(dataclasses.replace(CONFIG, tied=True))
     assert decoder.vocab_projection.weight is decoder.embedding.weight
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_computed_positions_know_no_limit(positions):
+def test_computed_positions_have_no_limit(positions):
     config = dataclasses.replace(CONFIG, positions=positions)
     assert config.max_positions is None and CONFIG.max_positions == 13
     decoder = make(config)
-    words = torch.randint(V, (1, 1, 29))
-    assert (
-        decoder(words, decoder.encode_memory(Features(torch.randn(1, N, D).double()))).hidden.isfinite().all()
-    )
+    memory = decoder.encode_memory(Features(torch.randn(1, N, D).double()))
+    assert decoder(torch.randint(V, (1, 1, 29)), memory).hidden.isfinite().all()
+
+
+def test_a_caption_longer_than_the_learned_positions_is_refused():
+    decoder = make(CONFIG)
+    memory = decoder.encode_memory(Features(torch.randn(1, N, D).double()))
+    with pytest.raises(ValueError, match=r"14 words, but decoder\.max_length is 13"):
+        decoder(torch.randint(V, (1, 1, 14)), memory)
 
 
 @pytest.mark.parametrize(
@@ -177,74 +160,14 @@ def test_sizes_that_do_not_fit_are_refused(sizes, message):
         dataclasses.replace(CONFIG, **sizes)
 
 
-def test_sinusoids_are_those_on_paper():
-    expected = torch.stack([sinusoid(place, 14) for place in range(3, 8)])
-    torch.testing.assert_close(sinusoids(torch.arange(3, 8), 14), expected)
-
-
-def test_turned_queries_and_keys_know_their_distance_alone():
-    torch.manual_seed(0)
-    query, key = torch.randn(2, 1, 12, dtype=torch.float64)
-
-    def product(at, other):
-        turned_ = (apply_rope(x, torch.tensor([p]), heads=3) for x, p in ((query, at), (key, other)))
-        first, second = turned_
-        return (first * second).unflatten(-1, (3, 4)).sum(-1)
-
-    torch.testing.assert_close(product(5, 2), product(1003, 1000))
-    assert (product(5, 2) - product(5, 3)).abs().min() > 1e-4
-    torch.testing.assert_close(apply_rope(query, torch.tensor([7]), heads=3)[0], turned(query[0], 7, 3))
-
-
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_cache_holds_what_a_plain_one_would_and_no_more(seed, gradients):
-    generator = torch.Generator().manual_seed(seed)
-    images, size = 3, 2
-    cache = KVCache.empty(torch.zeros(0), images=images, num_sequences=1, size=size, layers=2)
-    plain_cache = torch.zeros(images, 1, 0, size)
-    width = 1
-    for step in range(11):
-        with torch.set_grad_enabled(gradients):
-            cache, allowed = cache.extend()
-        new = torch.randn(images, width, size, generator=generator)
-        with torch.set_grad_enabled(gradients):
-            seen = [cache.write(n, new * (n + 1), -new * (n + 1)) for n in range(2)]
-        assert (
-            allowed.shape == (images, 1, width, cache.num_tokens) and seen[1][0].shape[1] == cache.num_tokens
-        )
-        assert (allowed.sum(-1) == step + 1).all()
-        plain_cache = torch.cat([plain_cache, new[:, :, None]], 2)
-        wider = 5 if step else 4
-        parents = torch.randint(width, (images, wider), generator=generator)
-        cache, plain_cache, width = reorder_state(cache, parents), reorder_state(plain_cache, parents), wider
-        for n, held in enumerate(cache.buffer.layers, 1):
-            for b in range(images):
-                torch.testing.assert_close(held[0, b, cache.token_index[b]], plain_cache[b] * n)
-                torch.testing.assert_close(held[1, b, cache.token_index[b]], -plain_cache[b] * n)
-        assert cache.num_tokens == max(len(each.unique()) for each in cache.token_index)
-
-
-def test_a_beam_gets_its_room_as_it_opens_and_its_words_stay_there():
-    with torch.no_grad():
-        cache, _ = KVCache.empty(torch.zeros(0), images=2, num_sequences=1, size=4, layers=2).extend()
-        cache = reorder_state(cache, torch.zeros(2, 3, dtype=torch.int64))
-        places = set()
-        for _ in range(20):  # no sequence dies
-            cache, _ = cache.extend()
-            places.add(cache.buffer.layers[0].data_ptr())
-            cache = reorder_state(cache, torch.arange(3).expand(2, 3))
-    assert cache.num_tokens == 1 + 20 * 3 and len(places) == 1
-
-
-def test_a_carry_may_be_gone_on_from_twice():
+def test_a_state_can_be_continued_twice():
     decoder = make(CONFIG)
     with torch.no_grad():
         memory = decoder.encode_memory(Features(torch.randn(2, N, D).double()))
-        words = torch.randint(V, (2, 3, 2))
-        _, state = decoder.step(words[..., 0], decoder.init_state(memory, 3), memory)
-        first, _ = decoder.step(words[..., 1], state, memory)
-        decoder.step((words[..., 1] + 1) % V, state, memory)
-        again, _ = decoder.step(words[..., 1], state, memory)
-    assert torch.equal(first.hidden, again.hidden)
-    torch.testing.assert_close(first.hidden, decoder(words, memory).hidden[:, :, 1])
+        ids = torch.randint(V, (2, 3, 2))
+        _, state = decoder.step(ids[..., 0], decoder.init_state(memory, 3), memory)
+        first, _ = decoder.step(ids[..., 1], state, memory)
+        decoder.step((ids[..., 1] + 1) % V, state, memory)
+        second, _ = decoder.step(ids[..., 1], state, memory)
+    assert torch.equal(first.hidden, second.hidden)
+    torch.testing.assert_close(first.hidden, decoder(ids, memory).hidden[:, :, 1])
