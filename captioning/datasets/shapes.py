@@ -24,7 +24,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
 from pydantic import Field
-from tqdm import tqdm
 
 from captioning.datasets.base import BaseDatasetConfig, Guide
 from captioning.datasets.shapes_drawing import draw_scene
@@ -40,6 +39,7 @@ from captioning.datasets.shapes_grammar import (
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 from captioning.utils.files import fingerprint, fsync_folder, read_jsonl, write_jsonl
+from captioning.utils.progress import progress
 
 DRAWING_VERSION = 2
 """Increased with every change of images or captions, so that older folders are not reused."""
@@ -153,7 +153,7 @@ def _draw_folder(config: ShapesConfig, folder: Path) -> None:
 def _draw_splits(config: ShapesConfig, folder: Path) -> Iterator[dict[str, Any]]:
     """Draw all images into `folder`; yields the lines of `captions.jsonl`."""
     counts = (config.train, config.val, config.test, config.unseen)
-    with tqdm(total=sum(counts), desc="drawing shapes", unit=" images", disable=None) as bar:
+    with progress(total=sum(counts), desc="drawing shapes", unit="image", delay=2.0) as bar:
         for split_number, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
             (folder / split).mkdir()
             for number in range(count):

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from tqdm import tqdm
-
 from captioning.datasets import disk
 from captioning.datasets.base import BaseDatasetConfig, Guide
 from captioning.datasets.checks import caption_problem
@@ -27,6 +25,7 @@ from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import read_json, safe_join, sha256
+from captioning.utils.progress import progress
 
 FORMAT = 1
 INDEX = "index.json"
@@ -164,7 +163,7 @@ def verify(root: str | os.PathLike[str]) -> None:
     shards = read_index(root)["shards"]
     damaged = [
         shard["file"]
-        for shard in tqdm(shards, desc="verifying", unit="shard", disable=None)
+        for shard in progress(shards, desc="verifying", unit="shard", delay=2.0)
         if length_problem(path := Path(root, shard["file"]), shard) or sha256(path) != shard["sha256"]
     ]
     if damaged:

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from captioning.errors import UserError
 from captioning.utils.files import safe_join
+from captioning.utils.progress import progress
 
 CHUNK_BYTES = 1 << 20
 MAX_ENTRIES = 1_000_000
@@ -60,8 +59,8 @@ def unpack(
             targets = _check_members(archive, folder, members, max_bytes=max_bytes, wanted=wanted)
             _check_disk_space(archive, folder, targets)
             total = sum(member.size for member, _ in targets)
-            with tqdm(
-                total=total, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None
+            with progress(
+                total=total, desc=f"unpacking {archive.name}", unit="byte", unit_scale=True, delay=2.0
             ) as bar:
                 for member, target in targets:
                     _write(archive, member, target)

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from captioning.datasets.base import RemoteFile
 from captioning.errors import UserError
 from captioning.utils.files import fsync_folder, read_json, write_json
+from captioning.utils.progress import progress
 
 CHUNK = 1 << 20
 CHECKSUMS = "checksums.json"
@@ -98,9 +97,7 @@ def _complete(
 ) -> None:
     """Append the rest of `remote` to `file`, over as many connections as necessary."""
     failures = 0
-    with tqdm(
-        total=remote.size, desc=remote.name, unit="B", unit_scale=True, unit_divisor=1024, disable=None
-    ) as bar:
+    with progress(total=remote.size, desc=remote.name, unit="byte", unit_scale=True, delay=2.0) as bar:
         while True:
             known = _known_version(state, remote)
             if known is None:
@@ -121,7 +118,7 @@ def _complete(
 
 
 def _connect(
-    remote: RemoteFile, file: IO[bytes], state: Path, *, known: str | None, timeout: float, bar: tqdm[Any]
+    remote: RemoteFile, file: IO[bytes], state: Path, *, known: str | None, timeout: float, bar: Any
 ) -> None:
     """Append the rest of the file over one connection.
 
@@ -175,7 +172,7 @@ def _open(request: urllib.request.Request, *, timeout: float) -> Any:
         raise ConnectionLost(f"no connection ({reason})") from None
 
 
-def _copy(response: Any, file: IO[bytes], bar: tqdm[Any]) -> None:
+def _copy(response: Any, file: IO[bytes], bar: Any) -> None:
     while True:
         try:
             chunk = response.read(CHUNK)
@@ -243,7 +240,7 @@ def _verify(path: Path, remote: RemoteFile, *, advice: str) -> str:
     digest = hashlib.sha256()
     with (
         open(path, "rb") as file,
-        tqdm(total=size, desc=f"checking {remote.name}", unit="B", unit_scale=True, disable=None) as bar,
+        progress(total=size, desc=f"checking {remote.name}", unit="byte", unit_scale=True, delay=2.0) as bar,
     ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tqdm import tqdm
-
 from captioning.datasets.disk import json_type
 from captioning.datasets.shards import FEATURE_SUFFIX, FORMAT, INDEX, length_problem, read_index
 from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import atomic_write, fingerprint, safe_join, sha256, write_json, write_jsonl
+from captioning.utils.progress import progress
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm"))
 FEATURES = FEATURE_SUFFIX.removeprefix(".")
@@ -69,7 +68,7 @@ def write(
     index = _open_index(root, plan, holds)
     existing = {shard["file"]: shard for shard in index["shards"]}
     index["shards"], unusable = [], 0
-    with tqdm(total=len(records), desc="writing shards", unit="image", disable=None) as bar:
+    with progress(total=len(records), desc="writing shards", unit="image", delay=2.0) as bar:
         for name, shard_records in _assign_records(records, per_shard):
             shard = existing.get(name)
             if shard is None or length_problem(root / name, shard) or not (root / shard["listing"]).is_file():
@@ -155,7 +154,7 @@ def adopt(root: str | os.PathLike[str]) -> dict[str, Any]:
     names = sorted(path.name for path in root.glob("*.tar"))
     if not names:
         raise UserError(f"{root}: contains no .tar files; name the folder of the tars")
-    bar = tqdm(names, desc="listing", unit="shard", disable=None)
+    bar = progress(names, desc="listing", unit="shard", delay=2.0)
     shards = [_list_tar(root, name, [], allow_features=False) for name in bar]
     return _write_index(root, {"format": FORMAT, "holds": {"kind": "images"}, "splits": {}, "shards": shards})
 

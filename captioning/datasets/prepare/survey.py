@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.errors import UserError
 from captioning.records import ImageRecord, Skip
 from captioning.text.tokenizer import tokenize
 from captioning.utils.file_slice import read_bytes
+from captioning.utils.progress import progress
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 MAX_UNKNOWN = 10
@@ -63,7 +63,7 @@ class FileSurvey(NamedTuple):
 def survey(records: Sequence[ImageRecord], *, min_count: int, train: str = "train") -> Survey:
     """Sizes, lengths and vocabulary coverage of every split. Without a training split no token is known."""
     tokens: dict[str, list[list[str]]] = defaultdict(list)
-    for record in tqdm(records, desc="tokenizing", unit="image", disable=None):
+    for record in progress(records, desc="tokenizing", unit="image", delay=2.0):
         tokens[record.split] += [tokenize(caption) for caption in record.captions]
     counts = Counter(token for caption in tokens.get(train, ()) for token in caption)
     known = {token for token, count in counts.items() if count >= min_count}
@@ -115,8 +115,8 @@ def survey_files(
     broken: list[Skip] = []
     by_digest: dict[bytes, list[ImageRecord]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
-        results = tqdm(
-            pool.map(check, records), total=len(records), desc="opening images", unit="image", disable=None
+        results = progress(
+            pool.map(check, records), total=len(records), desc="opening images", unit="image", delay=2.0
         )
         for record, (digest, reason) in zip(records, results, strict=True):
             if reason is None:
