@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from tqdm import tqdm
 
@@ -15,8 +15,12 @@ Log = Callable[[str], None]
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def progress(
-    iterable: Iterable[Item] | None = None,
+@overload
+def progress(iterable: Iterable[Item], **options: Any) -> tqdm[Item] | ProgressLines[Item]: ...
+@overload
+def progress(iterable: None = None, **options: Any) -> tqdm[Any] | ProgressLines[Any]: ...
+def progress(  # type: ignore[misc]  # the overloads give the item type only
+    iterable: Iterable[Any] | None = None,
     *,
     total: int | None = None,
     desc: str = "",
@@ -27,7 +31,7 @@ def progress(
     leave: bool = False,
     unit_scale: bool = False,
     disable: bool = False,
-) -> tqdm[Item] | ProgressLines[Item]:
+) -> tqdm[Any] | ProgressLines[Any]:
     """Show the progress of a loop over `iterable`, or of `update()` calls inside a `with` block.
 
     Args:
