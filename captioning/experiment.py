@@ -258,6 +258,7 @@ class Experiment:
                 encoded[1],
                 search=config.search,
                 size=config.training.validation_images,
+                more_metrics=[phase.metric for phase in (config.training, *config.phases)],
             ),
         )
         tracker = None

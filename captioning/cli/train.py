@@ -38,6 +38,7 @@ def main() -> int:
     # imported after the arguments are parsed: importing torch takes seconds
     from captioning.config import read_config
     from captioning.experiment import Experiment
+    from captioning.metrics import get_metric
     from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
@@ -45,8 +46,9 @@ def main() -> int:
         read_config(args.config, args.overrides, allow_code=True), log=functools.partial(print, flush=True)
     )
     progress = experiment.train(resume=args.resume)
+    metric = get_metric((experiment.config.training, *experiment.config.phases)[progress.phase].metric)
     print(
-        f"best {experiment.config.training.metric} {100 * (progress.best or 0):.1f} at epoch "
+        f"best {metric.name} {metric.scale * (progress.best or 0):.1f} at epoch "
         f"{progress.best_epoch}, after {progress.seconds / 60:.1f} minutes\n"
         f"model: {experiment.folder / 'model'}   numbers: {experiment.folder / 'metrics.jsonl'}"
     )

@@ -42,8 +42,10 @@ __all__ = [
     "ReferenceCounts",
     "Scores",
     "Unavailable",
+    "check_metric_name",
     "get_metric",
     "mean_score",
+    "printed_scale",
     "score",
     "score_from_statistics",
 ]
@@ -81,8 +83,11 @@ class Scores(NamedTuple):
         )
 
 
-def get_metric(name: str | Metric) -> Metric:
+def get_metric(name: str | Metric, *, allow_code: bool = True) -> Metric:
     """The metric of a name in `METRICS`, or of "module:Class" outside the package.
+
+    Args:
+        allow_code: whether a module may be imported for it, see `load_object`.
 
     Raises:
         ValueError: there is no metric of this name.
@@ -93,15 +98,15 @@ def get_metric(name: str | Metric) -> Metric:
     if name in METRICS:
         return METRICS[name]
     if ":" in name:
-        return _import_metric(name)
+        return _import_metric(name, allow_code)
     raise ValueError(
         f"unknown metric {name!r}; choose from {', '.join(METRICS)}, or give module:Class of your own"
     )
 
 
 @cache
-def _import_metric(name: str) -> Metric:
-    found = load_object(name, allow_code=True)  # the user's own: from a config or the command line
+def _import_metric(name: str, allow_code: bool) -> Metric:
+    found = load_object(name, allow_code=allow_code)
     if not (isinstance(found, type) and issubclass(found, Metric)):
         raise UserError(f"{name} is not a subclass of captioning.metrics.Metric")
     try:
@@ -115,6 +120,21 @@ def _import_metric(name: str) -> Metric:
             f"{name} is named {metric.name}, as a metric of this package is; give it another name"
         )
     return metric
+
+
+def check_metric_name(name: str) -> str:
+    """`name`, if it can be a metric's; "module:Class" is not imported yet.
+
+    Raises:
+        ValueError: it is neither in `METRICS` nor of the form module:Class.
+    """
+    return name if ":" in name else get_metric(name).name
+
+
+def printed_scale(name: str, *metrics: str | Metric) -> float:
+    """The factor by which tables multiply a score: the scale of the metric, among `METRICS` or `metrics`, else 100."""
+    scales = {metric.name: metric.scale for metric in (*METRICS.values(), *map(get_metric, metrics))}
+    return scales.get(name, 100.0)
 
 
 def score(

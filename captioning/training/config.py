@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from captioning.metrics import check_metric_name
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
 from captioning.utils.validation import ByKind
 
@@ -169,7 +170,7 @@ class TrainingConfig:
     embedding_dropout: Share = 0.0
     scheduled_sampling: ScheduledSamplingConfig | None = None
     ema_decay: Share = 0.0
-    metric: Literal["CIDEr-D", "CIDEr", "BLEU-4", "BLEU-1", "ROUGE-L"] = "CIDEr-D"
+    metric: Annotated[str, AfterValidator(check_metric_name)] = "CIDEr-D"
     validate_every: Count = 1
     patience: Count = 5
     validation_images: Count = 50

@@ -28,6 +28,7 @@ from captioning.loaders.batches import (
     loader,
     token_batches,
 )
+from captioning.metrics import get_metric
 from captioning.tensors import Batch
 from captioning.training import checkpoint
 from captioning.training.batch_stats import BatchStats
@@ -38,7 +39,7 @@ from captioning.training.interruptions import Signals, disk_may_fill, explained
 from captioning.training.loss_weights import compute_loss_weights
 from captioning.training.objective import autocast_context, objective
 from captioning.training.tracking import Tracker
-from captioning.training.validation import Interrupted, Validation, Validator
+from captioning.training.validation import Interrupted, Validation, Validator, scores_text
 from captioning.utils.files import append_jsonl
 from captioning.utils.packed_strings import PackedStrings
 
@@ -315,9 +316,10 @@ def record_validation(
 ) -> None:
     """Note what validation has shown, keep the model if it is the best yet, and tell."""
     scores = shown.scores
-    score = scores[config.metric]
-    better = progress.best is None or score > progress.best
-    progress.scores.append(score)
+    metric = get_metric(config.metric)
+    score, sign = scores[metric.name], 1 if metric.higher_is_better else -1
+    better = progress.best is None or sign * score > sign * progress.best
+    progress.scores.append(sign * score)
     epoch = progress.epochs_before + progress.epoch + 1
     if better:
         progress.best, progress.best_epoch, progress.stale = score, epoch, 0
@@ -337,11 +339,12 @@ def record_validation(
         )
     ]
     if run.tracker:
-        run.tracker.summary(f"val/{config.metric}", progress.best or 0.0, best="max")
+        run.tracker.summary(
+            f"val/{metric.name}", progress.best or 0.0, best="max" if metric.higher_is_better else "min"
+        )
         run.tracker.table("samples", ["image", "reference", "prediction"], rows, step=progress.step)
     run.log(
-        f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  BLEU-4 {100 * scores['BLEU-4']:.1f}  "
-        f"ROUGE-L {100 * scores['ROUGE-L']:.1f}  CIDEr-D {100 * scores['CIDEr-D']:.1f}  {pace}"
+        f"epoch {epoch:3d}  val loss {scores['loss']:.3f}  {scores_text(scores, metric)}  {pace}"
         f"{'  *best' if better else ''}"
     )
     for _, reference, caption in rows[:3]:

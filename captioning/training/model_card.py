@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from captioning.captioner.captioner import Captioner, count_parameters
+from captioning.metrics import get_metric, printed_scale
 from captioning.training.checkpoint import Progress
 from captioning.utils.code_version import code_version
 
@@ -33,13 +34,18 @@ def model_card(
     config: Mapping[str, Any], captioner: Captioner, progress: Progress, scores: Mapping[str, float]
 ) -> str:
     """The model folder's README. `config`: the experiment's settings as plain values."""
-    rows = "\n".join(f"| {name} | {100 * value:.1f} |" for name, value in scores.items() if name != "loss")
+    metric = get_metric(config["training"]["metric"])
+    rows = "\n".join(
+        f"| {name} | {printed_scale(name, metric) * value:.1f} |"
+        for name, value in scores.items()
+        if name != "loss"
+    )
     return f"""# {config["name"]}
 
 An image captioning model: {config["encoder"]["kind"]} encoder, `{config["decoder"]["kind"]}` decoder with
 {count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {len(captioner.vocabulary):,} words.
 Trained on the training split of `{config["dataset"]["kind"]}`, seed {config["seed"]}, epoch {progress.best_epoch} of
-{config["training"]["epochs"]}, chosen by {config["training"]["metric"]} on its validation split.
+{config["training"]["epochs"]}, chosen by {metric.name} on its validation split.
 
     captioning caption IMAGE --model THIS_FOLDER
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,8 @@ from captioning.training.interruptions import Signals
 from captioning.training.losses import cross_entropy
 
 ALONE = World()
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
+METRICS = tuple(name for name in metrics.NAMES if name != "CIDEr")  # whose curve would be taken for CIDEr-D
+PRINTED = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 
 
 class Validation(NamedTuple):
@@ -47,7 +48,17 @@ class Validator:
         *,
         search: SearchConfig,
         size: int,
+        more_metrics: Sequence[str] = (),
     ):
+        """`more_metrics`: computed beside `METRICS`.
+
+        Raises:
+            UserError: one of them is unavailable here.
+        """
+        chosen = {metric.name: metric for metric in map(metrics.get_metric, (*METRICS, *more_metrics))}
+        self.metrics = list(chosen.values())
+        for metric in self.metrics:
+            metric.check()
         self.records, self.images, self.captions, self.search, self.size = (
             records,
             images,
@@ -84,7 +95,7 @@ class Validator:
         predictions = world.gather(shown)
         loss, tokens = world.all_reduce([loss, tokens])
         candidates = [tokenize(prediction.caption) for prediction in predictions]
-        found = metrics.score(self.references, candidates, metrics=METRICS)
+        found = metrics.score(self.references, candidates, metrics=self.metrics)
         scores = {name: float(value) for name, value in found.corpus.items()}
         return Validation(scores={**scores, "loss": loss / tokens}, predictions=predictions)
 
@@ -110,6 +121,12 @@ class Validator:
         counts = targets != vocabulary.pad
         logits = captioner.decoder.logits(steps.hidden[counts])
         return float(cross_entropy(logits, targets[counts], smoothing=0.0)), tokens
+
+
+def scores_text(scores: Mapping[str, float], metric: metrics.Metric) -> str:
+    """The scores that a validation prints, `metric` among them."""
+    names = [*PRINTED, *([] if metric.name in PRINTED else [metric.name])]
+    return "  ".join(f"{name} {metrics.printed_scale(name, metric) * scores[name]:.1f}" for name in names)
 
 
 def to_device(images: Features | torch.Tensor, device: torch.device) -> Features | torch.Tensor:
