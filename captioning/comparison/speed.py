@@ -88,7 +88,7 @@ def _training_step(
     chosen = [encoded.of_image(number, captions, generator) for number in range(len(records))]
     ids, batch_sizes, tokens = pack(chosen, width=captions, pad=vocabulary.pad)
     ids = ids.to(features.regions.device)
-    valid = None if features.valid is None else features.valid[: len(records)]
+    valid = None if features.mask is None else features.mask[: len(records)]
     batch_features = Features(features.regions[: len(records)], valid)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.0, weight_decay=0.0, fused=True)
     targets = ids[..., 1:].flatten()
@@ -123,5 +123,5 @@ def encode(captioner: Captioner, images: Images, count: int, *, batch_size: int 
     for start in progress(range(0, count, batch_size), desc="features", unit="batch", delay=2):
         numbers = range(start, min(start + batch_size, count))
         chunks.append(captioner.features(to_device(images(numbers, 0), device)))
-    masks = [chunk.valid for chunk in chunks if chunk.valid is not None]
+    masks = [chunk.mask for chunk in chunks if chunk.mask is not None]
     return Features(torch.cat([chunk.regions for chunk in chunks]), torch.cat(masks) if masks else None)

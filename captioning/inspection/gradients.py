@@ -170,7 +170,7 @@ def probe(
         memory = decoder.encode_memory(
             Features(
                 regions=features.regions[one].double(),
-                valid=None if features.valid is None else features.valid[one],
+                mask=None if features.mask is None else features.mask[one],
             )
         )
         found = norms(decoder, memory, words, at)

@@ -37,7 +37,7 @@ def _autocast_disabled(device_type: str) -> contextlib.AbstractContextManager[No
     return torch.autocast(device_type, enabled=False)
 
 
-def attend(scores: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def attend(scores: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Softmax over the regions, and the weighted mean of their values.
 
     Args:
@@ -48,14 +48,14 @@ def attend(scores: Tensor, values: Tensor, valid: Tensor | None) -> tuple[Tensor
     Returns:
         context (B, K, D) and attention (B, K, N).
     """
-    attention = attention_weights(scores, valid)
+    attention = attention_weights(scores, mask)
     return torch.bmm(attention, values), attention
 
 
-def attention_weights(scores: Tensor, valid: Tensor | None) -> Tensor:
-    """Softmax of `scores` (B, K, N) over the regions where `valid` (B, N) is True."""
-    if valid is not None:
-        scores = scores.masked_fill(~valid[:, None], float("-inf"))
+def attention_weights(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of `scores` (B, K, N) over the regions where `mask` (B, N) is True."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], float("-inf"))
     return torch.softmax(scores, dim=-1)
 
 

@@ -132,6 +132,6 @@ def scores_text(scores: Mapping[str, float], metric: metrics.Metric) -> str:
 def to_device(images: Features | torch.Tensor, device: torch.device) -> Features | torch.Tensor:
     """Features as float32, or pixels, on `device`."""
     if isinstance(images, Features):
-        valid = images.valid if images.valid is None else images.valid.to(device, non_blocking=True)
-        return Features(regions=images.regions.to(device, non_blocking=True).float(), valid=valid)
+        valid = images.mask if images.mask is None else images.mask.to(device, non_blocking=True)
+        return Features(regions=images.regions.to(device, non_blocking=True).float(), mask=valid)
     return images.to(device, non_blocking=True)

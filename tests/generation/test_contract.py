@@ -256,7 +256,7 @@ def test_a_few_images_at_a_time_have_the_captions_that_all_at_once_have(name, co
     monkeypatch.setattr(kind, "step", watched)
     for seed, end in itertools.product((2, 4, 5), (2.0, 3.0, 4.0)):
         decoder, features = make(name, seed=seed, end=end), scene(5, seed=seed)
-        features = features._replace(valid=torch.arange(3) < torch.tensor([3, 1, 2, 3, 2])[:, None])
+        features = features._replace(mask=torch.arange(3) < torch.tensor([3, 1, 2, 3, 2])[:, None])
         with monkeypatch.context() as patched:
             patched.setattr(microbatch, "ROWS", 5 * config.num_sequences)
             whole = run(decoder, features, config)

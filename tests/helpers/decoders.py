@@ -91,11 +91,11 @@ def scene(
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.double)
     ids = torch.randint(VOCABULARY, (images, sequences, length), generator=generator)
-    valid = None
+    mask = None
     if masked:
-        valid = torch.rand(images, regions, generator=generator) < 0.6
-        valid[:, 0] = True
-    return Features(regions=features, valid=valid), ids
+        mask = torch.rand(images, regions, generator=generator) < 0.6
+        mask[:, 0] = True
+    return Features(regions=features, mask=mask), ids
 
 
 def check_search(decoder: Decoder, memory: object) -> None:

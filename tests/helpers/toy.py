@@ -35,8 +35,8 @@ class Toy(Decoder):
 
     def encode_memory(self, features: Features) -> Tensor:
         seen = features.regions @ self.regions  # (B, N, H)
-        if features.valid is not None:
-            seen = seen.masked_fill(~features.valid[..., None], 0.0)
+        if features.mask is not None:
+            seen = seen.masked_fill(~features.mask[..., None], 0.0)
         return 0.2 * seen.sum(1)
 
     def init_state(self, memory: Tensor, num_sequences: int) -> State:

@@ -34,7 +34,7 @@ class AdaptiveAttentionConfig(RecurrentConfig):
 class Memory(NamedTuple):
     regions: Tensor  # (B, N, H)
     keys: Tensor  # (B, N, A)
-    valid: Tensor | None  # (B, N)
+    mask: Tensor | None  # (B, N)
     mean_gates: Tensor  # (B, 1, 5H), the mean region's share of the gates
 
 
@@ -94,7 +94,7 @@ class AdaptiveAttention(Decoder):
         return Memory(
             regions=regions,
             keys=self.key_proj(regions),
-            valid=features.valid,
+            mask=features.mask,
             mean_gates=self.mean_proj(mean)[:, None],
         )
 
@@ -125,10 +125,10 @@ class AdaptiveAttention(Decoder):
         sentinel = torch.sigmoid(sentinel_input + sentinel_hidden) * torch.tanh(state[1])
         query = weights.query(state[0])
         scores = additive_scores(memory.keys, query, self.score_weight)  # (B, K, N)
-        context, attention = attend(scores, memory.regions, memory.valid)
+        context, attention = attend(scores, memory.regions, memory.mask)
         sentinel_score = torch.tanh(weights.sentinel_key(sentinel) + query) @ self.score_weight  # (B, K)
-        if memory.valid is not None:
-            scores = scores.masked_fill(~memory.valid[:, None], float("-inf"))
+        if memory.mask is not None:
+            scores = scores.masked_fill(~memory.mask[:, None], float("-inf"))
         beta = torch.sigmoid(sentinel_score - scores.logsumexp(-1))  # the last of a softmax over N + 1
         mixture = interpolate(context, sentinel, beta[..., None])
         gates = gates._replace(sentinel=beta)

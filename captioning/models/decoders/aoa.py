@@ -109,7 +109,7 @@ class AoA(Decoder):
     def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)
         for layer in cast(Iterable[RefiningLayer], self.refining):
-            regions = layer(regions, features.valid)
+            regions = layer(regions, features.mask)
         features = features._replace(regions=regions)
         # the mean is added to the last context (x_t above), so it has the same weights
         mean_gates = F.linear(mean_region(features), self.hidden_proj.weight[:, : self.config.hidden])
@@ -160,10 +160,10 @@ class RefiningLayer(nn.Module):
         self.norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(config.gate_dropout)
 
-    def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, regions: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, H) -> (B, N, H)"""
         query, key, value = self.qkv_proj(regions).chunk(3, -1)
-        allowed = None if valid is None else valid[:, None, None]
+        allowed = None if mask is None else mask[:, None, None]
         attended = multi_head(query, key, value, heads=self.heads, allowed=allowed)
         information = self.aoa_proj(self.dropout(torch.cat([attended, query], -1)))
         return self.norm(regions + F.glu(information, -1))

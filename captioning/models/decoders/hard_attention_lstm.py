@@ -49,7 +49,7 @@ class HardAttentionLSTMConfig(RecurrentConfig):
 class Memory(NamedTuple):
     regions: Tensor  # (B, N, D)
     keys: Tensor  # (B, N, A)
-    valid: Tensor | None  # (B, N)
+    mask: Tensor | None  # (B, N)
     state: CellState  # (B, 1, H) each, before the first token
     expected: Tensor | None  # (B, 1) bool: images that use the expected region; None when not training
 
@@ -113,7 +113,7 @@ class HardAttentionLSTM(Decoder):
         return Memory(
             regions=features.regions,
             keys=self.key_proj(features.regions),
-            valid=features.valid,
+            mask=features.mask,
             state=tuple(torch.tanh(layer(mean[:, None])) for layer in self.state_init),
             expected=expected,
         )
@@ -166,7 +166,7 @@ class HardAttentionLSTM(Decoder):
     ) -> tuple[StepOutput, CellState, Tensor]:
         """`recurrent_step`, and the regions (B, K) int64 that were chosen."""
         hidden_gates, query = weights.hidden(state[0]).split([self.gate_size, self.config.attention_size], -1)
-        attention = attention_weights(additive_scores(memory.keys, query, self.score_weight), memory.valid)
+        attention = attention_weights(additive_scores(memory.keys, query, self.score_weight), memory.mask)
         if memory.expected is None:
             region = attention.argmax(-1)
         else:

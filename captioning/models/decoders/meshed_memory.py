@@ -55,7 +55,7 @@ class MeshedMemoryConfig(BaseDecoderConfig):
 
 class Memory(NamedTuple):
     layers: tuple[tuple[RegionHeads, ...], ...]  # for every decoder layer: the outputs of all encoder layers
-    valid: Tensor | None  # (B, N)
+    mask: Tensor | None  # (B, N)
 
 
 class MeshedMemory(Decoder):
@@ -102,10 +102,10 @@ class MeshedMemory(Decoder):
     def encode_memory(self, features: Features) -> Memory:
         regions, levels = self.project(features.regions), []
         for layer in cast(Iterable[MemoryLayer], self.encoder):
-            regions = layer(regions, features.valid)
+            regions = layer(regions, features.mask)
             levels.append(regions)
         layers = tuple(tuple(layer.project_regions(level) for level in levels) for layer in self._layers)
-        return Memory(layers=layers, valid=features.valid)
+        return Memory(layers=layers, mask=features.mask)
 
     def init_state(self, memory: Memory, num_sequences: int) -> KVCache:
         return empty_cache(
@@ -152,12 +152,12 @@ class MemoryLayer(nn.Module):
         self.ff_norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, regions: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, H) -> (B, N, H)"""
         query, keys, values = self.qkv_proj(regions).chunk(3, -1)
         keys = torch.cat([keys, self.slot_keys.expand(len(keys), -1, -1)], 1)  # (B, N + slots, H)
         values = torch.cat([values, self.slot_values.expand(len(values), -1, -1)], 1)
-        allowed = None if valid is None else F.pad(valid, (0, len(self.slot_keys)), value=True)[:, None, None]
+        allowed = None if mask is None else F.pad(mask, (0, len(self.slot_keys)), value=True)[:, None, None]
         attended = self.out_proj(multi_head(query, keys, values, heads=self.heads, allowed=allowed))
         regions = self.self_norm(regions + self.dropout(attended))
         hidden = self.dropout(torch.relu(self.fc1(regions)))
@@ -192,14 +192,14 @@ class MeshedLayer(nn.Module):
         return query, key, value
 
     def after_self_attention(
-        self, x: Tensor, attended: Tensor, regions: tuple[RegionHeads, ...], valid: Tensor | None
+        self, x: Tensor, attended: Tensor, regions: tuple[RegionHeads, ...], mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         x = self.self_norm(x + self.dropout(self.self_out_proj(attended)))
         query = self.cross_query_proj(x)
         mesh, weights = torch.zeros_like(x), []
         for alpha_proj, level in zip(self.alpha_proj, regions, strict=True):
             context, level_weights = attend_regions(
-                query, level, valid, dropout=self.dropout_rate(), return_weights=not self.training
+                query, level, mask, dropout=self.dropout_rate(), return_weights=not self.training
             )
             context = self.cross_out_proj(context)
             mesh = mesh + torch.sigmoid(alpha_proj(torch.cat([x, context], -1))) * context

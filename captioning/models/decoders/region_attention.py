@@ -17,7 +17,7 @@ class AttentionMemory(NamedTuple):
 
     values: Tensor  # (B, N, D)
     keys: Tensor  # (B, N, A)
-    valid: Tensor | None  # (B, N)
+    mask: Tensor | None  # (B, N)
 
 
 def projection(channels: int, size: int | None, *, dropout: float) -> nn.Module:
@@ -28,10 +28,10 @@ def projection(channels: int, size: int | None, *, dropout: float) -> nn.Module:
 
 
 def mean_region(features: Features) -> Tensor:
-    """The mean over the valid regions: (B, D)."""
-    if features.valid is None:
+    """The mean over the regions that `mask` keeps: (B, D)."""
+    if features.mask is None:
         return features.regions.mean(1)
-    weight = features.valid.to(features.regions.dtype)
+    weight = features.mask.to(features.regions.dtype)
     return torch.einsum("bnd,bn->bd", features.regions, weight) / weight.sum(1, keepdim=True)
 
 
@@ -66,10 +66,10 @@ class Additive(RegionAttention):
         nn.init.normal_(self.score_weight, std=len(self.score_weight) ** -0.5)
 
     def encode_memory(self, features: Features) -> AttentionMemory:
-        return AttentionMemory(features.regions, self.key_proj(features.regions), features.valid)
+        return AttentionMemory(features.regions, self.key_proj(features.regions), features.mask)
 
     def forward(self, query: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
-        return attend(additive_scores(memory.keys, query, self.score_weight), memory.values, memory.valid)
+        return attend(additive_scores(memory.keys, query, self.score_weight), memory.values, memory.mask)
 
 
 class Dot(RegionAttention):
@@ -89,10 +89,10 @@ class Dot(RegionAttention):
 
     def encode_memory(self, features: Features) -> AttentionMemory:
         keys = self.key_proj(features.regions) * self.key_proj.out_features**-0.5
-        return AttentionMemory(features.regions, keys, features.valid)
+        return AttentionMemory(features.regions, keys, features.mask)
 
     def forward(self, query: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
-        return attend(torch.bmm(query, memory.keys.transpose(1, 2)), memory.values, memory.valid)
+        return attend(torch.bmm(query, memory.keys.transpose(1, 2)), memory.values, memory.mask)
 
 
 class MultiHead(RegionAttention):
@@ -113,13 +113,13 @@ class MultiHead(RegionAttention):
 
     def encode_memory(self, features: Features) -> AttentionMemory:
         keys = self.key_proj(features.regions) * (self.key_proj.out_features // self.heads) ** -0.5
-        return AttentionMemory(self.value_proj(features.regions), keys, features.valid)
+        return AttentionMemory(self.value_proj(features.regions), keys, features.mask)
 
     def forward(self, query: Tensor, memory: AttentionMemory) -> tuple[Tensor, Tensor]:
         # the heads of an image take the place of images: (B x heads, K or N, A / heads)
         query, keys, values = (self._split_heads(x) for x in (query, memory.keys, memory.values))
-        valid = None if memory.valid is None else memory.valid.repeat_interleave(self.heads, 0)
-        context, attention = attend(torch.bmm(query, keys.transpose(1, 2)), values, valid)
+        mask = None if memory.mask is None else memory.mask.repeat_interleave(self.heads, 0)
+        context, attention = attend(torch.bmm(query, keys.transpose(1, 2)), values, mask)
         context = context.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
         return context, attention.unflatten(0, (-1, self.heads)).mean(1)
 

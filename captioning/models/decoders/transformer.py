@@ -82,7 +82,7 @@ def check_sizes(hidden: int, heads: int, positions: Positions) -> None:
 
 class Memory(NamedTuple):
     layers: tuple[RegionHeads, ...]  # of every decoder layer
-    valid: Tensor | None  # (B, N)
+    mask: Tensor | None  # (B, N)
 
 
 class Transformer(Decoder):
@@ -134,10 +134,10 @@ class Transformer(Decoder):
     def encode_memory(self, features: Features) -> Memory:
         regions = self.project(features.regions)  # (B, N, H)
         for layer in cast(Iterable[EncoderLayer], self.encoder):
-            regions = layer(regions, features.valid)
+            regions = layer(regions, features.mask)
         regions = self.encoder_norm(regions)
         layers = tuple(layer.project_regions(regions) for layer in self._layers)
-        return Memory(layers=layers, valid=features.valid)
+        return Memory(layers=layers, mask=features.mask)
 
     def init_state(self, memory: Memory, num_sequences: int) -> KVCache:
         return empty_cache(
@@ -198,9 +198,9 @@ class EncoderLayer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, regions: Tensor, valid: Tensor | None) -> Tensor:
+    def forward(self, regions: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, H) -> (B, N, H)"""
-        allowed = None if valid is None else valid[:, None, None]
+        allowed = None if mask is None else mask[:, None, None]
         query, key, value = self.qkv_proj(_pre(self.self_norm, regions, self.post_norm)).chunk(3, -1)
         attended = self.out_proj(multi_head(query, key, value, heads=self.heads, allowed=allowed))
         regions = _post(self.self_norm, regions + self.dropout(attended), self.post_norm)
@@ -236,12 +236,12 @@ class DecoderLayer(nn.Module):
         return query, key, value
 
     def after_self_attention(
-        self, x: Tensor, attended: Tensor, regions: RegionHeads, valid: Tensor | None
+        self, x: Tensor, attended: Tensor, regions: RegionHeads, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         x = _post(self.self_norm, x + self.dropout(self.self_out_proj(attended)), self.post_norm)
         query = self.cross_query_proj(_pre(self.cross_norm, x, self.post_norm))
         context, weights = attend_regions(
-            query, regions, valid, dropout=self.dropout_rate(), return_weights=not self.training
+            query, regions, mask, dropout=self.dropout_rate(), return_weights=not self.training
         )
         x = _post(self.cross_norm, x + self.dropout(self.cross_out_proj(context)), self.post_norm)
         hidden = F.gelu(self.fc1(_pre(self.ff_norm, x, self.post_norm)))

@@ -31,7 +31,7 @@ def split_region_heads(kv: Tensor, *, heads: int, training: bool) -> RegionHeads
 
 
 def attend_regions(
-    query: Tensor, regions: RegionHeads, valid: Tensor | None, *, dropout: float, return_weights: bool
+    query: Tensor, regions: RegionHeads, mask: Tensor | None, *, dropout: float, return_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Attention (Vaswani et al. 2017, eq. 1) of `query` (B, Q, H) to the regions.
 
@@ -42,7 +42,7 @@ def attend_regions(
     if return_weights:
         query = query * (query.shape[-1] // heads) ** -0.5
     query = query.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, Q, d)
-    allowed = None if valid is None else valid[:, None, None]
+    allowed = None if mask is None else mask[:, None, None]
     if not return_weights:
         context = nn.functional.scaled_dot_product_attention(
             query, *regions, attn_mask=allowed, dropout_p=dropout
@@ -67,7 +67,7 @@ class TokenLayer(Protocol):
         """Query, key and value of the self-attention, (B, Q, H) each."""
 
     def after_self_attention(
-        self, x: Tensor, attended: Tensor, regions: Any, valid: Tensor | None
+        self, x: Tensor, attended: Tensor, regions: Any, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The layer's output, and its attention to the regions (B, heads, Q, N).
 
@@ -89,7 +89,7 @@ def decode_step(
     x: Tensor,
     state: KVCache,
     regions: Sequence[Any],
-    valid: Tensor | None,
+    mask: Tensor | None,
     *,
     heads: int,
     rotate: Rotation = no_rotation,
@@ -103,7 +103,7 @@ def decode_step(
         query, key = (rotate(part[:, :, None], position)[:, :, 0] for part in (query, key))
         keys, values = state.write(number, key, value)
         attended = multi_head(query, keys, values, heads=heads, allowed=allowed, dropout=layer.dropout_rate())
-        x, layer_weights = layer.after_self_attention(x, attended, layer_regions, valid)
+        x, layer_weights = layer.after_self_attention(x, attended, layer_regions, mask)
         weights.append(layer_weights)
     return x, _mean_attention(weights), state
 
@@ -112,7 +112,7 @@ def decode_sequence(
     layers: Iterable[TokenLayer],
     x: Tensor,
     regions: Sequence[Any],
-    valid: Tensor | None,
+    mask: Tensor | None,
     *,
     heads: int,
     rotate: Rotation = no_rotation,
@@ -129,7 +129,7 @@ def decode_sequence(
             causal=True,
             dropout=layer.dropout_rate(),
         )
-        x, layer_weights = layer.after_self_attention(x, attended.reshape(x.shape), layer_regions, valid)
+        x, layer_weights = layer.after_self_attention(x, attended.reshape(x.shape), layer_regions, mask)
         weights.append(layer_weights)
     attention = _mean_attention(weights)
     if attention is not None:

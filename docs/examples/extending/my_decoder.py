@@ -45,9 +45,9 @@ class MeanGRU(Decoder):
 
     def encode_memory(self, features: Features) -> Memory:
         regions = features.regions  # (B, N, D)
-        if features.valid is None:
+        if features.mask is None:
             return Memory(self.image_proj(regions.mean(1)).tanh())
-        valid = features.valid[..., None].to(regions)  # images may have fewer than N regions
+        valid = features.mask[..., None].to(regions)  # images may have fewer than N regions
         return Memory(self.image_proj((regions * valid).sum(1) / valid.sum(1)).tanh())
 
     def init_state(self, memory: Memory, num_sequences: int) -> State:

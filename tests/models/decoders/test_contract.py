@@ -84,7 +84,7 @@ def test_an_invalid_region_does_not_matter(name):
     padding = torch.full((2, 2, CHANNELS), 1e3, dtype=torch.double)
     padded = Features(
         regions=torch.cat([features.regions, padding], 1),
-        valid=torch.tensor([[True] * 5 + [False] * 2]).expand(2, -1),
+        mask=torch.tensor([[True] * 5 + [False] * 2]).expand(2, -1),
     )
     plain, masked = (decoder(ids, decoder.encode_memory(case)).hidden for case in (features, padded))
     torch.testing.assert_close(plain, masked)
@@ -96,7 +96,7 @@ def test_the_order_of_images_and_of_sequences_does_not_matter(name):
     features, ids = scene(3, 2, 5, 7, masked=True)
     images, sequences = torch.tensor([2, 0, 1]), torch.tensor([1, 0])
     hidden = decoder(ids, decoder.encode_memory(features)).hidden
-    shuffled = Features(features.regions[images], features.valid[images])
+    shuffled = Features(features.regions[images], features.mask[images])
     permuted = decoder(ids[images][:, sequences], decoder.encode_memory(shuffled)).hidden
     torch.testing.assert_close(permuted, hidden[images][:, sequences])
 

@@ -287,8 +287,8 @@ def test_decoder_against_its_equations(name):
     generator = torch.Generator().manual_seed(1)
     seen = torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.double)
     words = torch.randint(VOCABULARY, (images, sequences, length), generator=generator)
-    valid = torch.tensor([[True, False, True, True, True], [True, True, False, True, False]])
-    for there in (torch.ones_like(valid), valid):
+    mask = torch.tensor([[True, False, True, True, True], [True, True, False, True, False]])
+    for there in (torch.ones_like(mask), mask):
         steps = decoder(words, decoder.encode_memory(Features(seen, None if there.all() else there)))
         logits = decoder.logits(steps.hidden)
         for image in range(images):
