@@ -1,1 +1,1 @@
-"""The model as one thing: open, caption, score, save; ensembles; predictions."""
+"""Trained models: opening, captioning and saving them, and ensembles."""

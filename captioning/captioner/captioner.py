@@ -1,4 +1,4 @@
-"""A trained model as one folder: encoder, decoder, vocabulary, preprocessing, decode defaults. No training."""
+"""A trained model as one folder: encoder, decoder, vocabulary, preprocessing and default search."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from captioning.utils.files import (
 )
 from captioning.utils.validation import dump, read_yaml, validate
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """`config.yaml` of a model folder: all that is needed to build the model, and how it decodes by default."""
+    """`config.yaml` of a model folder: the architecture, the preprocessing and the default search."""
 
     __pydantic_config__ = {"extra": "forbid"}
     encoder: EncoderConfig
@@ -48,7 +48,7 @@ class ModelConfig:
 
 
 class Captioner(nn.Module):
-    """Encoder and decoder with the vocabulary and preprocessing they were trained with."""
+    """An encoder and a decoder with the vocabulary, preprocessing and default search of their training."""
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class Captioner(nn.Module):
         search: SearchConfig,
         vocabulary: Vocabulary,
     ) -> Captioner:
-        """A captioner with a decoder yet to be trained, and the encoder's weights as its config says.
+        """A captioner with an untrained decoder and the encoder weights that its config names.
 
         Raises:
-            UserError: the search's rules name words that the vocabulary does not have.
+            UserError: the search's constraints contain words that are not in the vocabulary.
         """
         constraint_ids(search, vocabulary)
         config = ModelConfig(
@@ -83,12 +83,16 @@ class Captioner(nn.Module):
             search=search,
             vocabulary=vocabulary.fingerprint,
         )
-        eyes = encoders.build(encoder)
-        mouth = decoders.build(decoder, channels=eyes.channels, vocabulary_size=len(vocabulary))
-        return cls(config, vocabulary, eyes, mouth)
+        built = encoders.build(encoder)
+        return cls(
+            config,
+            vocabulary,
+            built,
+            decoders.build(decoder, channels=built.channels, vocabulary_size=len(vocabulary)),
+        )
 
     def features(self, images: Features | Tensor) -> Features:
-        """Stored features as they are; pixels (B, 3, height, width) through the encoder."""
+        """The encoder's features of pixels (B, 3, height, width); stored features are returned unchanged."""
         return images if isinstance(images, Features) else self.encoder(images)
 
     def encode_memory(self, images: Features | Tensor) -> Any:
@@ -97,45 +101,45 @@ class Captioner(nn.Module):
 
     @property
     def search(self) -> SearchConfig:
-        """How it decodes where nothing else is asked for."""
+        """The default search."""
         return self.config.search
 
     @property
     def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """How photos are prepared; several where several captioners speak as one (`ensemble`)."""
+        """The preprocessing of photos, as a tuple: an ensemble has one for each member."""
         return (self.config.preprocessing,)
 
     @property
     def max_positions(self) -> int | None:
-        """Most words, `<end>` counted, that the decoder can read; None: any number."""
+        """Maximum number of tokens that the decoder can read, including `<end>`; None: no limit."""
         return self.config.decoder.max_positions
 
     def save(self, folder: str | os.PathLike[str], *, card: str) -> None:
-        """Write the model folder, whole or not at all; a folder of that name is replaced.
+        """Write the model folder atomically, replacing an existing one.
 
         Args:
             card: the model card, Markdown.
         """
-        with atomic_folder(folder) as part:
-            write_text(part / "config.yaml", yaml.safe_dump(dump(self.config), sort_keys=False))
-            self.vocabulary.save(str(part / "vocabulary.json"))
-            write_text(part / "README.md", card)
-            save_weights(self.state_dict(), part / "model.safetensors")
-            write_manifest(part)
+        with atomic_folder(folder) as temporary:
+            write_text(temporary / "config.yaml", yaml.safe_dump(dump(self.config), sort_keys=False))
+            self.vocabulary.save(str(temporary / "vocabulary.json"))
+            write_text(temporary / "README.md", card)
+            save_weights(self.state_dict(), temporary / "model.safetensors")
+            write_manifest(temporary)
 
     @classmethod
     def open(
         cls, folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", allow_code: bool = False
     ) -> Captioner:
-        """The captioner that `save` wrote, in eval mode on `device`. Needs nothing but the folder.
+        """Load a captioner from a folder written by `save`, in eval mode on `device`.
 
         Args:
             allow_code: whether a decoder, encoder or search outside the package ("my_module:MyConfig") may be
                 imported. Importing runs code: read it first if the model is not your own.
 
         Raises:
-            UserError: a file is missing, changed since it was saved, or does not fit the others, or the model
-                needs code that is not allowed or cannot be imported.
+            UserError: a file is missing, changed since it was saved, of another format, or does not match the
+                others, or the model needs code that is not allowed or cannot be imported.
         """
         folder = recover_folder(Path(folder))
         if not (folder / "manifest.json").is_file():
@@ -147,7 +151,8 @@ class Captioner(nn.Module):
         vocabulary = Vocabulary.open(str(folder / "vocabulary.json"))
         if vocabulary.fingerprint != config.vocabulary:
             raise UserError(
-                f"{folder}: vocabulary {vocabulary.fingerprint}, but the model was trained with {config.vocabulary}"
+                f"{folder}: the vocabulary is {vocabulary.fingerprint}, but the model was trained with "
+                f"{config.vocabulary}; restore the model's own vocabulary.json"
             )
         captioner = cls.build(
             encoder=config.encoder.without_weights(),
@@ -162,38 +167,47 @@ class Captioner(nn.Module):
 
 
 def _read_model_config(path: Path, *, allow_code: bool) -> ModelConfig:
-    return validate(ModelConfig, read_yaml(path), where=str(path), allow_code=allow_code)
+    values = read_yaml(path)
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: model folder of format {values.get('format')}, but this version reads format {FORMAT}; "
+            "train the model again"
+        )
+    return validate(ModelConfig, values, where=str(path), allow_code=allow_code)
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name. Those that share storage (a tied matrix) are written once a name."""
+    """Write tensors by name. Tensors that share storage (a tied matrix) are written once per name."""
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, path)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Fill `module` from a safetensors file.
+    """Load the parameters and buffers of `module` from a safetensors file.
 
     Raises:
-        UserError: the file is damaged, or names or shapes are not the module's (the first one named).
+        UserError: the file is damaged, or a name or shape differs from the module's.
     """
     try:
         state: dict[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
-    own = module.state_dict()
-    for name in sorted(own.keys() ^ state.keys()):
-        raise UserError(
-            f"{path}: weight {name} is {'missing' if name in own else 'not in this architecture'}"
-        )
+    expected = module.state_dict()
+    for name in sorted(expected.keys() ^ state.keys()):
+        problem = "missing" if name in expected else "not in this architecture"
+        raise UserError(f"{path}: weight {name} is {problem}")
     for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{path}: weight {name} has shape {list(tensor.shape)}, the architecture {list(own[name].shape)}"
+                f"{path}: weight {name} has shape {list(tensor.shape)}, but the architecture needs "
+                f"{list(expected[name].shape)}"
             )
     module.load_state_dict(state)
 
 
 def count_parameters(module: nn.Module) -> dict[str, int]:
-    """Numbers of parameters: all, and those that train."""
+    """The number of parameters, and of trainable ones."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    return {"parameters": sum(size for size, _ in sizes), "trainable": sum(size for size, on in sizes if on)}
+    return {
+        "parameters": sum(size for size, _ in sizes),
+        "trainable": sum(size for size, trainable in sizes if trainable),
+    }

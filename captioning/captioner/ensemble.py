@@ -1,4 +1,4 @@
-"""Several captioners that describe an image as one. Knows what they must share; averages nothing itself."""
+"""An ensemble of captioners that generates one caption by averaging the members' predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from captioning.text.vocabulary import Vocabulary
 def open_captioners(
     folders: Sequence[Path], *, device: torch.device, average: Average, allow_code: bool = False
 ) -> Captioner | EnsembleCaptioner:
-    """The captioner of a model folder, in eval mode; of several folders their ensemble.
+    """The captioner of one model folder, or the ensemble of several, in eval mode.
 
     Raises:
         UserError: see `Captioner.open`, `EnsembleCaptioner`.
@@ -34,32 +34,32 @@ def open_captioners(
 
 
 class EnsembleCaptioner(nn.Module):
-    """Captioners with one vocabulary, each with its own encoder and preprocessing.
+    """Captioners with one vocabulary; each has its own encoder and preprocessing.
 
-    It searches as the first one does, for captions no longer than all can read.
+    The default search is that of the first member, with captions no longer than every member can read.
     """
 
     def __init__(self, captioners: Sequence[Captioner], *, names: Sequence[str], average: Average):
         """
         Args:
-            names: of the captioners, for what a user is told.
+            names: of the captioners, for error messages.
 
         Raises:
             UserError: their vocabularies differ.
         """
         super().__init__()
-        self.each = tuple(captioners)
+        self.members = tuple(captioners)
         for (name, first), (other, second) in pairwise(zip(names, captioners, strict=True)):
             if first.vocabulary.words != second.vocabulary.words:
                 raise UserError(
-                    f"{other}: its vocabulary {second.vocabulary.fingerprint} is not {first.vocabulary.fingerprint} "
-                    f"of {name}; an ensemble needs models that were trained with the same words"
+                    f"{other}: its vocabulary {second.vocabulary.fingerprint} differs from "
+                    f"{first.vocabulary.fingerprint} of {name}; an ensemble needs models with the same vocabulary"
                 )
         self.captioners = nn.ModuleList(captioners)
         self.decoder = Ensemble([captioner.decoder for captioner in captioners], average=average).eval()
         self.vocabulary: Vocabulary = captioners[0].vocabulary
         self.preprocessings: tuple[Preprocessing, ...] = tuple(
-            each for captioner in captioners for each in captioner.preprocessings
+            preprocessing for captioner in captioners for preprocessing in captioner.preprocessings
         )
         limits = [captioner.max_positions for captioner in captioners if captioner.max_positions is not None]
         self.max_positions = min(limits, default=None)
@@ -67,10 +67,7 @@ class EnsembleCaptioner(nn.Module):
         self.search: SearchConfig = replace(search, max_length=min([search.max_length, *limits]))
 
     def encode_memory(self, images: Sequence[Features | Tensor]) -> Memory:
-        """What the decoder attends to, of a batch's images as each captioner takes them."""
+        """The memories of a batch, from the images as each member needs them."""
         return Memory(
-            tuple(
-                captioner.encode_memory(own)  # type: ignore[operator]
-                for captioner, own in zip(self.captioners, images, strict=True)
-            )
+            tuple(member.encode_memory(batch) for member, batch in zip(self.members, images, strict=True))
         )

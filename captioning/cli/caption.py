@@ -145,7 +145,7 @@ def main() -> int:
     from tqdm import tqdm
 
     from captioning.captioner.ensemble import open_captioners
-    from captioning.inspection.beam_tree import explainable
+    from captioning.inspection.beam_tree import require_beam_search
     from captioning.records import write_predictions
 
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
@@ -153,7 +153,7 @@ def main() -> int:
     captioner = open_captioners(folders, device=device, average=args.average, allow_code=args.allow_code)
     search = search_of(captioner, args, n_best=args.top)
     if args.explain:
-        explainable(search)
+        require_beam_search(search)
     kept: list[Prediction] = []
     failed = 0
     loading = load_all(files, captioner.preprocessings, photos=bool(args.attention), ahead=2 * args.batch)
@@ -360,9 +360,9 @@ def write_explanation(
     captioner: Captioner | EnsembleCaptioner, loaded: Loaded, search: SearchConfig, args: argparse.Namespace
 ) -> None:
     """Write DIR/IMAGE_ID.beam.json."""
-    from captioning.inspection.beam_tree import explain
+    from captioning.inspection.beam_tree import explain_search
     from captioning.utils.files import write_json
 
     images = images_of(captioner, [loaded])
-    told = explain(captioner, images, loaded.found.image_id, search, references=args.reference)
+    told = explain_search(captioner, images, loaded.found.image_id, search, references=args.reference)
     write_json(Path(args.explain) / f"{safe_name(loaded.found)}.beam.json", told)

@@ -294,7 +294,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     # after the arguments are parsed: torch takes seconds
     from captioning.captioner.ensemble import EnsembleCaptioner, open_captioners
     from captioning.datasets import of_split
-    from captioning.inspection.rescoring import as_json, shares
+    from captioning.inspection.rescoring import as_json, error_shares
     from captioning.metrics.coco_names import to_coco_names
     from captioning.metrics.evaluation import evaluate
     from captioning.records import write_predictions
@@ -309,7 +309,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
     captioner = open_captioners(
         models, device=experiments[0].device, average=average, allow_code=args.allow_code
     )
-    members = captioner.each if isinstance(captioner, EnsembleCaptioner) else (captioner,)
+    members = captioner.members if isinstance(captioner, EnsembleCaptioner) else (captioner,)
     folder = runs[0] if len(runs) == 1 else Path(args.out)
     search = search_of(captioner, args)
     collection = experiments[0].collect()
@@ -347,7 +347,7 @@ def evaluate_run(args: argparse.Namespace) -> None:
         write_predictions(paths["predictions"], predictions)
         evaluation.write(paths["scores"])
         files += paths.values()
-        errors = {"errors": shares(verdicts)} if args.errors else {}
+        errors = {"errors": error_shares(verdicts)} if args.errors else {}
         if args.errors:
             write_json(paths["errors"], {**errors["errors"], "verdicts": as_json(verdicts)})
             blamed.append(errors_line(split, errors["errors"]))

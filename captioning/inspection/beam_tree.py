@@ -1,26 +1,23 @@
-"""How a beam search came to its captions, as plain values for JSON: the tree, and what each hypothesis lost to.
-
-Watches the search itself, and knows words; it ranks and scores nothing anew.
-"""
+"""A record of a beam search for JSON: the tree of hypotheses, and what each discarded one lost to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.ensemble import EnsembleCaptioner
-from captioning.captioner.predict import predictions
+from captioning.captioner.predict import to_predictions
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig, constraint_ids, search
 from captioning.generation.base import shared_options
 from captioning.generation.beam import BeamStep, beam_search
 from captioning.generation.prefill import prefill
-from captioning.generation.scores import IMPOSSIBLE, length_score
+from captioning.generation.scores import IMPOSSIBLE, Candidates
 from captioning.inspection.rescoring import WordDetail, judge, word_details
 from captioning.records import ImageId, Prediction
 from captioning.text.vocabulary import Vocabulary
@@ -29,7 +26,7 @@ Ids = tuple[int, ...]
 
 
 @torch.inference_mode()
-def explain(
+def explain_search(
     captioner: Captioner | EnsembleCaptioner,
     images: Any,
     image_id: ImageId,
@@ -41,189 +38,193 @@ def explain(
 
     Args:
         captioner: in eval mode, on the device of `images`.
-        images: of the one image, as `captioner.encode_memory` takes them.
+        images: the one image, as `captioner.encode_memory` takes it.
         references: captions of the image, raw text; none: no verdict.
 
     Returns:
-        `search`, the settings; `found`, the captions best first, with the numbers of each word and what all
-        but the first lost to; `steps`, see `steps_of`; `greedy`, see `greedy_path`; `verdict`, see
-        `reading.Verdict`. Log-probabilities in nats.
+        `search`: the options. `captions`: best first, with the numbers of each word and what all but the first
+        lost to. `steps`: see `search_steps`. `greedy`: see `compare_greedy`. `verdict`: see
+        `rescoring.Verdict`. Log-probabilities in nats.
 
     Raises:
-        UserError: the search is no beam search.
+        UserError: the search is not a beam search.
     """
-    config = explainable(config)
+    config = require_beam_search(config)
     vocabulary = captioner.vocabulary
     memory = captioner.encode_memory(images)
     constraints = constraint_ids(config, vocabulary)
     options: dict[str, Any] = {"special": vocabulary.special_tokens, "constraints": constraints}
-    turns: list[BeamStep] = []
+    beam_steps: list[BeamStep] = []
     hypotheses = beam_search(
-        prefill(captioner.decoder, memory, config, **options), config, on_step=turns.append
+        prefill(captioner.decoder, memory, config, **options), config, on_step=beam_steps.append
     )
-    found = predictions(hypotheses, [image_id], vocabulary)
-    greedy = GreedyConfig(**shared_options(config, GreedyConfig))
-    likeliest = predictions(search(captioner.decoder, memory, greedy, **options), [image_id], vocabulary)[0]
-    ranked = (found[0], *found[0].alternatives)
-    together = replace(found[0], alternatives=(*found[0].alternatives, likeliest))
-    *details, greedy_words = word_details(captioner, memory, [together], config)[0]
-    steps = steps_of(turns, constraints.prefix, config, vocabulary)
+    (prediction,) = to_predictions(hypotheses, [image_id], vocabulary)
+    greedy_config = GreedyConfig(**shared_options(config, GreedyConfig))
+    hypotheses = search(captioner.decoder, memory, greedy_config, **options)
+    (greedy,) = to_predictions(hypotheses, [image_id], vocabulary)
+    captions = (prediction, *prediction.alternatives)
+    all_captions = replace(prediction, alternatives=(*prediction.alternatives, greedy))
+    *details, greedy_words = word_details(captioner, memory, [all_captions], config)[0]
+    steps = search_steps(beam_steps, constraints.prefix, config, vocabulary)
+    verdicts = judge(captioner, memory, [prediction], [references], config) if references else [None]
     return {
         "image_id": image_id,
         "search": asdict(config),
-        "found": [
-            {**_told(each), "words": [asdict(word) for word in words], **_lost(each, ranked[0])}
-            for each, words in zip(ranked, details, strict=True)
+        "captions": [
+            {
+                **_caption_numbers(caption),
+                "words": [asdict(word) for word in words],
+                "lost_to": None if caption is prediction else _compare(caption, prediction),
+            }
+            for caption, words in zip(captions, details, strict=True)
         ],
         "steps": steps,
-        "greedy": greedy_path(likeliest, greedy_words, steps, config),
-        "verdict": asdict(judge(captioner, memory, found, [references], config)[0]) if references else None,
+        "greedy": compare_greedy(greedy, greedy_words, steps, config),
+        "verdict": verdicts[0] and asdict(verdicts[0]),
     }
 
 
-def explainable(config: SearchConfig) -> BeamConfig:
-    """`config` itself. Raises UserError where it is no beam search."""
+def require_beam_search(config: SearchConfig) -> BeamConfig:
+    """`config` itself. Raises UserError where it is not a beam search."""
     if not isinstance(config, BeamConfig):
         raise UserError(f"only a beam search can be explained, not {config.kind}; give --search beam")
     return config
 
 
-def steps_of(
-    turns: Sequence[BeamStep], prefix: Ids, config: BeamConfig, vocabulary: Vocabulary
+class _Hypothesis(NamedTuple):
+    parent: int  # index among the hypotheses of the last step
+    ids: Ids
+    word_logprob: float
+    logprob: float
+
+
+def search_steps(
+    beam_steps: Sequence[BeamStep], prefix: Ids, config: BeamConfig, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """What became of the live hypotheses of the first image at each word.
+    """What happened to the hypotheses of the first image at each step.
 
     Returns:
-        For each word its number `length` (from 1) and
-        live: the hypotheses that went on, best first: `parent` is the place of what they came from among the
-            last step's, `word` the new word;
-        ended: those that ended here, with their score;
-        pruned: hypotheses of the last step from which nothing went on, with their likeliest continuation
-            where it was among the search's candidates (`next`), and what took the last place (`lost_to`);
-        stopped: the search of the image ends here.
+        For each step its `length` (from 1) and
+        active: the new active hypotheses, best first: `parent` is the index of the hypothesis of the last step
+            that was continued, `word` the new word;
+        finished: hypotheses that ended here, with their scores;
+        pruned: hypotheses of the last step that were not continued, with their most likely continuation if
+            it was among the search's candidates (`next`), and the hypothesis in the last place (`lost_to`);
+        stopped: whether the search of the image ends here.
     """
-    before: list[tuple[Ids, float]] = [(prefix, 0.0)]
+    before = [_Hypothesis(0, prefix, 0.0, 0.0)]
     steps: list[dict[str, Any]] = []
-    for turn in turns:
-        length = turn.beams.active.ids.shape[-1]
-        words, parents, ways = (
-            [*map(int, part)] for part in (turn.chosen.ids[0], turn.chosen.parents[0], turn.candidates.ids[0])
-        )
-        logprob, word_logprobs = turn.chosen.logprob[0].tolist(), turn.chosen.word_logprobs[0].tolist()
-        live = [rank for rank in range(len(words)) if logprob[rank] != IMPOSSIBLE]
-        after = [((*before[parents[rank]][0], words[rank]), logprob[rank]) for rank in live]
-        ways_parents, ways_logp = turn.candidates.parents[0].tolist(), turn.candidates.logprob[0].tolist()
-        ended = [
-            way
-            for way in range(min(config.width, len(ways)))
-            if ways[way] == vocabulary.end and ways_logp[way] != IMPOSSIBLE
-        ]
-        went_on = {parents[rank] for rank in live} | {ways_parents[way] for way in ended}
+
+    def text(ids: Ids) -> str:
+        return " ".join(vocabulary.decode(ids))
+
+    for beam_step in beam_steps:
+        length = beam_step.beams.active.ids.shape[-1]
+        active = _continue(before, beam_step.chosen)
+        candidates = _continue(before, beam_step.candidates)
+        # candidates are in the order of the search, impossible ones last
+        finished = [each for each in candidates[: config.width] if each.ids[-1] == vocabulary.end]
+        continued = {each.parent for each in (*active, *finished)}
         pruned = []
-        for rank, (said, total) in enumerate(before):
-            if rank in went_on or not steps:
+        for rank, hypothesis in enumerate(before):
+            if rank in continued or not steps:
                 continue
-            tried = [
-                way for way in range(len(ways)) if ways_parents[way] == rank and ways_logp[way] != IMPOSSIBLE
-            ]
+            following = next((each for each in candidates if each.parent == rank), None)
             pruned.append(
                 {
                     "rank": rank,
-                    "caption": _text(said, vocabulary),
-                    "logprob": total,
-                    "next": {"word": vocabulary.words[ways[tried[0]]], "logprob": ways_logp[tried[0]]}
-                    if tried
-                    else None,
-                    "lost_to": {"caption": _text(after[-1][0], vocabulary), "logprob": after[-1][1]}
-                    if after
+                    "caption": text(hypothesis.ids),
+                    "logprob": hypothesis.logprob,
+                    "next": following
+                    and {"word": vocabulary.words[following.ids[-1]], "logprob": following.logprob},
+                    "lost_to": {"caption": text(active[-1].ids), "logprob": active[-1].logprob}
+                    if active
                     else None,
                 }
             )
         steps.append(
             {
                 "length": length,
-                "live": [
+                "active": [
                     {
-                        "rank": place,
-                        "parent": parents[rank],
-                        "word": vocabulary.words[words[rank]],
-                        "word_logprobs": word_logprobs[rank],
-                        "logprob": logprob[rank],
-                        "caption": _text(after[place][0], vocabulary),
+                        "rank": rank,
+                        "parent": each.parent,
+                        "word": vocabulary.words[each.ids[-1]],
+                        "word_logprob": each.word_logprob,
+                        "logprob": each.logprob,
+                        "caption": text(each.ids),
                     }
-                    for place, rank in enumerate(live)
+                    for rank, each in enumerate(active)
                 ],
-                "ended": [
+                "finished": [
                     {
-                        "parent": ways_parents[way],
-                        "logprob": ways_logp[way],
-                        "score": _score(ways_logp[way], length, config),
-                        "caption": _text(before[ways_parents[way]][0], vocabulary),
+                        "parent": each.parent,
+                        "logprob": each.logprob,
+                        "score": _score(each.logprob, length, config),
+                        "caption": text(each.ids),
                     }
-                    for way in ended
+                    for each in finished
                 ],
                 "pruned": pruned,
                 "stopped": length == config.max_length
-                or bool((turn.beams.active.logprob[0] == IMPOSSIBLE).all()),
+                or bool((beam_step.beams.active.logprob[0] == IMPOSSIBLE).all()),
             }
         )
-        before = after
+        before = active
     return steps
 
 
-def greedy_path(
-    likeliest: Prediction, words: Sequence[WordDetail], steps: Sequence[dict[str, Any]], config: BeamConfig
+def _continue(before: Sequence[_Hypothesis], candidates: Candidates) -> list[_Hypothesis]:
+    """The possible candidates of the first image."""
+    rows = zip(*(field[0].tolist() for field in candidates), strict=True)
+    return [
+        _Hypothesis(parent, (*before[parent].ids, token), word_logprob, logprob)
+        for parent, token, word_logprob, logprob in rows
+        if logprob != IMPOSSIBLE
+    ]
+
+
+def compare_greedy(
+    greedy: Prediction, words: Sequence[WordDetail], steps: Sequence[dict[str, Any]], config: BeamConfig
 ) -> dict[str, Any]:
-    """The greedy caption, its score by the beam's rule, and where the beam left its path.
+    """The greedy caption, its score by the beam's length rule, and where the beam dropped it.
 
     Args:
-        words: of `likeliest`.
-        steps: from `steps_of`.
+        words: of `greedy`.
+        steps: from `search_steps`.
 
     Returns:
-        The caption's numbers, and `left_at`: the number of the first word (from 1) with which no hypothesis of
-        the beam, live or ended, has said what greedy search had; null where there is none as long as the beam
-        searched. `logp_there` is then greedy's so far, `weakest` that of the beam's last live hypothesis.
+        The caption's numbers, and `diverges_at`: the first length (from 1) at which no hypothesis of the beam,
+        active or finished, equals the greedy one; null if there is none while the beam searched.
+        `greedy_logprob` is the log-probability of the greedy hypothesis there, `worst_active_logprob` that of
+        the beam's last active one.
     """
-    told = {**_told(likeliest), "score": _score(likeliest.logprob, len(words), config)}
-    at: dict[int, dict[str, Any]] = {step["length"]: step for step in steps}
-    for length in range(min(at), min(max(at), len(words)) + 1):
-        ends = length == len(words) and likeliest.finished
-        said = " ".join(each.word for each in words[: length - ends])
-        if said not in {each["caption"] for each in at[length]["ended" if ends else "live"]}:
-            live = at[length]["live"]
+    numbers = {**_caption_numbers(greedy), "score": _score(greedy.logprob, len(words), config)}
+    by_length: dict[int, dict[str, Any]] = {step["length"]: step for step in steps}
+    for length in range(min(by_length), min(max(by_length), len(words)) + 1):
+        ends = length == len(words) and greedy.finished
+        text = " ".join(word.word for word in words[: length - ends])
+        step = by_length[length]
+        if text not in {hypothesis["caption"] for hypothesis in step["finished" if ends else "active"]}:
             return {
-                **told,
-                "left_at": length,
-                "logp_there": sum(each.logprob for each in words[:length]),
-                "weakest": live[-1]["logprob"] if live else None,
+                **numbers,
+                "diverges_at": length,
+                "greedy_logprob": sum(word.logprob for word in words[:length]),
+                "worst_active_logprob": step["active"][-1]["logprob"] if step["active"] else None,
             }
-    return {**told, "left_at": None, "logp_there": None, "weakest": None}
+    return {**numbers, "diverges_at": None, "greedy_logprob": None, "worst_active_logprob": None}
 
 
-def _told(prediction: Prediction) -> dict[str, Any]:
-    return {
-        "caption": prediction.caption,
-        "logprob": prediction.logprob,
-        "score": prediction.score,
-        "finished": prediction.finished,
-    }
+def _caption_numbers(prediction: Prediction) -> dict[str, Any]:
+    return {name: getattr(prediction, name) for name in ("caption", "logprob", "score", "finished")}
 
 
-def _lost(prediction: Prediction, best: Prediction) -> dict[str, Any]:
-    """What a caption that was found lost to, by how much score, and the first word (from 1) that differs."""
-    if prediction is best:
-        return {"lost_to": None}
+def _compare(prediction: Prediction, best: Prediction) -> dict[str, Any]:
+    """The caption that another one lost to, the difference in score, and the first word (from 1) that differs."""
     pairs = zip_longest(prediction.caption.split(" "), best.caption.split(" "))
-    parts = next((place for place, (one, other) in enumerate(pairs, 1) if one != other), None)
-    return {
-        "lost_to": {"caption": best.caption, "by": best.score - prediction.score, "differs_at": parts},
-    }
+    differs_at = next((place for place, (one, other) in enumerate(pairs, 1) if one != other), None)
+    return {"caption": best.caption, "by": best.score - prediction.score, "differs_at": differs_at}
 
 
 def _score(logprob: float, length: int, config: BeamConfig) -> float:
-    return float(length_score(torch.tensor(logprob), length, config.length_rule, config.alpha))
-
-
-def _text(words: Ids, vocabulary: Vocabulary) -> str:
-    return " ".join(vocabulary.decode(words))
+    return float(config.score(torch.tensor(logprob), length))

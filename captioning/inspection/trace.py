@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import key
+from captioning.captioner.predict import image_key
 from captioning.errors import UserError
 from captioning.generation import SearchConfig, constraint_ids, search
 from captioning.models.decoders import Decoder, unroll
@@ -111,13 +111,11 @@ def trace_search(
         config,
         special=vocabulary.special_tokens,
         constraints=constraint_ids(config, vocabulary),
-        keys=torch.tensor([key(image_id)], device=pixels.device),
+        keys=torch.tensor([image_key(image_id)], device=pixels.device),
     )
     length = int(found.lengths[0, 0])
     if not length:
-        raise UserError(
-            "no caption that the search's rules allow was found; allow more words or a wider beam"
-        )
+        raise UserError("no caption satisfies the search's constraints; allow more words or a wider beam")
     ids = found.ids[0, 0, :length].tolist()
     return _trace(captioner, seen, ids, found.word_logprobs[0, 0, :length])
 

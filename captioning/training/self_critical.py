@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import key
+from captioning.captioner.predict import image_keys
 from captioning.generation import GreedyConfig, SampleConfig, SearchConfig, search
 from captioning.metrics.caption_statistics import BAD_ENDINGS
 from captioning.models.decoders.base import Decoder, reorder_state
@@ -100,7 +100,7 @@ def found(
         memory,
         config,
         special=vocabulary.special_tokens,
-        keys=torch.tensor([key(image_id) for image_id in ids], device=device),
+        keys=image_keys(ids, device),
     )
     return reorder_state(result, result.lengths.argsort(dim=1, descending=True, stable=True))
 

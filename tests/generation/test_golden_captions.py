@@ -58,7 +58,7 @@ def test_every_search_is_stored():
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_captions_are_as_stored(kind):
-    stored, generated = json.loads(STORED.read_text())[kind], generate(kind)
+    stored, generated = json.loads(STORED.read_text(encoding="utf-8"))[kind], generate(kind)
     assert generated.keys() == stored.keys()
     for search, captions in generated.items():
         for now, before in zip(captions, stored[search], strict=True):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import generate_captions, key
+from captioning.captioner.predict import generate_captions, image_key
 from captioning.errors import UserError
 from captioning.generation import (
     BeamConfig,
@@ -203,7 +203,7 @@ def option(*settings):
         (["--max-length", "4", *option("min_length=5")], "min_length must be from 0 to max_length"),
         (
             option(f"banned={json.dumps(WORDS)}", "min_length=2"),
-            "no caption that the search's rules allow was found",
+            "no caption satisfies the search's constraints",
         ),
         (
             option("no_repeats=3"),
@@ -279,6 +279,6 @@ def test_the_tool_s_options_are_those_of_the_search(model, photo, arguments, con
 
 
 def test_the_key_of_an_image_is_its_own():
-    assert key("x.png") == key("x.png") != key("y.png")
-    assert key(7) != key("7")
-    assert 0 <= key("x.png") < 2**63 and torch.tensor([key(7)]).dtype == torch.int64
+    assert image_key("x.png") == image_key("x.png") != image_key("y.png")
+    assert image_key(7) != image_key("7")
+    assert 0 <= image_key("x.png") < 2**63 and torch.tensor([image_key(7)]).dtype == torch.int64

@@ -16,8 +16,8 @@ from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig
 from captioning.images.preprocessing import preprocess
 from captioning.images.reading import load_image
-from captioning.inspection.beam_tree import explain
-from captioning.inspection.rescoring import judge, shares, word_details
+from captioning.inspection.beam_tree import explain_search
+from captioning.inspection.rescoring import error_shares, judge, word_details
 from captioning.models.decoders import Decoder, unroll
 from captioning.tensors import StepOutput
 from captioning.text.vocabulary import SPECIALS, Vocabulary
@@ -97,7 +97,7 @@ def plain_tree(captioner, image, config):
 @pytest.mark.parametrize("config", BEAMS, ids=range(len(BEAMS)))
 def test_the_tree_is_that_of_a_plain_beam(kind, config):
     captioner, image = tiny_captioner(kind), pixels(1, seed=3)
-    told = explain(captioner, image, 7, config)
+    told = explain_search(captioner, image, 7, config)
     assert json.loads(json.dumps(told, allow_nan=False)) == {
         **told,
         "search": json.loads(json.dumps(told["search"])),
@@ -107,21 +107,23 @@ def test_the_tree_is_that_of_a_plain_beam(kind, config):
     first = len(config.prefix.split()) + 1
     for number, (step, (before, after, ends)) in enumerate(zip(told["steps"], expected, strict=True)):
         assert step["length"] == first + number
-        assert [each["caption"] for each in step["live"]] == list(after)
-        assert [each["logprob"] for each in step["live"]] == pytest.approx(list(after.values()), abs=1e-5)
-        assert {each["caption"]: each["logprob"] for each in step["ended"]} == pytest.approx(ends, abs=1e-5)
-        for each in step["ended"]:
+        assert [each["caption"] for each in step["active"]] == list(after)
+        assert [each["logprob"] for each in step["active"]] == pytest.approx(list(after.values()), abs=1e-5)
+        assert {each["caption"]: each["logprob"] for each in step["finished"]} == pytest.approx(
+            ends, abs=1e-5
+        )
+        for each in step["finished"]:
             assert each["score"] == pytest.approx(score(each["logprob"], step["length"], config))
         said = list(before)
         parents = set()
-        for rank, each in enumerate(step["live"]):
+        for rank, each in enumerate(step["active"]):
             assert each["rank"] == rank
             assert f"{said[each['parent']]} {each['word']}".strip() == each["caption"]
-            assert each["logprob"] - each["word_logprobs"] == pytest.approx(
+            assert each["logprob"] - each["word_logprob"] == pytest.approx(
                 before[said[each["parent"]]], abs=1e-5
             )
             parents.add(said[each["parent"]])
-        parents |= {each["caption"] for each in step["ended"]}
+        parents |= {each["caption"] for each in step["finished"]}
         assert {each["caption"] for each in step["pruned"]} == set(before) - parents
         for each in step["pruned"]:
             assert each["lost_to"]["caption"] == list(after)[-1]
@@ -132,7 +134,7 @@ def test_the_tree_is_that_of_a_plain_beam(kind, config):
 @pytest.mark.parametrize("config", BEAMS, ids=range(len(BEAMS)))
 def test_what_is_found_is_what_the_search_finds(config):
     captioner, image = tiny_captioner("lstm"), pixels(1, seed=5)
-    found = explain(captioner, image, "x", config)["found"]
+    found = explain_search(captioner, image, "x", config)["captions"]
     (prediction,) = generate_captions(captioner, image, ["x"], config=config)
     ranked = (prediction, *prediction.alternatives)
     assert [each["caption"] for each in found] == [each.caption for each in ranked]
@@ -215,21 +217,21 @@ class Garden(Decoder):
 def test_where_the_beam_leaves_greedy_s_path():
     captioner = tiny_captioner("lstm")
     captioner.decoder = Garden(captioner.vocabulary).eval()
-    told = explain(
+    told = explain_search(
         captioner,
         pixels(1),
         0,
         BeamConfig(width=2, n_best=2, max_length=5, length_rule="sum"),
         references=["A cat."],
     )
-    assert [each["caption"] for each in told["found"]] == ["dog red", "dog cat"]
-    assert told["found"][1]["lost_to"] == {
+    assert [each["caption"] for each in told["captions"]] == ["dog red", "dog cat"]
+    assert told["captions"][1]["lost_to"] == {
         "caption": "dog red",
         "by": pytest.approx(math.log(0.55 / 0.45)),
         "differs_at": 2,
     }
     first, second, third = told["steps"]
-    assert [each["caption"] for each in first["live"]] == ["a", "dog"] and not first["pruned"]
+    assert [each["caption"] for each in first["active"]] == ["a", "dog"] and not first["pruned"]
     assert second["pruned"] == [
         {
             "rank": 0,
@@ -239,29 +241,32 @@ def test_where_the_beam_leaves_greedy_s_path():
             "lost_to": {"caption": "dog cat", "logprob": pytest.approx(math.log(0.45 * 0.45))},
         }
     ]
-    assert [(each["parent"], each["caption"]) for each in third["ended"]] == [(0, "dog red"), (1, "dog cat")]
+    assert [(each["parent"], each["caption"]) for each in third["finished"]] == [
+        (0, "dog red"),
+        (1, "dog cat"),
+    ]
     assert told["greedy"] == {
         "caption": "a red",
         "logprob": pytest.approx(math.log(0.5 * 0.24)),
         "score": pytest.approx(math.log(0.5 * 0.24)),
         "finished": True,
-        "left_at": 2,
-        "logp_there": pytest.approx(math.log(0.5 * 0.24)),
-        "weakest": pytest.approx(math.log(0.45 * 0.45)),
+        "diverges_at": 2,
+        "greedy_logprob": pytest.approx(math.log(0.5 * 0.24)),
+        "worst_active_logprob": pytest.approx(math.log(0.45 * 0.45)),
     }
     assert told["verdict"] == {
         "image_id": 0,
         "error": "model",
         "reference": "A cat.",
         "score": pytest.approx(math.log(0.5 * 0.19)),
-        "found": pytest.approx(math.log(0.45 * 0.55)),
+        "found_score": pytest.approx(math.log(0.45 * 0.55)),
     }
-    wide = explain(captioner, pixels(1), 0, BeamConfig(width=5, max_length=5, length_rule="sum"))
-    assert wide["greedy"]["left_at"] is None and wide["verdict"] is None
-    greedy = explain(
+    wide = explain_search(captioner, pixels(1), 0, BeamConfig(width=5, max_length=5, length_rule="sum"))
+    assert wide["greedy"]["diverges_at"] is None and wide["verdict"] is None
+    greedy = explain_search(
         captioner, pixels(1), 0, BeamConfig(width=1, max_length=5, length_rule="sum"), references=["Dog red!"]
     )
-    assert greedy["found"][0]["caption"] == "a red" and greedy["greedy"]["left_at"] is None
+    assert greedy["captions"][0]["caption"] == "a red" and greedy["greedy"]["diverges_at"] is None
     assert greedy["verdict"]["error"] == "search"  # the reference, .2475, is likelier than .12
 
 
@@ -297,11 +302,13 @@ def test_search_errors_and_model_errors_by_all_captions():
     best = [max(each, key=each.__getitem__) for each in listed]
     verdicts = judge(captioner, memory, found, [[text] for text in best], config)
     for prediction, verdict, top, scores in zip(found, verdicts, best, listed, strict=True):
-        assert verdict.score == pytest.approx(scores[top], abs=1e-5) and verdict.found == prediction.score
+        assert (
+            verdict.score == pytest.approx(scores[top], abs=1e-5) and verdict.found_score == prediction.score
+        )
         assert verdict.reference == top
         assert verdict.error == ("none" if prediction.caption == top and prediction.finished else "search")
     assert {verdict.error for verdict in verdicts} == {"none", "search"}
-    told = shares(verdicts)
+    told = error_shares(verdicts)
     assert told["images"] == 7 and told["search_error"] + told["none"] == pytest.approx(1)
     # the worst and one in the middle: the better of the two counts, whatever the order
     ranked = [sorted(each, key=each.__getitem__) for each in listed]
@@ -337,15 +344,15 @@ def test_an_ensemble_is_explained_like_any_captioner():
         average="probabilities",
     )
     images = [pixels(1), pixels(1)]
-    told = explain(captioner, images, 0, BEAMS[0], references=["a dog on grass"])
-    for each in told["found"]:
+    told = explain_search(captioner, images, 0, BEAMS[0], references=["a dog on grass"])
+    for each in told["captions"]:
         assert sum(word["logprob"] for word in each["words"]) == pytest.approx(each["logprob"], abs=1e-5)
     assert told["verdict"]["error"] in ("search", "model")
 
 
 def test_only_a_beam_is_explained():
     with pytest.raises(UserError, match="not greedy"):
-        explain(tiny_captioner("lstm"), pixels(1), 0, GreedyConfig())
+        explain_search(tiny_captioner("lstm"), pixels(1), 0, GreedyConfig())
 
 
 # --- captioning caption ------------------------------------------------------------------------------------------
@@ -393,9 +400,9 @@ def test_the_tool_explains(model, photos, tmp_path):
     )
     assert done.code == 0, done.err
     told = json.loads((tmp_path / "see" / "p0.png.beam.json").read_text())
-    assert told["found"][0]["caption"] == done.out.strip().split("\t")[1]
+    assert told["captions"][0]["caption"] == done.out.strip().split("\t")[1]
     assert told["search"]["width"] == 2 and told["verdict"]["reference"] == "A red dog."
-    assert max(len(step["live"]) for step in told["steps"]) == 2
+    assert max(len(step["active"]) for step in told["steps"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -433,7 +440,7 @@ def test_the_errors_of_a_split(tmp_path):
     expected = judge(captioner, memory, found, [IMAGES[name][1] for name in names], search)
     assert [each["error"] for each in written["verdicts"]] == [each.error for each in expected]
     assert [each["reference"] for each in written["verdicts"]] == [each.reference for each in expected]
-    assert told["errors"] == shares(expected) == {key: written[key] for key in told["errors"]}
+    assert told["errors"] == error_shares(expected) == {key: written[key] for key in told["errors"]}
     assert len({each.error for each in expected}) > 1
 
 

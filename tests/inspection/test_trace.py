@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from captioning.captioner.captioner import Captioner
-from captioning.captioner.predict import generate_captions, key
+from captioning.captioner.predict import generate_captions, image_key
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SampleConfig, constraint_ids, search
 from captioning.inspection.trace import (
@@ -69,7 +69,7 @@ def test_a_traced_search_is_the_untraced_one_bit_for_bit(kind, name):
     options = {
         "special": vocabulary.special_tokens,
         "constraints": constraint_ids(config, vocabulary),
-        "keys": torch.tensor([key("x")]),
+        "keys": torch.tensor([image_key("x")]),
     }
     for seed in range(3):
         pixels = pixels_of(seed)
