@@ -30,7 +30,7 @@ from captioning.models.encoders.region_files import RegionFiles
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import Data, Run, train
-from captioning.training.checkpoint import Progress, begun, latest, steps_done
+from captioning.training.checkpoint import Progress, has_checkpoint, latest, read_step
 from captioning.training.distributed import World, join, local_device
 from captioning.training.interruptions import Signals
 from captioning.training.model_card import environment, model_card
@@ -210,8 +210,8 @@ class Experiment:
         if int(
             os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         ):  # torchrun starts again with the same command
-            resume = begun(folder)
-        if not resume and begun(folder):
+            resume = has_checkpoint(folder)
+        if not resume and has_checkpoint(folder):
             raise UserError(
                 f"{folder}: there is a run already; go on with --resume, or choose another name=..."
             )
@@ -267,7 +267,7 @@ class Experiment:
                 config.tracking,
                 folder,
                 run_config=config.as_json(),
-                resume_step=steps_done(kept) if kept else None,
+                resume_step=read_step(kept) if kept else None,
             )
         try:
             with Signals() as signals:
@@ -276,7 +276,9 @@ class Experiment:
                     tracker=tracker,
                     seed=config.seed,
                     experiment=config.fingerprint,
-                    card=lambda progress, scores: model_card(config.as_json(), captioner, progress, scores),
+                    model_card=lambda progress, scores: model_card(
+                        config.as_json(), captioner, progress, scores
+                    ),
                     log=self.log,
                     world=self.world,
                     device=self.device,

@@ -23,7 +23,7 @@ from captioning.models.decoders.soft_attention_lstm import SoftAttentionLSTM
 from captioning.ops.cpu_kernels import keep_freed_memory
 from captioning.tensors import Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
-from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
+from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention, target_logits
 from captioning.utils.progress import progress
 from captioning.utils.validation import members, validate
 
@@ -92,13 +92,11 @@ def training_data(seed: int) -> TrainingData:
 def training_loss(model: Decoder, data: TrainingData) -> Tensor:
     """The loss of the training loop (`training.objective`) without random draws."""
     output = model(data.ids[..., :-1], model.encode_memory(Features(data.features)), data.batch_sizes)
-    targets = data.ids[..., 1:].flatten()
-    positions = (targets != data.pad).nonzero().squeeze(1)
-    logits = model.logits(output.hidden.flatten(0, 2).index_select(0, positions))
-    loss = cross_entropy(logits, targets[positions], smoothing=0.0)
+    logits, targets, _ = target_logits(model, output.hidden, data.ids[..., 1:], pad=data.pad)
+    loss = cross_entropy(logits, targets, smoothing=0.0)
     if output.sampled_regions is not None:
         valid = data.ids[..., 1:] != data.pad
-        logprob = caption_logprobs(logits, targets[positions], valid)
+        logprob = caption_logprobs(logits, targets, valid)
         loss = loss + hard_attention(output.attention, output.sampled_regions, logprob, valid)
     return loss / data.tokens
 

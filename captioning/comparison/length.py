@@ -20,7 +20,7 @@ from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.tokenizer import tokenize
 from captioning.text.vocabulary import SPECIALS, Vocabulary
-from captioning.training.losses import cross_entropy
+from captioning.training.losses import teacher_forced_loss
 from captioning.training.validation import to_device
 
 IMAGES, CAPTIONS = 16, 5
@@ -151,8 +151,7 @@ def _training_step(model: Decoder, features: Features, ids: Tensor) -> Callable[
     def run() -> None:
         model.train()
         model.zero_grad(set_to_none=True)
-        hidden = model(ids[..., :-1], model.encode_memory(features)).hidden.flatten(0, 2)
-        cross_entropy(model.logits(hidden), ids[..., 1:].flatten(), smoothing=0.0).backward()
+        teacher_forced_loss(model, model.encode_memory(features), ids, pad=Vocabulary.pad).backward()
 
     return run
 

@@ -16,7 +16,7 @@ from captioning.captioner.predict import generate_captions
 from captioning.loaders.batches import EncodedCaptions, Images, pack
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Features
-from captioning.training.losses import cross_entropy
+from captioning.training.losses import teacher_forced_loss
 from captioning.training.validation import to_device
 from captioning.utils.progress import progress
 
@@ -91,16 +91,12 @@ def _training_step(
     valid = None if features.mask is None else features.mask[: len(records)]
     batch_features = Features(features.regions[: len(records)], valid)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.0, weight_decay=0.0, fused=True)
-    targets = ids[..., 1:].flatten()
-    positions = (targets != vocabulary.pad).nonzero().squeeze(1)
 
     def run() -> None:
         decoder.train()
         optimizer.zero_grad(set_to_none=True)
         memory = decoder.encode_memory(batch_features)
-        hidden = decoder(ids[..., :-1], memory, batch_sizes).hidden.flatten(0, 2)
-        logits = decoder.logits(hidden.index_select(0, positions))
-        loss = cross_entropy(logits, targets[positions], smoothing=0.0)
+        loss = teacher_forced_loss(decoder, memory, ids, batch_sizes, pad=vocabulary.pad)
         (loss / tokens).backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What an objective is told about an update, and what it gives back. Computes nothing."""
+"""Sizes of a batch or an update, and the loss that an objective returns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from captioning.tensors import Batch
 
 
 class BatchStats(NamedTuple):
-    """How much there is in a batch, or in all batches of an update, over all processes."""
+    """Size of a batch, or of all batches of an update over all processes."""
 
-    tokens: float  # targets that count
+    tokens: float  # targets that are not padding
     captions: float
     images: float
-    step: int = 0  # which update of the run it is
+    step: int = 0  # number of the update in the run
     epoch: int = 0  # of the phase, from 0
 
     @classmethod
@@ -24,7 +24,7 @@ class BatchStats(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`value` is this batch's share of the update's loss; `sums` are for the record, each a sum over `of` things."""
+    """`value` is the batch's share of the update's loss; `sums` are logged, each a sum over `of` terms."""
 
     value: Tensor  # ()
     sums: dict[str, Tensor]

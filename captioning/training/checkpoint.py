@@ -1,6 +1,6 @@
-"""A run's state on disk: weights, average, optimizer, progress. Safetensors and JSON, no pickle.
+"""Checkpoints of a run: weights, EMA, optimizer and progress, as safetensors and JSON without pickle.
 
-No random numbers: what is drawn is a function of the seed and of the place in the run.
+No random number state is stored: every draw is a function of the seed and the position in the run.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ from captioning.utils.files import (
     write_manifest,
 )
 
+FORMAT = 2
+
 
 @dataclass
 class Progress:
-    """Where a run stands. What is in it decides how it goes on; `seconds` alone is for the reader."""
+    """The position of a run. It decides how training continues, except `seconds` and `epoch_sums` (for the log)."""
 
     phase: int = 0
-    epoch: int = 0  # epochs of the phase that are finished
-    epochs_before: int = 0  # of earlier phases
-    batch: int = 0  # updates of this epoch
+    epoch: int = 0  # finished epochs of the phase
+    epochs_before: int = 0  # epochs of earlier phases
+    epoch_step: int = 0  # updates of the epoch
     step: int = 0  # updates of the run
-    phase_step: int = 0  # and of the phase
-    nonfinite_steps: int = 0  # the last so many had no finite gradient
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses' parts since they were last logged
+    phase_step: int = 0  # updates of the phase
+    nonfinite_steps: int = 0  # latest updates in a row that had no finite gradient
+    sums: dict[str, float] = field(default_factory=dict)  # loss terms since they were last logged
+    epoch_sums: dict[str, float] = field(default_factory=dict)  # loss terms of the epoch
     best: float | None = None
     best_epoch: int = 0
-    stale: int = 0
-    scores: list[float] = field(default_factory=list)  # of the phase's validations
+    stale: int = 0  # validations since the best one
+    scores: list[float] = field(default_factory=list)  # validation metric in this phase
     seconds: float = 0.0
-    done: bool = False  # the phase
+    done: bool = False  # whether the phase has ended
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def begin_phase(self) -> None:
@@ -55,57 +58,73 @@ class Progress:
         self.epoch = self.phase_step = self.nonfinite_steps = self.stale = 0
         self.scores, self.sums, self.done = [], {}, False
 
-    def add(self, parts: dict[str, float]) -> None:
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def end_epoch(self, epochs: int) -> None:
+        """Count an epoch of the phase's `epochs`."""
+        self.epoch, self.epoch_step, self.epoch_sums = self.epoch + 1, 0, {}
+        self.done = self.done or self.epoch >= epochs
 
-    def means(self) -> dict[str, float]:
-        """Of each part since the last call, per what it counts."""
-        count = self.sums.pop("of", 0.0)
-        means = {name: value / count for name, value in self.sums.items()} if count else {}
-        self.sums = {}
-        return means
+    def count_update(self) -> None:
+        self.step, self.phase_step, self.epoch_step = self.step + 1, self.phase_step + 1, self.epoch_step + 1
+
+    def add(self, terms: dict[str, float]) -> None:
+        """Add the loss terms of an update; the entry `of` is the number of items they sum over."""
+        for sums in (self.sums, self.epoch_sums):
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value
+
+    def mean_losses(self) -> dict[str, float]:
+        """Mean of each loss term since the last log entry."""
+        return _means(self.sums)
+
+    @property
+    def epoch_loss(self) -> float:
+        """Mean training loss of the epoch so far."""
+        return _means(self.epoch_sums).get("loss", float("nan"))
 
 
-class State(NamedTuple):
-    """What training changes, besides its progress."""
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    count = sums.get("of", 0.0)
+    return {name: value / count for name, value in sums.items() if name != "of"} if count else {}
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, besides its progress."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    average: EMA
+    ema: EMA
     scaler: torch.amp.GradScaler
+    learning_rates: list[float]  # of the parameter groups, before the schedule
 
     @classmethod
-    def of(cls, captioner: Captioner, config: TrainingConfig, device: torch.device) -> State:
+    def create(cls, captioner: Captioner, config: TrainingConfig, device: torch.device) -> TrainState:
+        """The state before the first update of a phase."""
         groups = [
             {"params": list(captioner.decoder.parameters())},
             *captioner.encoder.parameter_groups(config.learning_rate),
         ]
-        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        optimizer = (torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam)(
+            groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
         return cls(
             module=captioner,
-            optimizer=kind(
-                groups,
-                lr=config.learning_rate,
-                betas=config.betas,
-                weight_decay=config.weight_decay,
-                fused=True,
-            ),
-            average=EMA(captioner, config.ema_decay),
+            optimizer=optimizer,
+            ema=EMA(captioner, config.ema_decay),
             scaler=torch.amp.GradScaler(
                 device.type, enabled=config.precision == "fp16" and device.type != "cpu"
             ),
+            learning_rates=[group["lr"] for group in optimizer.param_groups],
         )
 
 
-def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: int) -> None:
-    """Write `run/checkpoints/last`, whole or not at all; the `keep` - 1 before it stay as before-1, before-2 ...
+def save(run: Path, state: TrainState, progress: Progress, *, experiment: str, keep: int) -> None:
+    """Write `run/checkpoints/last` atomically; the `keep` - 1 checkpoints before it become before-1, before-2 ...
 
     Args:
         experiment: fingerprint of the settings.
 
     Raises:
-        OSError: the disk is full; what was there is still there, and nothing half-written.
+        OSError: the disk is full; earlier checkpoints are intact and no partial one is left.
     """
     folder = run / "checkpoints"
     optimizer = state.optimizer.state_dict()
@@ -116,11 +135,12 @@ def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: 
     }
     with new_folder(folder / ".part") as part:
         save_weights(state.module.state_dict(), part / "model.safetensors")
-        save_weights(state.average.state_dict(), part / "ema.safetensors")
+        save_weights(state.ema.state_dict(), part / "ema.safetensors")
         save_weights(moments, part / "optimizer.safetensors")
         write_json(
             part / "progress.json",
             {
+                "format": FORMAT,
                 **asdict(progress),
                 "experiment": experiment,
                 "optimizer": [_plain(group) for group in optimizer["param_groups"]],
@@ -128,40 +148,50 @@ def save(run: Path, state: State, progress: Progress, *, experiment: str, keep: 
             },
         )
         write_manifest(part)
-    # at any moment one of these names holds a complete checkpoint
+    # at any moment one of these names is a complete checkpoint
     names = [folder / "last", *(folder / f"before-{age}" for age in range(1, keep))]
-    gone = folder / ".gone"
-    shutil.rmtree(gone, ignore_errors=True)
+    oldest = folder / ".gone"
+    shutil.rmtree(oldest, ignore_errors=True)
     if names[-1].exists():
-        names[-1].rename(gone)
+        names[-1].rename(oldest)
     for newer, older in reversed(list(itertools.pairwise(names))):
         if newer.exists():
             newer.rename(older)
     (folder / ".part").rename(folder / "last")
     fsync_folder(folder)
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(oldest, ignore_errors=True)
 
 
-def progress_of(folder: Path, experiment: str) -> Progress:
-    """The progress of the checkpoint `folder`, of `latest`. Raises UserError where it is of other settings."""
-    return _progress(folder, experiment)[0]
+def read_progress(folder: Path, experiment: str) -> Progress:
+    """The progress stored in the checkpoint `folder`.
 
-
-def _progress(folder: Path, experiment: str | None) -> tuple[Progress, dict[str, Any]]:
-    kept = read_json(folder / "progress.json")
-    rest = {name: kept.pop(name) for name in ("experiment", "optimizer", "scaler")}
-    if experiment is not None and rest["experiment"] != experiment:
+    Raises:
+        UserError: the checkpoint has another format version, or was made with other settings.
+    """
+    progress, rest = _read_progress(folder)
+    if rest["experiment"] != experiment:
         raise UserError(
             f"{folder}: made with other settings than these; resume with the run's own config.yaml"
         )
-    return Progress(**kept), rest
+    return progress
 
 
-def load(folder: Path, state: State) -> None:
-    """Fill `state` from the checkpoint `folder`, of `latest`."""
-    _, rest = _progress(folder, None)
+def _read_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
+    values = read_json(folder / "progress.json")
+    version = values.pop("format", 1)
+    if version != FORMAT:
+        raise UserError(
+            f"{folder}: checkpoint format {version}, but this version reads format {FORMAT}; train the run anew"
+        )
+    rest = {name: values.pop(name) for name in ("experiment", "optimizer", "scaler")}
+    return Progress(**values), rest
+
+
+def load(folder: Path, state: TrainState) -> None:
+    """Fill `state` from the checkpoint `folder`."""
+    _, rest = _read_progress(folder)
     load_weights(state.module, folder / "model.safetensors")
-    state.average.load_state_dict(load_file(folder / "ema.safetensors"))
+    state.ema.load_state_dict(load_file(folder / "ema.safetensors"))
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         number, key = name.split(".", 1)
@@ -171,17 +201,15 @@ def load(folder: Path, state: State) -> None:
 
 
 def latest(run: Path, *, log: Callable[[str], None] = lambda _: None) -> Path:
-    """The newest checkpoint whose files are as they were written; `log` is told of newer ones that are not.
+    """The newest undamaged checkpoint of a run; damaged newer ones are logged.
 
     Raises:
         UserError: there is none.
     """
     folder = run / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{folder / 'last'}: no checkpoint to resume from; start without --resume")
     problems = []
-    # `.part` is whole where its manifest is: a crash struck before it got its name
-    names = [".part", "last", *sorted(each.name for each in folder.glob("before-*")), ".gone"]
+    # `.part` is complete if it has a manifest: the process died before the rename
+    names = [".part", "last", *sorted(path.name for path in folder.glob("before-*")), ".gone"]
     for name in names:
         if not (folder / name / "manifest.json").is_file():
             continue
@@ -198,17 +226,18 @@ def latest(run: Path, *, log: Callable[[str], None] = lambda _: None) -> Path:
     raise UserError(f"{folder / 'last'}: no checkpoint to resume from; start without --resume")
 
 
-def begun(run: Path) -> bool:
-    """Whether there is a checkpoint, whole or not. A run killed before its first has none."""
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has written a checkpoint, damaged or not."""
     return any((run / "checkpoints").glob("*/manifest.json"))
 
 
-def steps_done(folder: Path) -> int:
-    """The step of the checkpoint `folder`."""
+def read_step(folder: Path) -> int:
+    """The number of updates at the checkpoint `folder`."""
     return int(read_json(folder / "progress.json")["step"])
 
 
 def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """The entries of an optimizer's parameter group that JSON can hold."""
     return {
         key: value
         for key, value in group.items()

@@ -1,4 +1,4 @@
-"""The settings of a training run, each default once. Knows no model."""
+"""Settings of training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | NoamConf
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCriticalConfig:
-    """Captions are drawn from the model; those that score above a baseline become likelier (Rennie et al. 2017).
+    """Sampled captions with a reward above the baseline become more probable (Rennie et al. 2017).
 
     Attributes:
-        samples: captions drawn an image.
+        samples: sampled captions per image.
         baseline: the reward of the greedy caption (Rennie et al. 2017), or the mean of the image's other samples
-            (Luo 2020), which costs no greedy search.
-        cider, bleu: weights of CIDEr-D (0 to 10, as published) and of sentence BLEU-4 (0 to 1) in the reward;
-            `<end>` is a word of captions and references.
-        temperature: of the distribution that is drawn from and whose log-probabilities are trained. Samples should
-            be worth about as much as what the search finds that is used in the end (RESULTS.md).
-        max_length: most words of a caption, `<end>` counted.
+            (Luo 2020), which needs no greedy search.
+        cider, bleu: weights of CIDEr-D (0 to 10, as published) and of sentence BLEU-4 (0 to 1) in the reward; `<end>`
+            counts as a word of captions and references.
+        temperature: of the distribution that is sampled and trained. Choose it so that sampled captions score close
+            to beam search (RESULTS.md).
+        max_length: maximum number of words, `<end>` included.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -43,23 +43,23 @@ class SelfCriticalConfig:
 
     def __post_init__(self) -> None:
         if self.baseline == "mean" and self.samples < 2:
-            raise ValueError(f"the mean of the other samples takes two at least, got samples={self.samples}")
+            raise ValueError(f"baseline=mean needs at least 2 samples, got samples={self.samples}")
         if not self.cider and not self.bleu:
-            raise ValueError("cider and bleu are both 0: there is nothing to reward")
+            raise ValueError("cider and bleu are both 0, so every reward is 0; set one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledSamplingConfig:
-    """How often a word that is read is the model's own (Bengio et al. 2015), the epochs of a phase counted.
+    """Probability that an input word is the model's own prediction (Bengio et al. 2015), by the epoch of the phase.
 
-    The defaults are those of Rennie et al. 2017: 0.05 more each 5 epochs, up to 0.25.
+    The defaults are those of Rennie et al. 2017: 0.05 more every 5 epochs, up to 0.25.
 
     Attributes:
         start: the probability in the first epochs.
-        increase: what it rises by after each `every` epochs, up to `most`.
-        passes: readings of the caption before the one that is learned from, see `own_words`. 1: own words are
-            chosen behind the caption's (Mihaylova and Martins 2019); more: behind own words too (Duckworth et
-            al. 2019), as many as a caption has words being a choice word by word.
+        increase: added after every `every` epochs, up to `most`.
+        passes: forward passes that choose the predictions, see `mix_in_predictions`. With 1 they are conditioned on
+            the caption's words (Mihaylova and Martins 2019), with more also on predictions (Duckworth et al. 2019);
+            as many passes as a caption has words equal sampling word by word.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -74,17 +74,17 @@ class ScheduledSamplingConfig:
             raise ValueError(f"start cannot be above most, got {self.start} and {self.most}")
 
     def probability(self, epoch: int) -> float:
-        """In the phase's epoch number `epoch`, from 0."""
+        """The probability in epoch number `epoch` of the phase, from 0."""
         return min(self.most, self.start + self.increase * (epoch // self.every))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsensusConfig:
-    """A caption weighs what it has in common with the image's others (Phan et al. 2017).
+    """Captions are weighted by their agreement with the image's other captions (Phan et al. 2017).
 
     Attributes:
-        strength: from 0, where all captions weigh the same, to 1, where the weight is proportional to the
-            caption's CIDEr-D beside the others, as in the paper, and one alone in what it says weighs nothing.
+        strength: from 0, equal weights, to 1, weights proportional to the caption's CIDEr-D against the others, as in
+            the paper; a caption that shares nothing with them then has weight 0.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -94,7 +94,7 @@ class ConsensusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FrequencyConfig:
-    """A word weighs its count in the training captions to the power of -`power`: 1 makes all words matter alike."""
+    """A word's weight is its count in the training captions to the power of -`power`; with 1 all words weigh alike."""
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["frequency"] = "frequency"
@@ -103,7 +103,7 @@ class FrequencyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveNumberConfig:
-    """A word seen n times weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019)."""
+    """The weight of a word with count n is (1 - beta) / (1 - beta^n) (Cui et al. 2019)."""
 
     __pydantic_config__ = {"extra": "forbid"}
     kind: Literal["effective_number"] = "effective_number"
@@ -115,35 +115,37 @@ WordWeightsConfig = Annotated[FrequencyConfig | EffectiveNumberConfig, ByKind()]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained: one phase of it.
+    """One phase of training. Options are off by default unless stated otherwise.
 
     Attributes:
         batch_size, captions_per_image: images in a batch, and captions of each image. Images with fewer captions are
-            padded; of images with more, each epoch draws anew. An image's features are computed once.
-        max_tokens: fill batches up to that many tokens instead, padding included (see `token_batches`);
-            `batch_size` is ignored then.
-        accumulate: batches whose gradients are summed into one update, which is then that of one large batch.
-        grad_clip_norm, grad_clip_value: most that the gradient's norm, and each number of it, may be (0: any).
-        precision: what matrix products are computed in, where autocast knows the device; fp16 with a scaler.
-        compile: the forward pass of a decoder that reads all words at once by torch.compile. On a CPU it took minutes
-            to begin and was no faster; not measured on a GPU. A resumed run is then equal but for rounding. Of
-            cross-entropy alone.
-        self_critical: train by reward; null: by cross-entropy.
-        label_smoothing, doubly_stochastic: of cross-entropy alone; the second is lambda of Xu et al. 2015, eq. 14,
-            on the mean over captions and regions.
-        caption_weights, word_weights: of cross-entropy alone; weights of its parts, 1 in the mean over the training
-            split's tokens (null: all 1).
-        r_drop: alpha of R-Drop (Liang et al. 2021): each caption is read twice, with dropout of its own, and the two
-            distributions are drawn together (0: once). Of cross-entropy alone.
-        embedding_dropout: share of the vocabulary whose embeddings are zero in an update (Gal and Ghahramani 2016),
-            drawn anew each batch, as Merity et al. 2018 do. Of cross-entropy alone.
-        scheduled_sampling: read some of the model's own words; null: those of the captions. Of cross-entropy alone.
-        ema_decay: decay a step of an exponential moving average of the weights, which is then what is
-            validated and saved (0: none).
+            padded; from images with more, each epoch samples anew. An image is encoded once.
+        max_tokens: fill batches up to this number of tokens, padding included (see `token_batches`), and ignore
+            `batch_size`.
+        accumulate: batches whose gradients are added up for one update, which equals that of one large batch.
+        grad_clip_norm, grad_clip_value: limits of the gradient's norm and of its entries (0: no limit).
+        precision: of the forward pass under autocast, on GPUs; fp16 uses loss scaling.
+        compile: torch.compile for the forward pass of a decoder that runs all time steps in parallel. On a CPU it
+            took minutes to compile and was no faster; on a GPU it was not measured. A resumed run then equals an
+            uninterrupted one up to rounding. Cross-entropy only.
+        self_critical: self-critical training; null: cross-entropy.
+        label_smoothing, doubly_stochastic: cross-entropy only; the second is lambda of Xu et al. 2015, eq. 14, on the
+            mean over captions and regions.
+        caption_weights, word_weights: weights in the cross-entropy that average 1 over the training tokens (null:
+            all 1).
+        r_drop: alpha of R-Drop (Liang et al. 2021): two forward passes with different dropout whose distributions are
+            pulled together (0: one pass). Cross-entropy only.
+        embedding_dropout: probability that all embeddings of a word are zero in a batch (Gal and Ghahramani 2016), as
+            in Merity et al. 2018. Cross-entropy only.
+        scheduled_sampling: use some of the model's predictions as inputs; null: the captions' words. Cross-entropy
+            only.
+        ema_decay: decay per step of an exponential moving average of the weights, which is then validated and saved
+            (0: none).
+        metric: validation metric that selects the best model.
         patience: validations without a better `metric` before a phase ends.
         save_every: updates between checkpoints within an epoch (null: only at its end).
-        keep: checkpoints kept, the last and those before it.
-        max_nonfinite_steps: updates in a row without a finite gradient before the run stops; fewer are skipped.
+        keep: number of checkpoints kept.
+        max_nonfinite_steps: updates in a row with a non-finite gradient that stop the run; fewer are skipped.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -182,14 +184,16 @@ class TrainingConfig:
     max_nonfinite_steps: Count = 5
 
     def __post_init__(self) -> None:
-        unread = [name for name in OF_CROSS_ENTROPY if getattr(self, name)]
-        if self.self_critical and unread:
-            raise ValueError(f"{unread[0]} is of cross-entropy; leave it out where self_critical is set")
+        unused = [name for name in CROSS_ENTROPY_OPTIONS if getattr(self, name)]
+        if self.self_critical and unused:
+            raise ValueError(
+                f"{unused[0]} is an option of cross-entropy; leave it out where self_critical is set"
+            )
         if self.compile and self.embedding_dropout:
-            raise ValueError("compile needs embeddings that stay; leave out embedding_dropout")
+            raise ValueError("compile does not work with embedding_dropout; leave out one of them")
 
 
-OF_CROSS_ENTROPY = (
+CROSS_ENTROPY_OPTIONS = (
     "caption_weights",
     "word_weights",
     "r_drop",
@@ -197,4 +201,4 @@ OF_CROSS_ENTROPY = (
     "scheduled_sampling",
     "compile",
 )
-"""Settings that self-critical training would not read."""
+"""Settings that self-critical training does not use."""

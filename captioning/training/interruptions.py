@@ -1,4 +1,4 @@
-"""What may befall a run: signals, a full disk, a loader process that dies, memory that runs out. Knows no model."""
+"""Signals, full disks and machine errors during training."""
 
 from __future__ import annotations
 
@@ -15,77 +15,78 @@ from types import FrameType
 import torch
 
 from captioning.errors import Stopped, UserError
+from captioning.training.config import TrainingConfig
 
 
 class Signals:
-    """Notes SIGTERM, SIGUSR1 (a batch system's warning) and Ctrl-C; the loop saves and ends at its next step.
+    """Catches SIGTERM, SIGUSR1 (a batch system's warning) and Ctrl-C, so that the loop can save and stop.
 
-    The second Ctrl-C ends the process at once. Only the main thread can listen; elsewhere nothing is noted.
+    The second Ctrl-C ends the process at once. Outside the main thread, where Python allows no handlers, nothing is
+    caught.
     """
 
     def __init__(self) -> None:
         self.caught: int | None = None
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous_handlers[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _catch(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.caught == signal.SIGINT:
             os._exit(128 + signal.SIGINT)
         self.caught = number
 
     def stopped(self) -> Stopped:
-        """What to raise once the state is on disk."""
-        number = self.caught or signal.SIGTERM  # another process of the run was told
+        """The exception to raise once the state is on disk."""
+        number = self.caught or signal.SIGTERM  # another process of the run caught one
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        # SIGUSR1 is a warning of the SIGTERM to come, and ends as that does
+        # SIGUSR1 announces a SIGTERM and has its exit code
         code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
         return Stopped(f"stopped by {name}; go on with --resume", code)
 
 
 @contextlib.contextmanager
-def disk_may_fill(
-    what: str, folder: Path, needed: Callable[[], int], log: Callable[[str], None]
+def tolerate_full_disk(
+    description: str, folder: Path, bytes_needed: int, log: Callable[[str], None]
 ) -> Iterator[None]:
-    """A save inside the block that fails for lack of space is told in one line, and the run goes on."""
+    """Log a save inside the block that fails for lack of disk space, and continue."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        free = shutil.disk_usage(_existing(folder)).free
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         log(
-            f"{what} is not saved: {folder} has {free / 1e6:.1f} MB free and it takes {needed() / 1e6:.1f} MB; "
-            "training goes on, what was saved before is kept"
+            f"{description} is not saved: {folder} has {free / 1e6:.1f} MB free and it takes "
+            f"{bytes_needed / 1e6:.1f} MB; training goes on, and earlier saves are kept"
         )
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 @contextlib.contextmanager
-def explained(*, images: int, captions: int, tokens: int | None) -> Iterator[None]:
-    """Errors of the machine as one sentence for the user."""
-    size = f"{tokens} tokens" if tokens else f"{images} images x {captions} captions"
-    setting = "training.max_tokens" if tokens else "training.batch_size"
+def explain_machine_errors(config: TrainingConfig) -> Iterator[None]:
+    """Turn running out of memory and the death of a loader process into one-sentence `UserError`s."""
+    size, setting = (
+        f"{config.batch_size} images x {config.captions_per_image} captions",
+        "training.batch_size",
+    )
+    if config.max_tokens:
+        size, setting = f"{config.max_tokens} tokens", "training.max_tokens"
+    out_of_memory = (
+        f"out of memory with batches of {size}; lower {setting} (and raise training.accumulate by the same factor "
+        "for the same updates), then go on with --resume"
+    )
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):
-        raise UserError(
-            f"out of memory with batches of {size}; lower {setting} "
-            "(and raise training.accumulate as much, for the same updates), then go on with --resume"
-        ) from None
+        raise UserError(out_of_memory) from None
     except RuntimeError as error:
         text = str(error)
         if "DataLoader worker" in text:
@@ -94,7 +95,5 @@ def explained(*, images: int, captions: int, tokens: int | None) -> Iterator[Non
                 "training.workers, then go on with --resume"
             ) from None
         if "allocate memory" in text or "out of memory" in text:
-            raise UserError(
-                f"out of memory with batches of {size}; lower {setting}, then go on with --resume"
-            ) from None
+            raise UserError(out_of_memory) from None
         raise

@@ -1,22 +1,22 @@
-"""What captions and words weigh in the cross-entropy, from the training split's captions. Knows ids, no model."""
+"""Weights of captions and words in the cross-entropy, computed from the training captions."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.loaders.batches import EncodedCaptions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import FrequencyConfig, TrainingConfig, WordWeightsConfig
 from captioning.training.rewards import References
+from captioning.utils.progress import progress
 
-_TOGETHER = 512  # images that are scored at a time
+_IMAGES_PER_CHUNK = 512
 
 
 class Weights(NamedTuple):
-    """A token weighs the product; the mean over the split's tokens is 1. None: all weigh 1."""
+    """A token's weight is the product of both, 1 on average over the split's tokens. None: all are 1."""
 
     captions: np.ndarray | None = None  # (S,) float32, in the order of the captions
     words: np.ndarray | None = None  # (V,) float32
@@ -25,36 +25,36 @@ class Weights(NamedTuple):
 def compute_loss_weights(
     captions: EncodedCaptions, vocabulary: Vocabulary, config: TrainingConfig
 ) -> Weights:
-    """The weights that `config` asks for. `captions` are those of the training split, each counted once."""
-    own = words = None
-    target = np.ones(len(captions.words), bool)
-    target[captions.start[:-1]] = False  # `<start>` is never said
-    said = captions.words[target]
-    mean = np.ones(len(said))
+    """The weights of `config` for the training split's captions."""
+    caption_weights = word_weights = None
+    is_target = np.ones(len(captions.words), bool)
+    is_target[captions.start[:-1]] = False  # `<start>` is never a target
+    targets = captions.words[is_target]
+    weights = np.ones(len(targets))
     if config.word_weights:
-        words = word_weights(said, config.word_weights, size=len(vocabulary))
-        mean = words[said]
+        word_weights = compute_word_weights(targets, config.word_weights, size=len(vocabulary))
+        weights = word_weights[targets]
     if config.caption_weights:
         strength = config.caption_weights.strength
-        own = 1 - strength + strength * consensus(captions, vocabulary_size=len(vocabulary))
-        mean = mean * np.repeat(own, np.diff(captions.start) - 1)
-        own = (own / mean.mean()).astype(np.float32)
-    elif words is not None:
-        words = words / mean.mean()
-    return Weights(own, None if words is None else words.astype(np.float32))
+        caption_weights = 1 - strength + strength * consensus(captions, vocabulary_size=len(vocabulary))
+        weights = weights * np.repeat(caption_weights, np.diff(captions.start) - 1)
+        caption_weights = (caption_weights / weights.mean()).astype(np.float32)
+    elif word_weights is not None:
+        word_weights = word_weights / weights.mean()
+    return Weights(caption_weights, None if word_weights is None else word_weights.astype(np.float32))
 
 
-def word_weights(said: np.ndarray, config: WordWeightsConfig, *, size: int) -> np.ndarray:
-    """(V,) float64, 1 in the mean over the words `said` (M,).
+def compute_word_weights(targets: np.ndarray, config: WordWeightsConfig, *, size: int) -> np.ndarray:
+    """(V,) float64, 1 on average over the ids `targets` (M,).
 
-    `<end>` and `<unk>` weigh 1: they are common, and a caption whose end weighs little goes on and on.
+    `<end>` and `<unk>` have weight 1: they are frequent, and with a small weight of `<end>` captions do not end.
     """
-    counts = np.bincount(said, minlength=size).astype(float)
-    seen = np.maximum(counts, 1)
+    counts = np.bincount(targets, minlength=size).astype(float)
+    at_least_one = np.maximum(counts, 1)
     if isinstance(config, FrequencyConfig):
-        weights = seen**-config.power
+        weights = at_least_one**-config.power
     else:
-        weights = (1 - config.beta) / (1 - config.beta**seen)
+        weights = (1 - config.beta) / (1 - config.beta**at_least_one)
     counts[: len(SPECIALS)] = 0
     weights /= (counts * weights).sum() / max(1.0, counts.sum())
     weights[: len(SPECIALS)] = 1
@@ -62,37 +62,37 @@ def word_weights(said: np.ndarray, config: WordWeightsConfig, *, size: int) -> n
 
 
 def consensus(captions: EncodedCaptions, *, vocabulary_size: int) -> np.ndarray:
-    """(S,) each caption's CIDEr-D beside the image's others, over the mean of all; 1 where there are no others.
+    """(S,) CIDEr-D of each caption against the image's others, divided by the mean; 1 for an only caption.
 
-    With document frequencies over the split's images and `<end>` as a word, as rewards have it.
+    Document frequencies are those of the split, and `<end>` counts as a word, as in the rewards.
     """
     references = References(captions, vocabulary_size=vocabulary_size)
     counts = np.diff(captions.first)
-    scores = np.concatenate([_scores(captions, references, images) for images in _parts(len(counts))])
+    starts = range(0, len(counts), _IMAGES_PER_CHUNK)
+    scores = np.concatenate(
+        [
+            _scores(captions, references, np.arange(start, min(len(counts), start + _IMAGES_PER_CHUNK)))
+            for start in progress(starts, desc="caption weights", unit="chunk", delay=2)
+        ]
+    )
     others = np.repeat(counts, counts) - 1
-    # the references of an image hold the caption itself, whose cosine is 1 wherever it has a rare n-gram
-    itself = 10 * (references.norms > 0).mean(1)
-    scores = np.maximum(((others + 1) * scores - itself) / np.maximum(others, 1), 0)
-    known = scores[others > 0]
-    mean = known.mean() if known.any() else 0.0
+    # an image's references include the caption itself, whose cosine is 1 for every order with a rare n-gram
+    with_itself = 10 * (references.norms > 0).mean(1)
+    scores = np.maximum(((others + 1) * scores - with_itself) / np.maximum(others, 1), 0)
+    compared = scores[others > 0]
+    mean = compared.mean() if compared.any() else 0.0
     return np.where((others > 0) & (mean > 0), scores / (mean or 1.0), 1.0)
 
 
-def _parts(images: int) -> list[np.ndarray]:
-    starts = tqdm(range(0, images, _TOGETHER), desc="weighing captions", disable=None, delay=2)
-    return [np.arange(start, min(images, start + _TOGETHER)) for start in starts]
-
-
 def _scores(captions: EncodedCaptions, references: References, images: np.ndarray) -> np.ndarray:
-    """CIDEr-D of the captions of these images beside all of them, one after the other."""
+    """CIDEr-D of the captions of these images against all captions of their image, concatenated."""
     counts = np.diff(captions.first)[images]
-    lengths = np.zeros((len(images), counts.max()), np.int64)
-    there = np.arange(counts.max()) < counts[:, None]
+    present = np.arange(counts.max()) < counts[:, None]
     first, last = captions.first[images[0]], captions.first[images[-1] + 1]
-    lengths[there] = references.lengths[first:last]
-    words = np.zeros((*lengths.shape, lengths.max()), np.int64)
-    own = captions.words[captions.start[first] : captions.start[last]]
-    words[np.arange(words.shape[2]) < lengths[..., None]] = np.delete(
-        own, captions.start[first:last] - captions.start[first]
-    )
-    return references.score(images, words, lengths).cider[there]
+    lengths = np.zeros(present.shape, np.int64)
+    lengths[present] = references.lengths[first:last]
+    ids = np.zeros((*lengths.shape, lengths.max()), np.int64)
+    flat = captions.words[captions.start[first] : captions.start[last]]
+    without_start = np.delete(flat, captions.start[first:last] - captions.start[first])
+    ids[np.arange(ids.shape[2]) < lengths[..., None]] = without_start
+    return references.score(images, ids, lengths).cider[present]

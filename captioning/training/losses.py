@@ -1,15 +1,47 @@
-"""What is minimised, and its parts. Knows logits and attention, no decoder."""
+"""Training losses: cross-entropy, R-Drop's divergence, doubly stochastic and hard attention."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from captioning.models.decoders.base import Decoder
 from captioning.tensors import SampledRegions
+
+
+class TargetLogits(NamedTuple):
+    """Logits at the M targets that are not padding."""
+
+    logits: Tensor  # (M, V)
+    targets: Tensor  # (M,) int64
+    positions: Tensor  # (M,) int64, into the flattened (B, K, T)
+
+
+def target_logits(decoder: Decoder, hidden: Tensor, targets: Tensor, *, pad: int) -> TargetLogits:
+    """Logits of `hidden` (B, K, T, H) where `targets` (B, K, T) are not `pad`: none are computed for padding."""
+    targets = targets.flatten()
+    positions = (targets != pad).nonzero().squeeze(1)
+    logits = decoder.logits(hidden.flatten(0, 2).index_select(0, positions))
+    return TargetLogits(logits, targets[positions], positions)
+
+
+def teacher_forced_loss(
+    decoder: Decoder, memory: Any, ids: Tensor, batch_sizes: Sequence[int] | None = None, *, pad: int
+) -> Tensor:
+    """Summed cross-entropy (), in nats, of the captions `ids` (B, K, T + 1), each word given the ones before it.
+
+    Args:
+        memory: from `decoder.encode_memory`.
+        batch_sizes: as for `Decoder.forward`.
+    """
+    hidden = decoder(ids[..., :-1], memory, batch_sizes).hidden
+    logits, targets, _ = target_logits(decoder, hidden, ids[..., 1:], pad=pad)
+    return cross_entropy(logits, targets, smoothing=0.0)
 
 
 def cross_entropy(
@@ -18,101 +50,101 @@ def cross_entropy(
     """Sum over positions of the cross-entropy with label smoothing (Szegedy et al. 2016), in nats.
 
     Args:
-        logits: (M, V), of the positions that count.
+        logits: (M, V).
         targets: (M,) int64.
-        smoothing: share of the target that is spread evenly over all V words.
-        weights: (M,), what each position's is multiplied by; None: 1.
+        smoothing: probability that the target distribution spreads evenly over all V words.
+        weights: (M,), factor of each position; None: 1.
     """
     return _CrossEntropy.apply(logits, targets, smoothing, weights)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """`F.cross_entropy` with half its passes over (M, V): the softmax kept is the gradient, but for the target."""
+    """`F.cross_entropy` with half its passes over (M, V): the stored softmax is most of the gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
     ) -> Tensor:
-        share = torch.softmax(logits, -1)
-        ctx.save_for_backward(share, targets)
+        probabilities = torch.softmax(logits, -1)
+        ctx.save_for_backward(probabilities, targets)
         ctx.smoothing, ctx.weights = smoothing, weights
-        total = logits.amax(-1) - share.amax(-1).log()  # the logarithm of the sum of exponentials
-        loss = total + (smoothing - 1) * logits.gather(1, targets[:, None])[:, 0]  # (M,)
+        logsumexp = logits.amax(-1) - probabilities.amax(-1).log()
+        loss = logsumexp + (smoothing - 1) * logits.gather(1, targets[:, None])[:, 0]  # (M,)
         if smoothing:
             loss = loss - smoothing / logits.shape[1] * logits.sum(1)
         return loss.sum() if weights is None else (weights * loss).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        share, targets = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        probabilities, targets = ctx.saved_tensors
         if ctx.weights is not None:
-            slope = slope * ctx.weights[:, None]
-        gradient = share * slope  # softmax - (1 - smoothing) picked - smoothing / V
+            grad_output = grad_output * ctx.weights[:, None]
+        # softmax - (1 - smoothing) one_hot(target) - smoothing / V
+        gradient = probabilities * grad_output
         if ctx.smoothing:
-            gradient.sub_(ctx.smoothing / share.shape[1] * slope)
-        picked = ((ctx.smoothing - 1) * slope).expand(len(targets), 1)
-        return gradient.scatter_add_(1, targets[:, None], picked), None, None, None
+            gradient.sub_(ctx.smoothing / probabilities.shape[1] * grad_output)
+        at_target = ((ctx.smoothing - 1) * grad_output).expand(len(targets), 1)
+        return gradient.scatter_add_(1, targets[:, None], at_target), None, None, None
 
 
-def divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Sum over positions of the mean of KL(p || q) and KL(q || p), nats: the divergence of R-Drop (Liang et al. 2021).
+def divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Sum over positions of the mean of KL(p || q) and KL(q || p), in nats, as in R-Drop (Liang et al. 2021).
 
     Args:
-        logits, others: (M, V) each, of p and of q. The gradient goes to both.
+        logits_p, logits_q: (M, V). Both receive a gradient.
     """
-    logprob, logq = torch.log_softmax(logits, -1), torch.log_softmax(others, -1)
-    return ((logprob.exp() - logq.exp()) * (logprob - logq)).sum() / 2
+    logp, logq = torch.log_softmax(logits_p, -1), torch.log_softmax(logits_q, -1)
+    return ((logp.exp() - logq.exp()) * (logp - logq)).sum() / 2
 
 
-def doubly_stochastic(attention: Tensor, counts: Tensor) -> Tensor:
+def doubly_stochastic(attention: Tensor, valid: Tensor) -> Tensor:
     """Sum over captions of the mean over regions of (1 - sum_t alpha_ti)^2 (Xu et al. 2015, eq. 14).
 
-    Eq. 14 sums over regions; the mean over regions is how reproductions scale it, beside a loss per token.
-    Training divides by the captions of the update, as it divides the cross-entropy by its tokens.
+    Eq. 14 sums over regions; reproductions scale it by their mean, beside a loss per token. Training divides by the
+    captions of the update, as it divides the cross-entropy by the tokens.
 
     Args:
         attention: (B, K, T, N).
-        counts: (B, K, T) bool, True at the words that count.
+        valid: (B, K, T) bool, False at padding.
     """
-    total = (attention * counts[..., None]).sum(2)  # (B, K, N)
-    there = counts.any(2)
-    return ((1 - total).square().mean(-1) * there).sum()
+    total = (attention * valid[..., None]).sum(2)  # (B, K, N)
+    return ((1 - total).square().mean(-1) * valid.any(2)).sum()
 
 
-def caption_logprobs(logits: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Log-likelihood of captions (B, K), nats, without gradient; 0 where there is none.
+def caption_logprobs(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Log-likelihood of captions (B, K), in nats, without gradient; 0 for missing captions.
 
     Args:
-        logits: (M, V), of the words that count, in the order of `counts`.
+        logits: (M, V), at the M positions where `valid` is True, in order.
         targets: (M,) int64.
-        counts: (B, K, T) bool, True at the M words that count.
+        valid: (B, K, T) bool.
     """
-    logprob = torch.zeros(counts.shape, dtype=logits.dtype, device=logits.device)
-    logprob[counts] = -F.cross_entropy(logits.detach(), targets, reduction="none")
+    logprob = torch.zeros(valid.shape, dtype=logits.dtype, device=logits.device)
+    logprob[valid] = -F.cross_entropy(logits.detach(), targets, reduction="none")
     return logprob.sum(-1)
 
 
-def hard_attention(attention: Tensor, looked: SampledRegions, logprob: Tensor, counts: Tensor) -> Tensor:
-    """Sum over captions of what a decoder learns from where it has looked (Xu et al. 2015, section 4.1).
+def hard_attention(attention: Tensor, sampled: SampledRegions, logprob: Tensor, valid: Tensor) -> Tensor:
+    """Loss of the sampled regions, summed over captions (Xu et al. 2015, section 4.1).
 
-    -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992). Then
-    the baseline moves, b <- 0.9 b + 0.1 mean log p(y | s): `looked.baseline` is changed in place. The first
-    batch's mean is the first b. Images that saw the expected region add nothing and do not move it.
+    -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992). Then the
+    baseline moves in place, b <- 0.9 b + 0.1 mean log p(y | s); the first batch's mean is the first b. Images that
+    used the expected region add nothing and do not move it.
 
     Args:
         attention: (B, K, T, N).
-        logprob: (B, K), `caption_logprobs`.
-        counts: (B, K, T) bool, True at the words that count.
+        logprob: (B, K), from `caption_logprobs`.
+        valid: (B, K, T) bool, False at padding.
     """
-    counts = counts & looked.sampled[..., None]
-    there = counts.any(-1)  # (B, K)
-    mean = (logprob * there).sum() / there.sum().clamp(min=1)
-    baseline = torch.where(looked.baseline.isnan(), mean, looked.baseline)
-    chosen = attention.gather(-1, looked.regions[..., None])[..., 0].where(counts, 1.0)  # (B, K, T)
-    # a weight that has vanished has no part in the entropy, and no infinite slope
+    valid = valid & sampled.sampled[..., None]
+    present = valid.any(-1)  # (B, K)
+    mean = (logprob * present).sum() / present.sum().clamp(min=1)
+    baseline = torch.where(sampled.baseline.isnan(), mean, sampled.baseline)
+    chosen = attention.gather(-1, sampled.regions[..., None])[..., 0].where(valid, 1.0)  # (B, K, T)
+    # a weight that underflowed to 0 would have an infinite slope
     entropy = torch.special.entr(attention.clamp(min=torch.finfo(attention.dtype).tiny)).sum(-1)
     advantage = (logprob - baseline)[..., None]
-    loss = -looked.reward * (advantage * chosen.log()).sum() - looked.entropy * (entropy * counts).sum()
-    looked.baseline.copy_(torch.where(there.any(), baseline.lerp(mean, 0.1), looked.baseline))
+    loss = -sampled.reward * (advantage * chosen.log()).sum() - sampled.entropy * (entropy * valid).sum()
+    sampled.baseline.copy_(torch.where(present.any(), baseline.lerp(mean, 0.1), sampled.baseline))
     return loss

@@ -1,4 +1,4 @@
-"""The model card of a trained model, and the environment it was trained in."""
+"""The model card of a trained model, and the environment of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captioning.utils.code_version import code_version
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a run was made with: code, packages, machine."""
+    """Versions of code and packages, and the machine, for env.json."""
     return {
         "code": code_version(),
         "python": platform.python_version(),
@@ -49,13 +49,14 @@ Trained on the training split of `{config["dataset"]["kind"]}`, seed {config["se
 
     captioning caption IMAGE --model THIS_FOLDER
 
-Scores on the validation split (times 100), on which this epoch was chosen: no test scores.
+Scores on the validation split (times 100), on which this epoch was chosen; these are no test scores.
 Search: `{json.dumps(config["search"])}`.
 
 | metric | score |
 |---|---|
 {rows}
 
-It captions what its training data show, in their words, and repeats their mistakes and prejudices.
+The captions reflect the training data, including their mistakes and biases. CIDEr-D is the score that papers report as
+CIDEr, computed by the class `Cider` of pycocoevalcap.
 Code {code_version()}.
 """

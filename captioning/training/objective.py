@@ -1,4 +1,4 @@
-"""What an update lowers: batch -> a loss that sums over an update's batches and processes. Knows no optimizer."""
+"""Training objectives: cross-entropy with its options, or self-critical training."""
 
 from __future__ import annotations
 
@@ -16,132 +16,136 @@ from captioning.loaders.batches import EncodedCaptions
 from captioning.records import ImageId
 from captioning.tensors import Batch, SequenceOutput
 from captioning.training.batch_stats import BatchStats, Loss
-from captioning.training.compiled import compiled
 from captioning.training.config import TrainingConfig
 from captioning.training.loss_weights import Weights
 from captioning.training.losses import (
+    TargetLogits,
     caption_logprobs,
     cross_entropy,
     divergence,
     doubly_stochastic,
     hard_attention,
+    target_logits,
 )
 from captioning.training.rewards import References
-from captioning.training.scheduled_sampling import own_words
+from captioning.training.scheduled_sampling import mix_in_predictions
 from captioning.training.self_critical import SelfCritical
 from captioning.training.validation import to_device
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of the captions' words, a mean over the update's tokens, with label smoothing and penalties.
+    """Mean cross-entropy per token of the update, with label smoothing and penalties.
 
-    Weights are 1 in the mean over the training split's tokens, so the sum is divided by the number of tokens, not
-    by that of the weights: a batch of light captions then moves the model less, as it should.
-    With R-Drop (Liang et al. 2021) the loss is half of the paper's, so that a rate means what it means without; the
-    image is remembered once, and a caption's second reading is one more sequence of it.
+    Weights average 1 over the training split's tokens, so the sum is divided by the number of tokens, not by the sum
+    of the batch's weights: a batch of captions with small weights moves the model less.
+    With R-Drop (Liang et al. 2021) the loss is half of the paper's, so that a learning rate means the same with and
+    without it. The image is encoded once; the second pass of a caption is one more sequence of the image.
     """
 
-    word_weights: Tensor | None
+    token_weights: Tensor | None
 
     def __init__(
         self,
         captioner: Captioner,
         config: TrainingConfig,
         *,
-        word_weights: Tensor | None = None,
-        forward_of_decoder: Callable[..., SequenceOutput] | None = None,
+        token_weights: Tensor | None = None,
+        compiled_forward: Callable[..., SequenceOutput] | None = None,
     ):
         """
         Args:
-            word_weights: (V,) float32, of a word wherever it is to be said; None: 1.
-            forward_of_decoder: (words, memory) -> Steps in place of the decoder's own, which it must equal.
+            token_weights: (V,) float32, weight of each word of the vocabulary as a target; None: 1.
+            compiled_forward: (ids, memory) -> SequenceOutput, used in place of the decoder's `forward`.
         """
         super().__init__()
-        self.captioner, self.config, self.forward_of_decoder = captioner, config, forward_of_decoder
-        self.register_buffer("word_weights", word_weights, persistent=False)
+        self.captioner, self.config, self.compiled_forward = captioner, config, compiled_forward
+        self.register_buffer("token_weights", token_weights, persistent=False)
 
     def forward(self, batch: Batch, update: BatchStats) -> Loss:
+        """This batch's share of the loss of the update with the sizes `update`."""
         captioner, config = self.captioner, self.config
         decoder, pad = captioner.decoder, captioner.vocabulary.pad
         device = next(decoder.parameters()).device
-        words = batch.ids.to(device, non_blocking=True)
+        ids = batch.ids.to(device, non_blocking=True)
         memory = decoder.encode_memory(captioner.features(to_device(batch.images, device)))
-        read = self._read(words[..., :-1], memory, batch.batch_sizes, epoch=update.epoch)
-        copies = 2 if config.r_drop else 1
-        said, batch_sizes = words[..., 1:], batch.batch_sizes
-        if copies > 1:  # the copies of a caption are neighbours, so the longest still come first
-            said, read = (each.repeat_interleave(copies, 1) for each in (said, read))
-            batch_sizes = tuple(copies * count for count in batch_sizes)
-        steps = self._steps(read, memory, batch_sizes)
-        targets = said.flatten()
-        counts = (targets != pad).nonzero().squeeze(1)  # the positions that count
-        hidden = steps.hidden.flatten(0, 2).index_select(0, counts)
-        logits = decoder.logits(hidden).float()
-        weights = self._weights(batch, said, counts, copies=copies)
-        entropy = cross_entropy(logits, targets[counts], smoothing=config.label_smoothing, weights=weights)
-        value = entropy / copies / update.tokens
-        sums = {"loss": entropy.detach() / copies}
+        inputs = self._scheduled_inputs(ids[..., :-1], memory, batch.batch_sizes, epoch=update.epoch)
+        targets, batch_sizes = ids[..., 1:], batch.batch_sizes
+        passes = 2 if config.r_drop else 1
+        if passes > 1:  # the two passes of a caption are neighbours, so the longest captions still come first
+            targets, inputs = targets.repeat_interleave(passes, 1), inputs.repeat_interleave(passes, 1)
+            batch_sizes = tuple(passes * size for size in batch_sizes)
+        output = self._decode(inputs, memory, batch_sizes)
+        scored = target_logits(decoder, output.hidden, targets, pad=pad)
+        scored = scored._replace(logits=scored.logits.float())
+        weights = self._weights(scored, batch, targets, passes=passes)
+        entropy = cross_entropy(
+            scored.logits, scored.targets, smoothing=config.label_smoothing, weights=weights
+        )
+        value = entropy / passes / update.tokens
+        sums = {"loss": entropy.detach() / passes}
         if config.r_drop:
-            second = (counts // said.shape[2] % 2).bool()
-            apart = divergence(logits[~second], logits[second])
-            value = value + config.r_drop / copies / update.tokens * apart
-            sums["divergence"] = apart.detach()
-        if steps.sampled_regions is not None and steps.attention is not None:
-            valid = said != pad
-            logprob = caption_logprobs(logits, targets[counts], valid)
-            learned = hard_attention(steps.attention, steps.sampled_regions, logprob, valid)
-            value = value + learned / copies / update.tokens
+            second = (scored.positions // targets.shape[2] % 2).bool()
+            kl = divergence(scored.logits[~second], scored.logits[second])
+            value = value + config.r_drop / passes / update.tokens * kl
+            sums["divergence"] = kl.detach()
+        if output.sampled_regions is not None and output.attention is not None:
+            valid = targets != pad
+            logprob = caption_logprobs(scored.logits, scored.targets, valid)
+            reinforce = hard_attention(output.attention, output.sampled_regions, logprob, valid)
+            value = value + reinforce / passes / update.tokens
         if config.doubly_stochastic:
-            if steps.attention is None:
+            if output.attention is None:
                 raise UserError(
-                    "training.doubly_stochastic needs a decoder that shows its attention while training"
+                    "training.doubly_stochastic needs a decoder that returns attention in training"
                 )
-            penalty = doubly_stochastic(steps.attention, said != pad)
-            value = value + config.doubly_stochastic / copies / update.captions * penalty
+            penalty = doubly_stochastic(output.attention, targets != pad)
+            value = value + config.doubly_stochastic / passes / update.captions * penalty
         return Loss(value, sums, batch.tokens)
 
-    def _read(self, words: Tensor, memory: Any, batch_sizes: tuple[int, ...], *, epoch: int) -> Tensor:
-        """What is read for `words` (B, K, T)."""
+    def _scheduled_inputs(
+        self, ids: Tensor, memory: Any, batch_sizes: tuple[int, ...], *, epoch: int
+    ) -> Tensor:
+        """The input ids (B, K, T): those of the captions, some replaced under scheduled sampling."""
         scheduled = self.config.scheduled_sampling
         probability = scheduled.probability(epoch) if scheduled else 0.0
         if not scheduled or not probability:
-            return words
-        return own_words(
+            return ids
+        return mix_in_predictions(
             self.captioner.decoder,
             memory,
-            words,
+            ids,
             batch_sizes,
             vocabulary=self.captioner.vocabulary,
             probability=probability,
             passes=scheduled.passes,
         )
 
-    def _steps(self, read: Tensor, memory: Any, batch_sizes: tuple[int, ...]) -> SequenceOutput:
-        decoder, share = self.captioner.decoder, self.config.embedding_dropout
-        if self.forward_of_decoder:
-            return self.forward_of_decoder(read, memory)
-        if not share:
-            return decoder(read, memory, batch_sizes)
+    def _decode(self, inputs: Tensor, memory: Any, batch_sizes: tuple[int, ...]) -> SequenceOutput:
+        decoder, dropout = self.captioner.decoder, self.config.embedding_dropout
+        if self.compiled_forward:
+            return self.compiled_forward(inputs, memory)
+        if not dropout:
+            return decoder(inputs, memory, batch_sizes)
         table = decoder.embedding.weight
-        kept = F.dropout(table.new_ones(len(table), 1), share)
-        # a matrix that is also the last product (`tied`) stays as it is there
+        mask = F.dropout(table.new_ones(len(table), 1), dropout)
+        # with `tied`, the output projection keeps the full table
         return functional_call(
-            decoder, {"embedding.weight": table * kept}, (read, memory, batch_sizes), tie_weights=False
+            decoder, {"embedding.weight": table * mask}, (inputs, memory, batch_sizes), tie_weights=False
         )
 
-    def _weights(self, batch: Batch, said: Tensor, counts: Tensor, *, copies: int) -> Tensor | None:
-        """(M,), of the positions that count."""
-        found = None
-        if self.word_weights is not None:
-            found = self.word_weights[said.flatten()[counts]]
-        if batch.weights is not None:
-            captions = batch.weights.to(said.device, non_blocking=True).repeat_interleave(copies, 1).flatten()
-            own = captions[counts // said.shape[2]]
-            found = own if found is None else found * own
-        return found
+    def _weights(self, scored: TargetLogits, batch: Batch, targets: Tensor, *, passes: int) -> Tensor | None:
+        """Weight (M,) of each target: that of its word times that of its caption."""
+        weights = None if self.token_weights is None else self.token_weights[scored.targets]
+        if batch.weights is None:
+            return weights
+        of_captions = (
+            batch.weights.to(targets.device, non_blocking=True).repeat_interleave(passes, 1).flatten()
+        )
+        caption_weights = of_captions[scored.positions // targets.shape[2]]
+        return caption_weights if weights is None else weights * caption_weights
 
 
-def objective(
+def build_objective(
     captioner: Captioner,
     config: TrainingConfig,
     *,
@@ -151,35 +155,48 @@ def objective(
     seed: int,
     log: Callable[[str], None],
 ) -> nn.Module:
-    """What `config` asks for: a module (batch, size of the update) -> Loss.
+    """The objective of `config`: a module (batch, sizes of the update) -> Loss.
 
     Args:
-        ids, captions: of the training split's images, in the same order: what samples are rewarded by.
-        weights: of the same captions and their words.
-        seed: of the run: what is sampled depends on it, the update and the image.
-        say: is told where there is nothing to compile with.
+        ids, captions: of the training images, in the same order; self-critical training uses them as references.
+        weights: of these captions and of the words.
+        seed: of the run; self-critical samples depend on it, the update and the image.
+        log: receives a line if torch.compile does not work here.
 
     Raises:
-        UserError: the decoder cannot be compiled.
+        UserError: `compile` is set, and the decoder cannot be compiled.
     """
-    if config.self_critical is None:
-        words = None if weights.words is None else torch.from_numpy(weights.words)
-        device = next(captioner.decoder.parameters()).device
-        forward = None
-        if config.compile:
-            if not captioner.decoder.parallel:
-                raise UserError(
-                    "training.compile: this decoder reads word by word, and every length of caption would be "
-                    "compiled anew; set it to false, or take a decoder of kind transformer or meshed_memory"
-                )
-            forward = compiled(captioner.decoder.forward, device, log=log)
-        return CrossEntropy(captioner, config, word_weights=words, forward_of_decoder=forward).to(device)
-    references = References(captions, vocabulary_size=len(captioner.vocabulary))
-    return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
+    if config.self_critical is not None:
+        references = References(captions, vocabulary_size=len(captioner.vocabulary))
+        return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
+    token_weights = None if weights.words is None else torch.from_numpy(weights.words)
+    device = next(captioner.decoder.parameters()).device
+    forward = None
+    if config.compile:
+        if not captioner.decoder.parallel:
+            raise UserError(
+                "training.compile: this decoder runs one time step after the other, and every caption length would "
+                "be compiled anew; set it to false, or use a decoder of kind transformer or meshed_memory"
+            )
+        forward = _compile(captioner.decoder.forward, device, log=log)
+    return CrossEntropy(captioner, config, token_weights=token_weights, compiled_forward=forward).to(device)
 
 
-def autocast_context(config: TrainingConfig, device: torch.device) -> torch.autocast:
-    """The context in which the forward pass runs."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    enabled = config.precision != "fp32" and device.type != "cpu"
-    return torch.autocast(device.type, dtype=kind if enabled else torch.bfloat16, enabled=enabled)
+def _compile(
+    function: Callable[..., Any], device: torch.device, *, log: Callable[[str], None]
+) -> Callable[..., Any]:
+    """`function` compiled for any tensor size; unchanged, with a log line, where torch.compile does not work.
+
+    torch reports a missing compiler only at the first use, so a one-line function is compiled first.
+    """
+    try:
+        torch.compile(_probe, fullgraph=True)(torch.ones(2, device=device, requires_grad=True)).backward()
+    except Exception as error:  # every backend has its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        log(f"training.compile: nothing is compiled, torch.compile does not work here ({reason[0][:200]})")
+        return function
+    return torch.compile(function, dynamic=True)
+
+
+def _probe(x: Tensor) -> Tensor:
+    return (x.sin() * x + 1).sum()

@@ -1,4 +1,4 @@
-"""Scheduled sampling: which words a decoder reads in training, the caption's or its own. Knows any Decoder, no loss."""
+"""Scheduled sampling: input words replaced by the model's own predictions in training."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from torch import Tensor
 from captioning.models.decoders.base import Decoder
 from captioning.text.vocabulary import Vocabulary
 
-_TOGETHER = 1 << 12
-"""Positions whose logits are held at a time: no gradient is wanted of them, so they need not all be there at once."""
+_CHUNK = 1 << 12
+"""Positions whose logits are computed at a time: they need no gradient, so chunks bound the memory."""
 
 
 @torch.no_grad()
-def own_words(
+def mix_in_predictions(
     decoder: Decoder,
     memory: Any,
-    words: Tensor,
+    ids: Tensor,
     batch_sizes: Sequence[int],
     *,
     vocabulary: Vocabulary,
     probability: float,
     passes: int,
 ) -> Tensor:
-    """`words` with some of them, each by chance of `probability`, the model's own choice (Bengio et al. 2015).
+    """Replace each id, with `probability`, by a sample from the model (Bengio et al. 2015).
 
-    The same way for every decoder, by its parallel `forward`: the words are read, at each place a next word is
-    drawn from the distribution that is found there, and some take the place of the caption's. In one pass the
-    choice is made behind the caption's words (Mihaylova and Martins 2019). With more passes the mixed words are
-    read again and the same places filled anew, by the same chance (after Duckworth et al. 2019): n passes give the
-    first n own words of a caption that a choice word by word would give, as Bengio et al. make it; T passes give
-    all, but for dropout, which is drawn anew in each pass. Differs: an own word is never one behind which no
-    search would go on (`<pad>`, `<start>`, `<unk>`, `<end>`). No gradient flows through the choice.
+    Works for every decoder through its parallel `forward`: predict a next word at every position, sample one, and
+    put it in place of some of the caption's words. With one pass the predictions are conditioned on the caption's
+    words (Mihaylova and Martins 2019). With more passes the mixed ids are read again and the same positions are
+    sampled anew from the same random numbers (after Duckworth et al. 2019): n passes give the first n replacements
+    of a caption that sampling step by step gives, as in Bengio et al.; T passes give all of them, except that
+    dropout is drawn anew in every pass. Unlike there, `<pad>`, `<start>`, `<unk>` and `<end>` are never sampled.
 
     Args:
-        words: (B, K, T) int64, what is read. `<start>`, `<end>` and `<pad>` are never replaced.
+        ids: (B, K, T) int64 inputs. `<start>`, `<end>` and `<pad>` are never replaced.
         batch_sizes: as for `Decoder.forward`.
 
-    Random numbers are torch's own; the loop sets them by (seed, step, rank).
+    Uses torch's global random generator, which the training step seeds by (seed, step, rank).
     """
-    own = torch.rand(words.shape, device=words.device) < probability
-    for kept in (vocabulary.start, vocabulary.end, vocabulary.pad):
-        own &= words != kept
-    chance = torch.rand(words.shape, dtype=torch.float64, device=words.device)
-    mixed = words
+    replaced = torch.rand(ids.shape, device=ids.device) < probability
+    for special in (vocabulary.start, vocabulary.end, vocabulary.pad):
+        replaced &= ids != special
+    uniform = torch.rand(ids.shape, dtype=torch.float64, device=ids.device)
+    mixed = ids
     for _ in range(passes):
-        hidden = decoder(mixed, memory, batch_sizes).hidden[:, :, :-1][
-            own[..., 1:]
-        ]  # (M, H), each before an own word
-        drawn = [
-            _drawn(decoder.logits(part), at, vocabulary)
-            for part, at in zip(hidden.split(_TOGETHER), chance[own].split(_TOGETHER), strict=True)
+        hidden = decoder(mixed, memory, batch_sizes).hidden[:, :, :-1]
+        hidden = hidden[replaced[..., 1:]]  # (M, H), of the positions before a replacement
+        samples = [
+            _sample(decoder.logits(chunk), chunk_uniform, vocabulary)
+            for chunk, chunk_uniform in zip(
+                hidden.split(_CHUNK), uniform[replaced].split(_CHUNK), strict=True
+            )
         ]
-        mixed = words.masked_scatter(own, torch.cat(drawn))
+        mixed = ids.masked_scatter(replaced, torch.cat(samples))
     return mixed
 
 
-def _drawn(logits: Tensor, chance: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """(M,) int64 words, the first whose cumulated probability is above `chance` (M,), 0 to 1."""
-    never = torch.tensor([*vocabulary.special_tokens.suppress_ids, vocabulary.end], device=logits.device)
-    total = logits.double().index_fill(1, never, float("-inf")).softmax(1).cumsum(1)
-    # the last total may fall short of 1, and words that are never drawn may stand there: scaled, none is met
-    return torch.searchsorted(total, (chance * total[:, -1])[:, None], right=True)[:, 0]
+def _sample(logits: Tensor, uniform: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Sample ids (M,) by inverting the cumulative distribution at `uniform` (M,), from 0 to 1."""
+    suppressed = torch.tensor([*vocabulary.special_tokens.suppress_ids, vocabulary.end], device=logits.device)
+    cumulative = logits.double().index_fill(1, suppressed, float("-inf")).softmax(1).cumsum(1)
+    # the last total may be below 1 by rounding; without scaling, a suppressed last word could be drawn
+    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]

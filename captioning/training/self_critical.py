@@ -1,4 +1,4 @@
-"""Self-critical training (Rennie et al. 2017): captions drawn from the model, weighted by reward. No optimizer."""
+"""Self-critical training (Rennie et al. 2017): sampled captions, weighted by their reward above a baseline."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from captioning.training.validation import to_device
 class SelfCritical(nn.Module):
     """Minus the mean over the update's samples of (reward - baseline) x log-probability.
 
-    Its gradient is in expectation that of minus the expected reward (REINFORCE, Williams 1992), for a sample
-    takes no part in its own baseline. The captioner is put and left in eval mode: with dropout, captions would
-    be drawn from one distribution and the log-probabilities of another one trained.
+    Its gradient is an unbiased estimate of that of minus the expected reward (REINFORCE, Williams 1992), since a
+    sample takes no part in its own baseline. The captioner is put into eval mode and stays there: with dropout, the
+    samples would come from another distribution than the trained one.
     """
 
     def __init__(
@@ -42,58 +42,57 @@ class SelfCritical(nn.Module):
         ids: Sequence[ImageId],
         seed: int,
     ):
-        """`ids` are those of the images in `references`. What is drawn depends on `seed`, update and image."""
+        """`ids` are those of the images in `references`. Samples depend on `seed`, update and image."""
         super().__init__()
         self.captioner, self.config, self.references, self.seed = captioner, config, references, seed
-        self.numbers = {image_id: number for number, image_id in enumerate(ids)}
+        self.image_numbers = {image_id: number for number, image_id in enumerate(ids)}
         self.greedy = GreedyConfig(max_length=config.max_length)
         self.sample = SampleConfig(
             samples=config.samples, temperature=config.temperature, max_length=config.max_length
         )
-        known = captioner.vocabulary.ids
-        self.endings = [known[word] for word in BAD_ENDINGS if word in known]
+        vocabulary_ids = captioner.vocabulary.ids
+        self.bad_endings = [vocabulary_ids[word] for word in BAD_ENDINGS if word in vocabulary_ids]
 
     def forward(self, batch: Batch, update: BatchStats) -> Loss:
-        """The sums are over samples; a length counts words and no `<end>`."""
+        """The sums are over samples; lengths count words without `<end>`."""
         captioner, config = self.captioner.eval(), self.config
         decoder, vocabulary = captioner.decoder, captioner.vocabulary
         device = next(decoder.parameters()).device
         memory = decoder.encode_memory(captioner.features(to_device(batch.images, device)))
-        ids = batch.image_ids or [next(iter(self.numbers))]  # a share of nothing is one image, weighted by 0
-        drawing = replace(self.sample, seed=_seed(self.seed, update.step))
-        drawn = found(decoder, memory, drawing, vocabulary, ids)
-        reward = self._reward(drawn, ids)
+        ids = batch.image_ids or [next(iter(self.image_numbers))]  # an empty share has one image of weight 0
+        sampling = replace(self.sample, seed=_sampling_seed(self.seed, update.step))
+        samples = longest_first(decoder, memory, sampling, vocabulary, ids)
+        reward = self._reward(samples, ids)
         if config.baseline == "greedy":
-            baseline = self._reward(found(decoder, memory, self.greedy, vocabulary, ids), ids)
+            baseline = self._reward(longest_first(decoder, memory, self.greedy, vocabulary, ids), ids)
         else:
             baseline = (reward.sum(1, keepdim=True) - reward) / (config.samples - 1)
-        logprob = caption_logprobs(decoder, memory, drawn, vocabulary, temperature=config.temperature)
-        counts = float(bool(batch.image_ids))
-        loss = -counts * ((reward - baseline).to(logprob) * logprob).sum()
-        lengths = drawn.lengths - drawn.finished.long()
-        last = drawn.ids.gather(2, (lengths - 1)[..., None])[..., 0]
+        logprob = caption_logprobs(decoder, memory, samples, vocabulary, temperature=config.temperature)
+        weight = float(bool(batch.image_ids))
+        loss = -weight * ((reward - baseline).to(logprob) * logprob).sum()
+        lengths = samples.lengths - samples.finished.long()
+        last_ids = samples.ids.gather(2, (lengths - 1)[..., None])[..., 0]
         sums = {
             "loss": loss.detach(),
-            "reward": counts * reward.sum(),
-            "baseline": counts * baseline.expand_as(reward).sum(),
-            "length": counts * lengths.sum(),
-            "bad_ending": counts * torch.isin(last, last.new_tensor(self.endings)).sum(),
+            "reward": weight * reward.sum(),
+            "baseline": weight * baseline.expand_as(reward).sum(),
+            "length": weight * lengths.sum(),
+            "bad_ending": weight * torch.isin(last_ids, last_ids.new_tensor(self.bad_endings)).sum(),
         }
-        return Loss(loss / (update.images * config.samples), sums, counts * reward.numel())
+        return Loss(loss / (update.images * config.samples), sums, weight * reward.numel())
 
     def _reward(self, captions: Hypotheses, ids: Sequence[ImageId]) -> Tensor:
         """(B, K) float64, on the CPU."""
-        images = np.array([self.numbers[image_id] for image_id in ids])
-        words, lengths = captions.ids.cpu().numpy(), captions.lengths.cpu().numpy()
-        rewards = self.references.score(images, words, lengths)
+        images = np.array([self.image_numbers[image_id] for image_id in ids])
+        rewards = self.references.score(images, captions.ids.cpu().numpy(), captions.lengths.cpu().numpy())
         return torch.from_numpy(self.config.cider * rewards.cider + self.config.bleu * rewards.bleu)
 
 
 @torch.no_grad()
-def found(
+def longest_first(
     decoder: Decoder, memory: Any, config: SearchConfig, vocabulary: Vocabulary, ids: Sequence[ImageId]
 ) -> Hypotheses:
-    """What a search finds, each image's longest caption first, as `Decoder.forward` wants to read them."""
+    """The result of a search, each image's longest caption first, the order that `Decoder.forward` needs."""
     device = next(decoder.parameters()).device
     result = search(
         decoder,
@@ -106,31 +105,31 @@ def found(
 
 
 def caption_logprobs(
-    decoder: Decoder, memory: Any, drawn: Hypotheses, vocabulary: Vocabulary, *, temperature: float
+    decoder: Decoder, memory: Any, samples: Hypotheses, vocabulary: Vocabulary, *, temperature: float
 ) -> Tensor:
-    """Log-probability (B, K) of the captions under the distribution that they were drawn from, with gradient.
+    """Log-probability (B, K) of captions under the distribution they were sampled from, with gradient.
 
-    In one teacher-forced pass. Words count through the first `<end>`; words that a search never produces (and
-    `<end>` as first word) have no share of the probability.
+    Computed in one teacher-forced pass. Words count up to the first `<end>`; ids that a search suppresses (and
+    `<end>` as first word) have probability 0.
 
     Args:
-        drawn: longest first in each image.
+        samples: each image's longest caption first.
     """
-    words, lengths = drawn.ids, drawn.lengths
-    length = words.shape[2]
-    valid = torch.arange(length, device=words.device) < lengths[..., None]  # (B, K, T)
-    read = F.pad(words[..., :-1], (1, 0), value=vocabulary.start)
-    steps = decoder(read, memory, tuple(valid.sum(1).amax(0).tolist()))
-    counts = valid.flatten().nonzero().squeeze(1)  # the positions that count
-    logits = decoder.logits(steps.hidden.flatten(0, 2).index_select(0, counts))
+    ids, lengths = samples.ids, samples.lengths
+    length = ids.shape[2]
+    valid = torch.arange(length, device=ids.device) < lengths[..., None]  # (B, K, T)
+    inputs = F.pad(ids[..., :-1], (1, 0), value=vocabulary.start)
+    hidden = decoder(inputs, memory, tuple(valid.sum(1).amax(0).tolist())).hidden
+    positions = valid.flatten().nonzero().squeeze(1)
+    logits = decoder.logits(hidden.flatten(0, 2).index_select(0, positions))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    never = torch.tensor(vocabulary.special_tokens.suppress_ids, device=words.device)
-    logits.index_fill_(1, never, float("-inf"))
-    logits[:, vocabulary.end].masked_fill_(counts % length == 0, float("-inf"))
-    logprob = -F.cross_entropy(logits, words.flatten()[counts], reduction="none")
-    total = logprob.new_zeros(lengths.numel()).index_add(0, counts // length, logprob)
+    suppressed = torch.tensor(vocabulary.special_tokens.suppress_ids, device=ids.device)
+    logits.index_fill_(1, suppressed, float("-inf"))
+    logits[:, vocabulary.end].masked_fill_(positions % length == 0, float("-inf"))
+    logprob = -F.cross_entropy(logits, ids.flatten()[positions], reduction="none")
+    total = logprob.new_zeros(lengths.numel()).index_add(0, positions // length, logprob)
     return total.view(lengths.shape)
 
 
-def _seed(seed: int, step: int) -> int:
+def _sampling_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)

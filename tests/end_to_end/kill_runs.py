@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from captioning.training.checkpoint import begun
+from captioning.training.checkpoint import has_checkpoint
 from tests.helpers.training import experiment, tiny_settings
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
@@ -86,7 +86,7 @@ def kill_and_resume(
     checkpoints = Path(values["runs"], values["name"], "checkpoints")
     made = saving = 0
     while True:
-        child = attempt(values, resume=begun(checkpoints.parent))
+        child = attempt(values, resume=has_checkpoint(checkpoints.parent))
         if made < kills:
             time.sleep(dice.uniform(0.02, longest))
             if dice.random() < 0.5:  # wait for a save to begin, and strike a little later

@@ -11,13 +11,13 @@ from captioning.errors import UserError
 from captioning.training import TrainingConfig
 from captioning.training.batch_stats import BatchStats
 from captioning.training.loss_weights import Weights
-from captioning.training.objective import objective
+from captioning.training.objective import build_objective
 from tests.helpers.training import experiment, tiny_settings
 from tests.training.test_options import made
 
 
-def goal_of(holder, captions, log, **settings):
-    return objective(
+def objective_of(holder, captions, log, **settings):
+    return build_objective(
         holder,
         TrainingConfig(**settings),
         ids=list(range(5)),
@@ -37,8 +37,8 @@ def test_a_compiled_decoder_gives_the_same_loss_and_gradients():
     said, found = [], []
     keys = list(holder.state_dict())
     for settings in ({}, {"compile": True}):
-        goal = goal_of(holder, captions, said.append, **settings)
-        assert not settings or goal.forward_of_decoder is not None
+        goal = objective_of(holder, captions, said.append, **settings)
+        assert not settings or goal.compiled_forward is not None
         losses, slopes = [], []
         for numbers in ([0, 1, 2, 3, 4], [1, 3]):  # of several sizes; compiled once
             each = batch(np.array(numbers))
@@ -73,7 +73,7 @@ def test_without_a_compiler_one_sentence_is_said_and_the_run_goes_on(tmp_path, m
         runs.append(run.folder)
     told = [line for line in said if "compile" in line]
     assert told == [
-        "training.compile: nothing is compiled, for torch cannot on this machine (No working C++ compiler found.)"
+        "training.compile: nothing is compiled, torch.compile does not work here (No working C++ compiler found.)"
     ]
     one, other = (folder / "checkpoints" / "last" / "model.safetensors" for folder in runs)
     assert one.read_bytes() == other.read_bytes()
@@ -81,9 +81,11 @@ def test_without_a_compiler_one_sentence_is_said_and_the_run_goes_on(tmp_path, m
 
 def test_what_cannot_be_compiled_is_told(tmp_path):
     holder, captions, _ = made("lstm")
-    with pytest.raises(UserError, match=r"training\.compile: this decoder reads word by word"):
-        goal_of(holder, captions, print, compile=True)
+    with pytest.raises(
+        UserError, match=r"training\.compile: this decoder runs one time step after the other"
+    ):
+        objective_of(holder, captions, print, compile=True)
     values = tiny_settings(tmp_path, "run", "transformer")
     values["training"] |= {"compile": True, "embedding_dropout": 0.1}
-    with pytest.raises(UserError, match=r"leave out embedding_dropout"):
+    with pytest.raises(UserError, match=r"does not work with embedding_dropout"):
         parse(values, where="test")

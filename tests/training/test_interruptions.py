@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,9 @@ from captioning.config import parse, read_config
 from captioning.errors import Stopped, UserError
 from captioning.experiment import Experiment
 from captioning.loaders.batches import TrainingBatches
-from captioning.training import checkpoint, loop
+from captioning.training import checkpoint, epoch_batches
 from captioning.training.objective import CrossEntropy, Loss
+from captioning.training.validation import Validator
 from captioning.utils.files import check_manifest
 from tests.helpers.training import experiment, metrics_of, tiny_settings
 
@@ -76,7 +78,7 @@ def test_a_signal_saves_and_ends_and_the_resumed_run_is_the_same(tmp_path, numbe
     whole.train()
     run = small_run(tmp_path, validation_images=2)
     at = "forward" if where == "step" else "_loss"
-    owner = CrossEntropy if where == "step" else loop.Validator
+    owner = CrossEntropy if where == "step" else Validator
     real, calls = getattr(owner, at), []
 
     def struck(self, *args):
@@ -134,10 +136,10 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
     run.train()
     config = run.config.training
     captioner = run.build(checkpoint_vocabulary(run))
-    state = checkpoint.State.of(captioner, config, torch.device("cpu"))
+    state = checkpoint.TrainState.create(captioner, config, torch.device("cpu"))
     kept = checkpoint.latest(run.folder)
     checkpoint.load(kept, state)
-    progress = checkpoint.progress_of(kept, run.config.fingerprint)
+    progress = checkpoint.read_progress(kept, run.config.fingerprint)
     keep = run.folder.with_name("kept")
     shutil.copytree(run.folder, keep)
     owner, name = {
@@ -166,7 +168,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
             struck += 1
         finally:
             monkeypatch.setattr(owner, name, real)
-        assert checkpoint.steps_done(checkpoint.latest(run.folder)) in (5, 1000)
+        assert checkpoint.read_step(checkpoint.latest(run.folder)) in (5, 1000)
     assert struck >= 2
 
 
@@ -243,12 +245,16 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
         values["features"] = {"root": str(tmp_path / "features"), "dtype": "float32"}
         values["training"] |= {"batch_size": images, "accumulate": accumulate, "ema_decay": 0, "log_every": 1}
         run = experiment(values)
-        large = [each.tolist() for each in loop.bucketed_batches(_captions(run), size=12, seed=0, epoch=0)]
+        large = [
+            each.tolist() for each in epoch_batches.bucketed_batches(_captions(run), size=12, seed=0, epoch=0)
+        ]
         with pytest.MonkeyPatch.context() as patch:  # the same images in the same updates
-            halves = [loop.np.array(half) for each in large for half in (each[:6], each[6:])]
-            whole = [loop.np.array(each) for each in large]
+            halves = [np.array(half) for each in large for half in (each[:6], each[6:])]
+            whole = [np.array(each) for each in large]
             patch.setattr(
-                loop, "bucketed_batches", lambda *_, use=halves if accumulate == 2 else whole, **__: use
+                epoch_batches,
+                "bucketed_batches",
+                lambda *_, use=halves if accumulate == 2 else whole, **__: use,
             )
             torch.manual_seed(3)
             run.train()

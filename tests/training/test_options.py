@@ -62,7 +62,7 @@ def loss_of(holder, batch, update=None, *, words=None, seed=None, **settings):
     # `to_device` makes features float32
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("captioning.training.objective.to_device", lambda images, device: images)
-        goal = CrossEntropy(holder, TrainingConfig(**settings), word_weights=words)
+        goal = CrossEntropy(holder, TrainingConfig(**settings), token_weights=words)
         if seed is not None:
             torch.manual_seed(seed)
         return goal(batch, update or BatchStats.of(batch, 0))

@@ -147,7 +147,7 @@ def test_rewards_depend_on_the_image_and_not_on_the_batch():
 def test_references_counted_in_parts_are_counted_the_same(monkeypatch):
     references, images, captions = drawn(4)
     whole = scored(references, images, captions)
-    monkeypatch.setattr(rewards, "_TOGETHER", 7)
+    monkeypatch.setattr(rewards, "_CAPTIONS_PER_CHUNK", 7)
     for one, other in zip(scored(references, images, captions), whole, strict=True):
         np.testing.assert_array_equal(one, other)
 

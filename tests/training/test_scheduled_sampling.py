@@ -15,7 +15,7 @@ from captioning.training import TrainingConfig
 from captioning.training.batch_stats import BatchStats
 from captioning.training.config import ScheduledSamplingConfig
 from captioning.training.objective import CrossEntropy
-from captioning.training.scheduled_sampling import own_words
+from captioning.training.scheduled_sampling import mix_in_predictions
 from tests.helpers.decoders import CONFIGS, VOCABULARY, make, scene
 from tests.helpers.models import tiny_captioner
 from tests.helpers.toy import Toy
@@ -52,7 +52,7 @@ def test_as_many_passes_as_words_are_a_choice_word_by_word(name):
     words, batch_sizes, _ = captions(3, 2, 8)
     read = words[..., :-1]
     torch.manual_seed(3)
-    mixed = own_words(
+    mixed = mix_in_predictions(
         decoder, memory, read, batch_sizes, vocabulary=WORDS, probability=0.6, passes=read.shape[2]
     )
     torch.manual_seed(3)
@@ -82,7 +82,7 @@ def test_what_is_replaced(probability, passes):
     places = torch.zeros(read.shape, dtype=torch.double)
     for seed in range(40):
         torch.manual_seed(seed)
-        mixed = own_words(
+        mixed = mix_in_predictions(
             decoder, memory, read, batch_sizes, vocabulary=WORDS, probability=probability, passes=passes
         )
         kept = read <= 2
@@ -103,7 +103,9 @@ def test_own_words_come_with_the_models_probabilities():
     words = torch.tensor([1, 5, 6, 4]).expand(1, count, 4)
     names = Vocabulary(words=(*SPECIALS, "a", "b", "c"))
     torch.manual_seed(0)
-    mixed = own_words(decoder, memory, words, (count,) * 4, vocabulary=names, probability=1.0, passes=1)
+    mixed = mix_in_predictions(
+        decoder, memory, words, (count,) * 4, vocabulary=names, probability=1.0, passes=1
+    )
     for t in range(1, 4):  # behind the caption's own words, as there is one pass
         before = unroll(decoder, words[:, :1, :t], memory).hidden[0, 0, -1]
         wanted = decoder.logits(before)[4:].softmax(0).detach()
@@ -141,7 +143,7 @@ def test_probability_0_changes_no_number(kind):
 def test_settings_of_cross_entropy_are_refused_where_nothing_would_read_them(tmp_path):
     values = tiny_settings(tmp_path, "run")
     values["training"] |= {"self_critical": {}, "scheduled_sampling": {}}
-    with pytest.raises(UserError, match=r"scheduled_sampling is of cross-entropy; leave it out"):
+    with pytest.raises(UserError, match=r"scheduled_sampling is an option of cross-entropy; leave it out"):
         parse(values, where="test")
     values = tiny_settings(tmp_path, "run")
     values["training"]["scheduled_sampling"] = {"start": 0.5}

@@ -20,7 +20,7 @@ from captioning.training import checkpoint
 from captioning.training.batch_stats import BatchStats
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
-from captioning.training.self_critical import SelfCritical, caption_logprobs, found
+from captioning.training.self_critical import SelfCritical, caption_logprobs, longest_first
 from tests.helpers.models import DECODERS
 from tests.helpers.toy import Toy
 from tests.helpers.training import experiment, tiny_settings
@@ -137,7 +137,7 @@ def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
     torch.manual_seed(2)
     decoder = DECODERS[kind].build(channels=3, vocabulary_size=len(vocabulary)).double().eval()
     memory = decoder.encode_memory(Features(torch.randn(2, 5, 3, dtype=torch.double)))
-    drawn = found(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
+    drawn = longest_first(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
     assert len(set(drawn.lengths.flatten().tolist())) > 3
     assert (drawn.lengths.diff(dim=1) <= 0).all()
     ours = caption_logprobs(decoder, memory, drawn, vocabulary, temperature=1.0)
@@ -146,7 +146,7 @@ def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
     for t in range(drawn.ids.shape[2]):
         step, state = decoder.step(read, state, memory)
         logits = decoder.logits(step.hidden)
-        logits[..., [*vocabulary.suppress_ids, *([vocabulary.end] if t == 0 else [])]] = -1e9
+        logits[..., [*vocabulary.special_tokens.suppress_ids, *([vocabulary.end] if t == 0 else [])]] = -1e9
         read = drawn.ids[..., t]
         wanted += logits.log_softmax(-1).gather(-1, read[..., None])[..., 0] * (t < drawn.lengths)
     torch.testing.assert_close(ours, wanted)
@@ -174,7 +174,7 @@ def test_the_greedy_captions_reward_is_the_baseline():
     batch = batch_of(IDS)
     loss = goal(batch, BatchStats(1, 1, 3, step=2))
     memory = decoder.encode_memory(goal.captioner.features(batch.images))
-    greedy = found(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
+    greedy = longest_first(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
     baseline = 3 * goal.references.score(np.arange(3), greedy.ids.numpy(), greedy.lengths.numpy()).bleu
     assert float(loss.sums["baseline"]) == pytest.approx(5 * baseline.sum()) and baseline.sum() > 0
     assert loss.value.item() == pytest.approx(float(loss.sums["loss"]) / 15)
@@ -186,7 +186,7 @@ def test_bad_endings_and_lengths_are_counted(monkeypatch):
     words = torch.tensor([[[DOG, THE, THE, DOG], [DOG, THE, END, 0], [THE, END, 0, 0]]])
     lengths, finished = torch.tensor([[4, 3, 2]]), torch.tensor([[False, True, True]])
     fixed = Hypotheses(words, lengths, *[torch.zeros(1, 3)] * 3, finished)
-    monkeypatch.setattr("captioning.training.self_critical.found", lambda *_: fixed)
+    monkeypatch.setattr("captioning.training.self_critical.longest_first", lambda *_: fixed)
     sums = goal(batch_of(["one"]), BatchStats(1, 1, 1)).sums
     assert (float(sums["length"]), float(sums["bad_ending"])) == (4 + 2 + 1, 2)  # "dog the", "the"
     reward = goal.references.score(np.array([0]), words.numpy(), lengths.numpy()).cider
@@ -253,7 +253,7 @@ def test_a_run_resumed_within_the_phase_equals_an_uninterrupted_one(baseline, tm
         Experiment(cut, log=lambda _: None).train()
     monkeypatch.setattr(checkpoint, "save", real)
     told = json.loads((tmp_path / "runs" / "cut" / "checkpoints" / "last" / "progress.json").read_text())
-    assert (told["phase"], told["step"], told["batch"]) == (1, 8, 3)
+    assert (told["phase"], told["step"], told["epoch_step"]) == (1, 8, 3)
     torch.manual_seed(12345)
     Experiment(cut, log=lambda _: None).train(resume=True)
     for file in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
@@ -294,7 +294,7 @@ def test_a_run_starts_from_a_finished_one(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 1}, r"training\.self_critical: the mean of the other samples .* got samples=1"),
+        ({"samples": 1}, r"training\.self_critical: baseline=mean needs at least 2 samples, got samples=1"),
         ({"cider": 0}, r"training\.self_critical: cider and bleu are both 0"),
         ({"sampels": 3}, r"training\.self_critical\.sampels: unknown key; did you mean .*\.samples"),
         ({"max_length": 65}, r"no more than 32 words, but with training\.self_critical\.max_length up to 65"),

@@ -33,7 +33,7 @@ from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfi
 from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
-from captioning.training import TrainingConfig, loop
+from captioning.training import TrainingConfig, step
 from captioning.training.ema import EMA
 from captioning.training.losses import cross_entropy, doubly_stochastic
 from captioning.training.schedule import ConstantConfig, CosineConfig, NoamConfig, PlateauConfig, StepConfig
@@ -291,13 +291,13 @@ def test_average_is_in_place_only_inside_the_block():
     with torch.no_grad():
         module.weight.add_(1.0)
     average.update(10**6)
-    with average.in_place():
+    with average.applied():
         torch.testing.assert_close(module.weight, before + 0.1)
     torch.testing.assert_close(module.weight, before + 1.0)
     with torch.no_grad():
         module.weight.add_(1.0)
     average.update(10**6)
-    with average.in_place():
+    with average.applied():
         torch.testing.assert_close(module.weight, 0.9 * (before + 0.1) + 0.1 * (before + 2.0))
 
 
@@ -601,7 +601,7 @@ def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tm
         return [line["train/loss"] for line in lines if "train/loss" in line]
 
     wanted = losses("float32")
-    monkeypatch.setattr(loop, "autocast_context", lambda config, device: torch.autocast("cpu", lower))
+    monkeypatch.setattr(step, "autocast_context", lambda config, device: torch.autocast("cpu", lower))
     monkeypatch.setattr(torch.amp, "GradScaler", Scaling if precision == "fp16" else GradScaler)
     found = losses("mixed")
     assert len(wanted) >= 3 and found != wanted and found == pytest.approx(wanted, rel=0.02)
