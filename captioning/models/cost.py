@@ -1,4 +1,4 @@
-"""What a decoder costs: parameters, products, bytes of state; and the sizes that cost so much. Measures no time."""
+"""The cost of a decoder: parameters, FLOPs and bytes of state; and the sizes that meet a given cost."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from captioning.ops.cpu_kernels.probe import flop_formulas
 from captioning.tensors import Features
 
 WIDTHS = ("embedding", "hidden", "attention_size", "features", "feed_forward")
-"""Fields of decoder configs that are sizes of vectors: what `solve_width` scales."""
+"""Fields of decoder configs that are sizes of vectors: `solve_width` scales them."""
 
 Measure = Callable[[Any], int]
-"""A decoder config -> what it costs."""
+"""A decoder config -> its cost."""
 
 
 def parameters(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> int:
-    """Parameters of the decoder, a tied matrix counted once. Nothing is computed nor held."""
-    decoder = _unfilled(config, channels=channels, vocabulary_size=vocabulary_size)
+    """Number of parameters of the decoder, a tied matrix counted once. No memory is allocated for them."""
+    decoder = _meta_decoder(config, channels=channels, vocabulary_size=vocabulary_size)
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
@@ -40,88 +40,85 @@ def flops_per_caption(
     captions: int = 5,
     train: bool = True,
 ) -> int:
-    """FLOPs of one caption, teacher forced: what it takes to have its `words` words' scores and their gradients.
+    """FLOPs of one caption with teacher forcing: from the features to the logits of `words` words, and back.
 
-    Counted are products (`torch.utils.flop_counter`: 2 a multiplication), not what is done element by element.
-    The encoder, the loss itself and the optimizer are not in it.
+    Only matrix products and convolutions are counted (`torch.utils.flop_counter`: 2 per multiplication), no
+    elementwise operations. The encoder, the loss and the optimizer are not included.
 
     Args:
         channels, regions: D and N of the features, which have no gradient.
-        words: of a caption, `<end>` among them.
-        captions: of an image, which share what is computed once for it.
-        train: the backward pass as well; without it the forward pass alone.
+        words: of a caption, including `<end>`.
+        captions: of an image, which share the computation that is done once per image.
+        train: include the backward pass.
     """
-    decoder = _unfilled(config, channels=channels, vocabulary_size=vocabulary_size).train(train)
+    decoder = _meta_decoder(config, channels=channels, vocabulary_size=vocabulary_size).train(train)
     with torch.device("meta"):
         features = Features(torch.empty(1, regions, channels))
-        read = torch.empty(1, captions, words, dtype=torch.int64)
+        ids = torch.empty(1, captions, words, dtype=torch.int64)
     with counting() as counter, torch.set_grad_enabled(train):
-        scores = decoder.logits(decoder(read, decoder.encode_memory(features)).hidden)
+        logits = decoder.logits(decoder(ids, decoder.encode_memory(features)).hidden)
         if train:
-            scores.sum().backward()  # type: ignore[no-untyped-call]
+            logits.sum().backward()  # type: ignore[no-untyped-call]
     return round(counter.get_total_flops() / captions)
 
 
-def flops_of_decoding(
+def decoding_flops(
     config: DecoderConfig, *, channels: int, vocabulary_size: int, regions: int, words: int, width: int
 ) -> int:
-    """FLOPs (see `flops_per_caption`) of finding one image's caption of `words` words by a beam of `width`."""
+    """FLOPs (see `flops_per_caption`) of decoding `words` words for one image with a beam of `width`."""
     with counting() as counter:
-        _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
+        _decode(config, channels, vocabulary_size, regions=regions, words=words, width=width)
     return counter.get_total_flops()
 
 
-def bytes_of_carry(
+def state_bytes(
     config: DecoderConfig, *, channels: int, vocabulary_size: int, regions: int, words: int, width: int
 ) -> int:
-    """Bytes of state (float32) that a beam of `width` holds for one image behind `words` words, at most.
+    """Bytes of float32 state that a beam of `width` holds for one image after `words` words, at most.
 
-    A Transformer holds fewer where hypotheses share words (`prefixes.KVCache`): after `words` words this is
-    what hypotheses take that all parted at the first.
+    A Transformer holds fewer where hypotheses share words (see `KVCache`): this is the size for hypotheses that
+    differ from the first word on.
     """
-    state = _decoded(config, channels, vocabulary_size, regions=regions, words=words, width=width)
+    state = _decode(config, channels, vocabulary_size, regions=regions, words=words, width=width)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
 
 
 def solve_width(config: Any, target: int, measure: Measure) -> Any:
-    """`config` with its `WIDTHS` scaled together, so that `measure` of it is as near to `target` as they allow.
+    """`config` with its `WIDTHS` scaled by one factor, so that its cost comes as close to `target` as possible.
 
-    Proportions stay, but for rounding; where there are heads, vectors stay multiples of twice their number
-    (rotary positions turn pairs). A feed-forward size, which is bound to nothing, then takes up what that
-    rounding left.
+    Proportions are kept up to rounding; where the config has heads that must divide its sizes, these stay multiples
+    of twice the number of heads (rotary positions rotate pairs). `feed_forward`, which nothing has to divide, is then
+    adjusted alone to make up for that rounding.
 
     Raises:
-        UserError: no width comes within a tenth of the target.
+        UserError: no width comes within 10 % of the target.
     """
-    sizes = {each.name: getattr(config, each.name) for each in fields(config)}
-    widths = {name: sizes[name] for name in WIDTHS if sizes.get(name)}
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    widths = {name: settings[name] for name in WIDTHS if settings.get(name)}
     try:
         unit, _ = 1, replace(config, **{name: size + 1 for name, size in widths.items()})
     except ValueError:  # heads have to divide them
-        unit = 2 * sizes["heads"]
+        unit = 2 * settings["heads"]
     measure = cache(measure)
 
     def scaled(units: int) -> Any:
         factor = units / widths["hidden"]
         return replace(config, **{name: unit * max(1, round(size * factor)) for name, size in widths.items()})
 
-    found = _nearest(scaled, target, measure)
+    best = _closest(scaled, target, measure)
     if "feed_forward" in widths and unit > 1:
-        found = min(
-            found,
-            _nearest(lambda size: replace(found, feed_forward=size), target, measure),
-            key=lambda each: abs(measure(each) - target),
-        )
-    if abs(measure(found) - target) > target / 10:
+        adjusted = _closest(lambda size: replace(best, feed_forward=size), target, measure)
+        best = min(best, adjusted, key=lambda candidate: abs(measure(candidate) - target))
+    if abs(measure(best) - target) > target / 10:
         raise UserError(
-            f"decoder {config.kind}: no width costs about {target:,}; the nearest, hidden {found.hidden}, "
-            f"costs {measure(found):,}; choose another size to be matched"
+            f"decoder {config.kind}: no width costs about {target:,}; the nearest, hidden {best.hidden}, "
+            f"costs {measure(best):,}; choose another size to be matched"
         )
-    return found
+    return best
 
 
-def _nearest(make: Callable[[int], Any], target: int, measure: Measure) -> Any:
-    """`make(n)` for the n from 1 on whose measure, which rises with n, is nearest to the target."""
+def _closest(make: Callable[[int], Any], target: int, measure: Measure) -> Any:
+    """`make(n)` for the n >= 1 whose cost, which rises with n, is closest to the target."""
     high = 1
     while measure(make(high)) < target and high < 1 << 20:
         high *= 2
@@ -132,10 +129,11 @@ def _nearest(make: Callable[[int], Any], target: int, measure: Measure) -> Any:
             low = middle
         else:
             high = middle
-    return min((make(n) for n in (low, high) if n), key=lambda each: abs(measure(each) - target))
+    candidates = (make(n) for n in (low, high) if n)
+    return min(candidates, key=lambda candidate: abs(measure(candidate) - target))
 
 
-def _unfilled(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
+def _meta_decoder(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> Decoder:
     """The decoder on torch's meta device: shapes without numbers."""
     with torch.random.fork_rng(devices=()), torch.device("meta"):
         decoder = build(config, channels=channels, vocabulary_size=vocabulary_size)
@@ -143,25 +141,25 @@ def _unfilled(config: DecoderConfig, *, channels: int, vocabulary_size: int) -> 
 
 
 @torch.no_grad()
-def _decoded(
+def _decode(
     config: DecoderConfig, channels: int, vocabulary_size: int, *, regions: int, words: int, width: int
 ) -> Any:
-    """The carry behind `words` steps of a search in which one hypothesis becomes `width` after the first."""
-    decoder = _unfilled(config, channels=channels, vocabulary_size=vocabulary_size).eval()
+    """The state after `words` steps of a search in which one hypothesis becomes `width` after the first step."""
+    decoder = _meta_decoder(config, channels=channels, vocabulary_size=vocabulary_size).eval()
     with torch.device("meta"):
         memory = decoder.encode_memory(Features(torch.empty(1, regions, channels)))
         state = decoder.init_state(memory, 1)
         for t in range(words):
-            live = width if t else 1
-            step, state = decoder.step(torch.empty(1, live, dtype=torch.int64), state, memory)
-            decoder.logits(step.hidden)
+            ids = torch.empty(1, width if t else 1, dtype=torch.int64)
+            output, state = decoder.step(ids, state, memory)
+            decoder.logits(output.hidden)
             state = reorder_state(state, torch.empty(1, width, dtype=torch.int64))
     return state
 
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """torch's counter, and what it leaves out: products of a matrix and a vector, and those of packed weights."""
+    """torch's FLOP counter, with the products that it omits: matrix by vector, and those of the CPU kernels."""
     aten = torch.ops.aten
     formulas = {aten.mv: _mv_flops, aten.addmv: _addmv_flops, **flop_formulas()}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
