@@ -24,7 +24,7 @@ print(code, sorted(heavy), time.process_time() < {HELP_SECONDS}, file=sys.stderr
 """
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids="-".join)
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["prepare", "shard"]], ids="-".join)
 def test_help_is_fast_and_gives_examples(command):
     """CPU time, because other processes make the clock's time longer."""
     done = python(MEASURE, *command, "--help")
