@@ -27,20 +27,20 @@ EXAMPLES = """\
   NAME.trace.npz   every gate and state as arrays
 A decoder without gates, such as the Transformer, is reported as such; its attention is still traced.
 
---gradients: how far back does the loss of a word depend on earlier words? RUN is one or more runs; the captions
-come from their data set. Norms of the gradient of a word's loss with respect to the inputs and states k words
-earlier, for untrained RNN, GRU, LSTM and Transformer decoders of the run's sizes and for the trained runs. Runs
-with equal decoders count as seeds of one system; all runs need the same data set and vocabulary.
+--gradients: how far back does the loss of a word depend on earlier words? RUN is one or more runs; the
+captions come from their data set. Norms of the gradient of a word's loss with respect to the inputs and states
+k words earlier, for untrained RNN, GRU, LSTM and Transformer decoders of the run's sizes and for the trained
+runs. Runs with equal decoders count as seeds of one system; all runs need the same data set and vocabulary.
   gradients.png    the norms by distance
   gradients.json   the norms, their decay, and whether they vanish in the RNN and not in the LSTM
 
 examples:
-  captioning inspect runs/shapes --image photo.png                         the caption found by the model's search
-  captioning inspect MODEL --image photo.jpg --text "a dog on the grass"   a caption of your choice
-  captioning inspect MODEL --image photo.jpg --beam 1 --out figures        another search and output folder
-  captioning inspect runs/shapes --gradients                               one run
-  captioning inspect runs/*_rnn_* runs/*_lstm_* --gradients                several systems and seeds
-  captioning inspect runs/shapes --gradients --captions 2 --seeds 1        faster, with fewer samples
+  captioning inspect runs/shapes --image photo.png                    the caption found by the model's search
+  captioning inspect MODEL --image a.jpg --text "a dog on the grass"  a caption of your choice
+  captioning inspect MODEL --image a.jpg --beam 1 --out figures       another search and output folder
+  captioning inspect runs/shapes --gradients                          one run
+  captioning inspect runs/*_rnn_* runs/*_lstm_* --gradients           several systems and seeds
+  captioning inspect runs/shapes --gradients --captions 2 --seeds 1   faster, with fewer samples
 
 exit code: 0 success; 2 the input was refused, with the reason on stderr"""
 
@@ -149,7 +149,8 @@ def print_trace(values: Mapping[str, Any]) -> None:
     """Print the caption, its probability and one line for each layer's gates."""
     print(values["caption"])
     print(
-        f"log-probability {values['logprob']:.3f}, probability of a word {values['confidence']:.3f} (geometric mean)"
+        f"log-probability {values['logprob']:.3f}, "
+        f"probability of a word {values['confidence']:.3f} (geometric mean)"
     )
     for number, layer in enumerate(values["layers"], 1):
         print(f"layer {number}: {describe_layer(layer)}")
@@ -326,7 +327,7 @@ def spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
 
 
 def encode_captions(records: Sequence[ImageRecord], runs: Sequence[Run]) -> list[list[int]]:
-    """One caption of each image as ids, cut to what every decoder can read: caption i of image i, cyclically."""
+    """Caption i of image i, cyclically, as ids; cut to what every decoder can read."""
     from captioning.text.tokenizer import tokenize
 
     limits = [run.captioner.config.decoder.max_positions for run in runs]

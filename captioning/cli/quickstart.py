@@ -108,7 +108,7 @@ def _stage(number: int, text: str) -> None:
 
 
 def _captioning(command: str, *arguments: str) -> None:
-    """Run another command in this process, which saves importing torch again; its errors end the quickstart."""
+    """Run another command in this process, which has torch imported; its errors end the quickstart."""
     print(f"$ captioning {command} {shlex.join(arguments)}", flush=True)
     sys.argv = [f"captioning {command}", *arguments]
     importlib.import_module(f"captioning.cli.{command}").main()

@@ -11,7 +11,7 @@ from captioning.utils.paths import shipped_configs
 def parse_arguments() -> argparse.Namespace:
     configs = [path.stem for path in sorted(shipped_configs().glob("*.yaml")) if "study" not in path.stem]
     parser = argparse.ArgumentParser(
-        description="Train a captioning model. RUNS/NAME/model holds the best epoch by the validation metric.",
+        description="Train a captioning model. runs/NAME/model is the best epoch by the validation metric.",
         epilog=f"""examples:
   captioning train shapes
   captioning train flickr8k_lstm dataset.root=data/flickr8k training.epochs=10
