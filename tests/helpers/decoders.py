@@ -59,6 +59,7 @@ CONFIGS: dict[str, BaseDecoderConfig] = {config.kind: config for config in map(s
         SoftAttentionLSTMConfig, cell="rnn", attention="multi_head"
     ),
     "show_tell, gru": small_config(ShowTellConfig, cell="gru"),
+    "show_tell, rnn": small_config(ShowTellConfig, cell="rnn"),
     "hard_attention_lstm, projected": small_config(HardAttentionLSTMConfig, features=11),
     "att2in, projected": small_config(Att2inConfig, features=11),
     "aoa, not refined": small_config(AoAConfig, refining=0),
