@@ -1,0 +1,133 @@
+"""Checks of captions, images and splits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from captioning.datasets import (
+    CocoConfig,
+    FolderConfig,
+    load,
+)
+from captioning.datasets.checks import caption_problem
+from captioning.errors import UserError
+from tests.helpers.datasets import (
+    coco_annotation,
+    coco_image,
+    coco_json,
+    skipped_rows,
+    touch,
+    write_coco,
+    write_file,
+    write_json_file,
+)
+
+BAD_CAPTIONS = [
+    ("missing", "caption is null"),
+    (None, "caption is null"),
+    ("", "caption is empty"),
+    (" \t\n", "caption is empty"),
+    (" ... !", "caption has no words, only punctuation"),
+    ("¡¿…“”?!", "caption has no words, only punctuation"),
+    (17, "caption is not a string (int)"),
+    (["a dog"], "caption is not a string (list)"),
+    ({"raw": "a dog"}, "caption is not a string (dict)"),
+    (True, "caption is not a string (bool)"),
+    ("a dog \ud83d", "caption is not valid Unicode (half of a surrogate pair)"),
+]
+
+
+def test_bad_captions_are_skipped_and_listed(tmp_path: Path) -> None:
+    """Two images, a thousand good captions, and one of each kind of bad caption on the first image."""
+    entries = [coco_annotation(n, 1 + n % 2, f"good {n}") for n in range(1000)]
+    entries += [coco_annotation(5000 + n, 1, caption) for n, (caption, _) in enumerate(BAD_CAPTIONS)]
+    del entries[1000]["caption"]
+    path = write_json_file(
+        tmp_path / "annotations/captions_train2017.json", coco_json([coco_image(1), coco_image(2)], entries)
+    )
+    config = CocoConfig(root=str(tmp_path), val=None, images=None, max_bad=0.02)
+    collection = load(config, skipped_csv=tmp_path / "out" / "skipped.csv")
+    assert [len(record.captions) for record in collection.records] == [500, 500]
+    expected = [[f"{path}: annotation {5000 + n}", reason] for n, (_, reason) in enumerate(BAD_CAPTIONS)]
+    assert skipped_rows(tmp_path / "out" / "skipped.csv") == [["item", "reason"], *expected]
+    assert [list(skip) for skip in collection.skipped] == expected
+    with pytest.raises(UserError, match=r"11 of 1013 images and captions are bad, more than max_bad = 0\.01"):
+        load(CocoConfig(root=str(tmp_path), val=None, images=None))
+
+
+def test_captions_in_many_scripts_are_usable() -> None:
+    for caption in (
+        "a",
+        "7",
+        "Ein Hund.",
+        "一只狗",
+        "कुत्ता",
+        "كلب",
+        "\x00a",
+        "a\u2028b",
+        "🐕 dog",
+        "x" * 60_000,
+    ):
+        assert caption_problem(caption) is None
+    assert caption_problem("🐕") == "caption has no words, only punctuation"
+
+
+def test_images_without_captions_and_captions_without_images_are_skipped(tmp_path: Path) -> None:
+    content = coco_json(
+        [coco_image(1), coco_image(2), coco_image(3)],
+        [coco_annotation(4, 1, "a"), coco_annotation(5, 9, "b"), coco_annotation(6, 3, "c")],
+    )
+    path = write_json_file(tmp_path / "annotations/captions_train2017.json", content)
+    touch(tmp_path / "train2017", "000000000001.jpg", "000000000002.jpg")
+    os.symlink("nowhere", tmp_path / "train2017" / "000000000003.jpg")  # a broken link is no file
+    collection = load(CocoConfig(root=str(tmp_path), val=None, max_bad=0.9))
+    folder = tmp_path / "train2017"
+    assert sorted(collection.skipped) == sorted(
+        [
+            (f"{path}: annotation 5", "caption without image: image 9 is not in the file"),
+            (f"{folder / '000000000002.jpg'}", "image without captions"),
+            (f"{folder / '000000000003.jpg'}", "no such image file"),
+            (f"{path}: annotation 6", f"caption without image: {folder / '000000000003.jpg'}"),
+        ]
+    )
+    with pytest.raises(
+        UserError, match=r"4 of 6 images and captions are bad, .*: 2 caption without image \(first"
+    ):
+        load(CocoConfig(root=str(tmp_path), val=None, max_bad=0.5))
+    assert len(skipped_rows(tmp_path / "skipped.csv")) == 5
+
+
+def test_all_images_missing(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    for path in (tmp_path / "train2017").iterdir():
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"9 of 9 .*: 3 no such image file \(first .*train2017/000000000001\.jpg\)"
+    ):
+        load(CocoConfig(root=str(tmp_path), val=None))
+
+
+def test_image_in_two_files_is_leakage(tmp_path: Path) -> None:
+    write_coco(write_coco(tmp_path, images=5), split="val", first=4, images=3)
+    with pytest.raises(UserError, match=r"leakage: 2 images are in two splits by id \(first \[4, 5\]"):
+        load(CocoConfig(root=str(tmp_path)))
+    write_json_file(
+        tmp_path / "annotations/captions_val2017.json",
+        coco_json([{"id": 99, "file_name": "000000000002.jpg"}], [coco_annotation(1, 99, "a")]),
+    )
+    with pytest.raises(UserError, match=r"leakage: 1 images are in two splits by file .*000000000002\.jpg"):
+        load(CocoConfig(root=str(tmp_path), images="train2017"))
+
+
+def test_max_bad_counts_images_and_captions(tmp_path: Path) -> None:
+    """One bad caption of 99 + 1 is 1 % with its image not counted twice: 1 of 101."""
+    write_file(tmp_path / "captions.csv", "file_name,caption\n" + "x.jpg,a\n" * 99 + "x.jpg,!\n")
+    config = {"root": str(tmp_path), "images": None, "split": "train"}
+    assert len(load(FolderConfig(**config, max_bad=1 / 101)).skipped) == 1  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="1 of 101 images and captions are bad"):
+        load(FolderConfig(**config, max_bad=1 / 102))  # type: ignore[arg-type]
+    with pytest.raises(UserError):
+        load(FolderConfig(**config, max_bad=0))  # type: ignore[arg-type]
