@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioning.cli.models import choose_device, model_folder
 from captioning.cli.options import add_allow_code, add_search, positive
 from captioning.errors import UserError
 
@@ -108,7 +109,6 @@ def inspect_image(args: argparse.Namespace) -> None:
     """Trace one caption of one photo; write a figure, a summary and arrays."""
     # imported after the arguments are parsed: importing torch takes seconds
     from captioning.captioner.captioner import Captioner
-    from captioning.experiment import choose_device
     from captioning.images.reading import load_image
     from captioning.inspection.trace import save_arrays, summary
     from captioning.inspection.trace_figure import draw_trace
@@ -259,17 +259,6 @@ def probe_all(
     return {"initialisation": untrained, "trained": trained}, parameters
 
 
-def model_folder(run: Path) -> Path:
-    """The model folder `run` or `run/model`. Raises UserError if neither is one."""
-    if (run / "manifest.json").is_file():
-        return run
-    if (run / "model").is_dir() or (run / ".model.old").is_dir():  # the latter: see `files.recover_folder`
-        return run / "model"
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give a run (runs/NAME) or a model folder")
-    raise UserError(f"{run}: holds no model (no manifest.json, no model/); give a finished run")
-
-
 def output_folder(args: argparse.Namespace, run: Path) -> Path:
     """Create the output folder. Raises UserError, before any work is done, if that fails."""
     out = run / "inspect" if (run / "model").is_dir() else Path("inspect")
@@ -285,7 +274,6 @@ def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False)
     """Open the runs. Raises UserError if one is not a run, or if data sets or vocabularies differ."""
     from captioning.captioner.captioner import Captioner
     from captioning.config import read_config
-    from captioning.experiment import choose_device
 
     runs: list[Run] = []
     labels: dict[str, DecoderConfig] = {}

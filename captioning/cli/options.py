@@ -18,6 +18,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def not_negative(text: str) -> int:
+    """Type of an option: an integer >= 0."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 on, got {text!r}")
+    return int(text)
+
+
 def add_allow_code(parser: Any) -> None:
     """Add the option that consents to importing code outside the package."""
     parser.add_argument(

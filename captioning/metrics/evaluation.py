@@ -32,7 +32,7 @@ from captioning.records import ImageId
 from captioning.utils.code_version import code_version
 from captioning.utils.files import fingerprint, write_json
 
-CIDER_D_NOTE = 'CIDEr-D is what papers and pycocoevalcap (its class Cider) call "CIDEr".'
+CIDER_D_NOTE = 'What papers and pycocoevalcap (class Cider) call "CIDEr" is CIDEr-D.'
 """Printed below tables with CIDEr or CIDEr-D."""
 
 _TOKENIZER = "PTB as Stanford's 3.4.1, lower-cased, coco-caption's punctuation dropped"

@@ -253,7 +253,7 @@ def test_images_under_other_names(tmp_path, ids, how):
     )
     found = json.loads(done.out)
     assert found["signature"]["matched_by"] == how
-    assert done.err == ("" if how == "image id" else f"{predictions}: images are told by {how}\n")
+    assert done.err == ("" if how == "image id" else f"{predictions}: its images are matched by {how}\n")
     assert found["Bleu_4"] == pytest.approx(pycocoevalcap(VAL, CAPTIONS)["Bleu_4"], abs=1e-6)
 
 
@@ -396,6 +396,63 @@ def rouge(caption: str, references: list[str]) -> float:
     return pycocoevalcap({0: references}, {0: caption})["ROUGE_L"]
 
 
+def test_seed_0_is_the_default_and_can_be_given(tmp_path, predictions):
+    other, references = results(tmp_path / "other.json", OTHERS), write_jsonl(tmp_path)
+    arguments = [
+        "--predictions",
+        predictions,
+        "--against",
+        other,
+        "--references",
+        references,
+        "--split",
+        "val",
+    ]
+    arguments += ["--resamples", "31", "--json"]
+    default, zero, one = (
+        json.loads(tool("evaluate", *arguments, *seed).out)["against"]
+        for seed in ([], ["--seed", "0"], ["--seed", "1"])
+    )
+    assert default == zero and zero["seed"] == 0 and zero["comparison"] != one["comparison"]
+
+
+def test_own_metric_is_scored_and_compared(tmp_path, predictions):
+    (tmp_path / "length_error.py").write_text(
+        "from captioning.metrics import Metric, mean_score\n"
+        "class LengthError(Metric):\n"
+        "    name, description = 'Length-error', 'tokens more or less than the nearest reference'\n"
+        "    higher_is_better, scale = False, 1.0\n"
+        "    def score(self, captions):\n"
+        "        return mean_score([min(abs(len(own) - len(text)) for text in texts)\n"
+        "                           for texts, own in captions.pairs()])\n"
+    )
+    other, references = results(tmp_path / "other.json", OTHERS), write_jsonl(tmp_path)
+    arguments = [
+        "--predictions",
+        predictions,
+        "--against",
+        other,
+        "--references",
+        references,
+        "--split",
+        "val",
+    ]
+    arguments += ["--resamples", "31", "--metric", "length_error:LengthError"]
+    done = tool("evaluate", *arguments, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("Length-error")]
+
+    def error(captions: dict[str, str]) -> float:
+        lengths = {name: [len(tokenize(text)) for text in texts] for name, texts in VAL.items()}
+        return np.mean(
+            [min(abs(len(tokenize(captions[name])) - length) for length in lengths[name]) for name in VAL]
+        )
+
+    a, b = error(CAPTIONS), error(OTHERS)
+    assert rows[0] == ["Length-error", f"{a:.2f}"] and a != b
+    assert rows[1][1:4] == [f"{a:.2f}", f"{b:.2f}", f"{a - b:+.2f}"]
+
+
 def test_systems_of_different_images_are_not_compared(tmp_path, predictions):
     other = results(tmp_path / "other.json", {"b.png": "a cat"})
     arguments = ["--against", other, "--references", write_jsonl(tmp_path), "--split", "val"]
@@ -496,7 +553,7 @@ def test_captions_that_not_all_images_have_keep_diversity_out(tmp_path):
     done = tool(
         "evaluate", "--predictions", path, "--references", write_jsonl(tmp_path), "--split", "val", "--json"
     )
-    assert done.err == f"{path}: 1 to 2 captions an image, so their diversity is not told\n"
+    assert done.err == f"{path}: 1 to 2 captions an image, so no diversity\n"
     assert json.loads(done.out)["Bleu_4"] == pytest.approx(pycocoevalcap(VAL, CAPTIONS)["Bleu_4"], abs=1e-6)
 
 
@@ -598,7 +655,8 @@ def test_options_that_go_together(tmp_path, predictions):
     for arguments, said in (
         (["--predictions", predictions, *references, "--resamples", "7"], "are for --against"),
         (["runs/x", "--against", predictions], "--against is for --predictions"),
-        (["runs/x", "--metric", "METEOR"], "--metric is for --predictions"),
+        (["--predictions", predictions, *references, "--seed", "0"], "are for --against"),
+        (["runs/x", "--training", "c.json"], "--training is for --predictions"),
     ):
         done = tool("evaluate", *arguments)
         assert (done.code, done.out) == (2, "") and said in done.err
@@ -701,7 +759,7 @@ def test_another_search_and_a_run_that_moved(tmp_path):
     assert "only punctuation" in (moved / "skipped.csv").read_text()  # what the data set passed over
     options = ["--search", "sample", "--search-option", "samples=3", "--search-option", "temperature=2"]
     done = tool("evaluate", moved, *options, cwd=tmp_path)
-    assert done.code == 0 and "search sample, max_length=9, temperature=2.0, samples=3" in done.out
+    assert done.code == 0 and "search sample, max_length=9, samples=3, temperature=2.0" in done.out
     path = moved / "predictions_val.json"
     written = json.loads(path.read_text())
     assert all(len(each["captions"]) == 3 and each["captions"][0] == each["caption"] for each in written)
@@ -734,7 +792,7 @@ def test_what_is_no_run(tmp_path):
     run = config.folder
     for folder, arguments, said in (
         (tmp_path / "none", [], "not the folder of a run (no config.yaml)"),
-        (run / "model", [], "a model's folder, which knows no data"),
+        (run / "model", [], "a model folder, without a data set"),
         (
             run,
             ["--split", "train"],
