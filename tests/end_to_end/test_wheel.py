@@ -51,7 +51,6 @@ def installed(wheel, tmp_path_factory):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=target, env=environment
     )
     assert where.stdout.strip() == str(target / "captioning" / "__init__.py")
-    run.target = target
     return run
 
 
@@ -73,9 +72,8 @@ def test_quickstart_runs(installed, tmp_path):
     )
 
 
-def test_a_study_plans(installed, tmp_path):
-    study = installed.target / "captioning" / "configs" / "study_shapes.yaml"
-    out = installed("compare", str(study), "--dry-run", cwd=tmp_path)
+def test_a_shipped_study_is_planned(installed, tmp_path):
+    out = installed("compare", "study_shapes", "--dry-run", cwd=tmp_path)
     assert out.startswith("study study_shapes: 4 decoders x 3 seeds")
 
 
