@@ -11,12 +11,7 @@ from PIL import Image, ImageOps
 
 from captioning.comparison import figures, verdicts
 from captioning.comparison.document import Block, Bullets, Card, Cards, Heading, Picture, Table, Text, write
-from captioning.comparison.results import (
-    ImageScores,
-    ScoredSystem,
-    largest_differences,
-    lowest_scores,
-)
+from captioning.comparison.results import ImageScores, ScoredSystem, largest_differences, lowest_scores
 from captioning.records import ImageRecord
 from captioning.utils.files import write_json
 

@@ -49,11 +49,7 @@ class ScoredSystem(NamedTuple):
 
 
 def score_systems(
-    systems: Sequence[System],
-    records: Sequence[ImageRecord],
-    *,
-    split: str,
-    metrics: Sequence[str] = NAMES,
+    systems: Sequence[System], records: Sequence[ImageRecord], *, split: str, metrics: Sequence[str] = NAMES
 ) -> tuple[list[ScoredSystem], list[ImageRecord], list[str]]:
     """Score every run on the same images with the same references.
 

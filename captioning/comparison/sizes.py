@@ -108,8 +108,5 @@ def _measure(shape: DataShape, by: str, decoder: Any) -> int:
 
 def _size(decoder: Any, requested: Any, shape: DataShape) -> DecoderSize:
     return DecoderSize(
-        dump(decoder),
-        shape.parameters(decoder),
-        shape.flops(decoder),
-        decoder.hidden / requested.hidden,
+        dump(decoder), shape.parameters(decoder), shape.flops(decoder), decoder.hidden / requested.hidden
     )
