@@ -24,7 +24,7 @@ class Contenders(NamedTuple):
 
 
 class WorkerProcess:
-    """The naive baseline in a process of its own, where our allocator settings (`ops.allocator`) do not help it.
+    """The naive baseline in a process of its own, where our allocator settings (`keep_freed_memory`) do not help it.
 
     Args:
         make: builds the contenders from a seed; called in the new process, so it must be picklable.

@@ -88,8 +88,8 @@ def _training_step(
     chosen = [encoded.of_image(number, captions, generator) for number in range(len(records))]
     ids, batch_sizes, tokens = pack(chosen, width=captions, pad=vocabulary.pad)
     ids = ids.to(features.regions.device)
-    valid = None if features.mask is None else features.mask[: len(records)]
-    batch_features = Features(features.regions[: len(records)], valid)
+    mask = None if features.mask is None else features.mask[: len(records)]
+    batch_features = Features(features.regions[: len(records)], mask)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def run() -> None:
