@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from captioning.comparison import figures, verdicts
 from captioning.comparison.document import Block, Bullets, Card, Cards, Heading, Picture, Table, Text, write
-from captioning.comparison.results import ImageScores, ScoredSystem, largest_differences, lowest_scores
+from captioning.comparison.results import ImageScores, ScoredSystem, largest_differences, worst_scores
 from captioning.records import ImageRecord
 from captioning.utils.files import write_json
 
@@ -27,7 +27,7 @@ REFERENCES = 3
 
 METHOD_NOTE = (
     "Method: {method}. The seeds of a system are pooled: BLEU from their summed counts, other metrics from the mean of "
-    "an image's scores. “Seeds apart”: every seed of one system is above every seed of the other."
+    "an image's scores. “Seeds apart”: every seed of one system is better than every seed of the other."
 )
 SPEED_NOTE = (
     "Measured: all decoders in turns in one process ({machine}), without the encoder, medians of {repeats} repeats; "
@@ -230,9 +230,10 @@ def _cost_bars(comparison: Mapping[str, Any]) -> Picture:
 def _examples(
     comparison: Mapping[str, Any], scored: Sequence[ScoredSystem], records: Sequence[ImageRecord]
 ) -> list[Block]:
-    """Photos on which the systems differ most, and photos on which all score low."""
+    """Photos on which the systems differ most, and photos on which all score badly."""
     labels = {system["name"]: system["label"] for system in comparison["systems"]}
     primary, scale = comparison["primary"], comparison["scales"][comparison["primary"]]
+    metric: Any = {"primary": primary, "higher_is_better": comparison["higher_is_better"]}
     pairs = sorted(comparison["pairs"], key=lambda pair: -abs(pair["metrics"][primary]["difference"]))
     photo_names = (f"photo-{number:03d}" for number in range(1000))
     blocks: list[Block] = []
@@ -240,19 +241,17 @@ def _examples(
         blocks = [Heading("Largest differences"), Text(PHOTO_NOTE.format(metric=primary), "note")]
     for pair in pairs[:PAIRS_WITH_PHOTOS]:
         for better, worse in ((pair["a"], pair["b"]), (pair["b"], pair["a"])):
-            images = largest_differences(
-                scored, records, better, worse, primary=primary, count=PHOTOS_PER_DIRECTION
-            )
+            images = largest_differences(scored, records, better, worse, count=PHOTOS_PER_DIRECTION, **metric)
             if images:
                 blocks += [
-                    Heading(f"{labels[better]} above {labels[worse]}", 3),
+                    Heading(f"{labels[better]} better than {labels[worse]}", 3),
                     _cards(images, scored, photo_names, scale),
                 ]
-    images = lowest_scores(scored, records, primary=primary, count=FAILURES)
+    images = worst_scores(scored, records, count=FAILURES, **metric)
     return [
         *blocks,
-        Heading("Lowest scores"),
-        Text(f"Images on which the best system has the lowest {primary}.", "note"),
+        Heading("Worst scores"),
+        Text(f"Images on which the best system has the worst {primary}.", "note"),
         _cards(images, scored, photo_names, scale),
     ]
 

@@ -42,20 +42,18 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
         raise UserError(
             f"{study.folder}: no run on captions of {caption_length} words is finished yet; run the study first"
         )
-    metric = get_metric(compared[0].config.training.metric).name
-    systems, records = _study_systems(plan, compared, metric)
+    metric = compared[0].config.training.metric
+    systems, records = _study_systems(plan, compared, get_metric(metric).name)
+    metrics = list(dict.fromkeys((*NAMES, metric)))
     scored, common_records, remarks = results.score_systems(
-        systems,
-        records,
-        split=study.split,
-        metrics=list(dict.fromkeys((*NAMES, compared[0].config.training.metric))),
+        systems, records, split=study.split, metrics=metrics
     )
     comparison = results.compare(scored, common_records, primary=metric)
     if len(done) < len(plan.runs):
         remarks = [f"Unfinished: {len(done)} of the study's {len(plan.runs)} runs are here.", *remarks]
     comparison |= {
         "split": study.split,
-        "metric": metric,
+        "metric": comparison["primary"],
         "chosen_on": "val",
         "remarks": remarks,
         "setup": _study_setup(plan, compared[0]),
@@ -65,8 +63,7 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
         folders: dict[str, Path] = {}
         for run in compared:
             folders.setdefault(run.system, run.config.folder)
-        costs = measurements.speed_and_memory(study.folder / "costs.json", folders, log)
-        comparison |= {"costs": costs, "measured_on": measurements.machine()}
+        comparison |= _speed(study.folder, folders, log)
     extra: list[Block] = []
     if study.lengths:
         numbers = _length_numbers(plan, done, log, speed=speed)
@@ -75,10 +72,15 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
         comparison["length_study"] = {**numbers, "claims": [claim._asdict() for claim in claims]}
         comparison["scope"] = f", on captions of {caption_length} words"
         extra = length_page.blocks(numbers, claims)
-    folder = study.folder / "report"
-    page.write_report(folder, comparison, scored, common_records, title=f"Study {study.name}", extra=extra)
+    folder, title = study.folder / "report", f"Study {study.name}"
+    page.write_report(folder, comparison, scored, common_records, title=title, extra=extra)
     log(comparison["headline"].replace("**", ""))
     return folder
+
+
+def _speed(out: Path, folders: Mapping[str, Path], log: Log) -> dict[str, Any]:
+    costs = measurements.speed_and_memory(out / "costs.json", folders, log)
+    return {"costs": costs, "measured_on": measurements.machine()}
 
 
 def _study_systems(
@@ -147,7 +149,7 @@ def _search_settings(config: ExperimentConfig) -> str:
 def _length_numbers(plan: Plan, done: Sequence[StudyRun], log: Log, *, speed: bool) -> dict[str, Any]:
     """The measurements of a length study, as `verdicts.length_claims` takes them."""
     study = plan.study
-    metric = done[0].config.training.metric
+    metric = get_metric(done[0].config.training.metric).name
     numbers: dict[str, dict[str, dict[int, list[float]]]] = {
         key: {name: {} for name in plan.sizes} for key in ("quality", "recall", "agreement")
     }
@@ -156,7 +158,7 @@ def _length_numbers(plan: Plan, done: Sequence[StudyRun], log: Log, *, speed: bo
         folder = run.config.folder
         predictions = read_json(folder / f"predictions_{study.split}.json")
         values = {
-            "quality": read_scores(folder / f"scores_{study.split}.json")[metric],
+            "quality": read_scores(folder / f"scores_{study.split}.json").get(metric),
             "recall": measurements.recall(run, study.split, log).get("among_names"),
             "agreement": name_agreement([prediction["caption"] for prediction in predictions]),
         }
@@ -200,9 +202,7 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
         ],
     }
     if speed:
-        run_folders = {name: run.folder for name, run in firsts.items()}
-        costs = measurements.speed_and_memory(out / "costs.json", run_folders, log)
-        comparison |= {"costs": costs, "measured_on": measurements.machine()}
+        comparison |= _speed(out, {name: run.folder for name, run in firsts.items()}, log)
     title = "Comparison of " + ", ".join(groups)
     page.write_report(out, comparison, scored, common_records, title=title)
     log(comparison["headline"].replace("**", ""))

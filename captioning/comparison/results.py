@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.metrics import NAMES, AdditiveStatistics, Scores
+from captioning.metrics import NAMES, AdditiveStatistics, Scores, get_metric
 from captioning.metrics.evaluation import Evaluation, evaluate
 from captioning.metrics.reference_set import ReferenceSet
 from captioning.metrics.significance import METHOD, comparable_metrics, holm, paired_bootstrap
@@ -134,16 +134,17 @@ def compare(
     """All numbers of the comparison, as in report.json.
 
     Args:
-        primary: the metric that conclusions are drawn from.
+        primary: name of the metric that conclusions are drawn from, as for `captioning.metrics.get_metric`.
         resamples: of the paired bootstrap over images.
     """
     signature = scored[0].evaluations[0].signature
-    metrics = comparable_metrics(scored[0].pooled)
+    metric, metrics = get_metric(primary), comparable_metrics(scored[0].pooled)
     return {
         "images": len(records),
         "references_fingerprint": signature["split_fingerprint"],
         "tokenizer": signature["tokenizer"],
-        "primary": primary,
+        "primary": metric.name,
+        "higher_is_better": metric.higher_is_better,
         "metrics": metrics,
         "scales": scored[0].evaluations[0].scales,
         "method": METHOD,
@@ -260,21 +261,27 @@ def largest_differences(
     worse: str,
     *,
     primary: str,
+    higher_is_better: bool,
     count: int,
 ) -> list[ImageScores]:
-    """The images on which `better` is furthest above `worse`."""
+    """The images on which `better` scores better than `worse` by the largest difference."""
     scores = _image_scores(scored, primary)
-    difference = scores[better] - scores[worse]
+    difference = (scores[better] - scores[worse]) * (1 if higher_is_better else -1)
     order = np.argsort(-difference, kind="stable")[:count]
     return [_image(records, scores, int(row)) for row in order if difference[row] > 0]
 
 
-def lowest_scores(
-    scored: Sequence[ScoredSystem], records: Sequence[ImageRecord], *, primary: str, count: int
+def worst_scores(
+    scored: Sequence[ScoredSystem],
+    records: Sequence[ImageRecord],
+    *,
+    primary: str,
+    higher_is_better: bool,
+    count: int,
 ) -> list[ImageScores]:
-    """The images on which the best system's score is lowest."""
+    """The images on which the best system's score is worst."""
     scores = _image_scores(scored, primary)
-    best = np.max(list(scores.values()), axis=0)
+    best = np.max([values if higher_is_better else -values for values in scores.values()], axis=0)
     return [_image(records, scores, int(row)) for row in np.argsort(best, kind="stable")[:count]]
 
 

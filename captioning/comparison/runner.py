@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from captioning.comparison.processes import Command, child_command, exclusive_lo
 from captioning.comparison.systems import differing_settings
 from captioning.config import ExperimentConfig, read_config
 from captioning.errors import DIVERGED, UserError
+from captioning.metrics import get_metric
 from captioning.training.checkpoint import latest
 from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
 
@@ -68,6 +69,8 @@ def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1)
 
     tasks = [functools.partial(attempt, number, run) for number, run in enumerate(plan.trials, 1)]
     run_parallel(jobs, tasks, description="learning rates", unit="rate")
+    metric = get_metric(plan.runs[0].config.training.metric)
+    choose = max if metric.higher_is_better else min
     rates = {}
     for name, scores in learning_rate_scores(plan).items():
         finite = {rate: score for rate, score in scores.items() if score is not None}
@@ -75,10 +78,10 @@ def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1)
             raise UserError(
                 f"study {plan.study.name}: {name} diverged with every rate; give lower learning_rates"
             )
-        best = rates[name] = max(finite, key=lambda rate: finite[rate])
+        best = rates[name] = choose(finite, key=lambda rate: finite[rate])
         at_edge = len(scores) > 1 and best in (min(scores), max(scores))
         log(
-            f"{name}: learning rate {best:g} of {format_rates(scores)}"
+            f"{name}: learning rate {best:g} of {format_rates(scores, metric.scale)}"
             + (" - at the edge of the rates tried" if at_edge else "")
         )
     return rates
@@ -96,9 +99,10 @@ def learning_rate_scores(plan: Plan) -> dict[str, dict[float, float | None]]:
     return scores
 
 
-def format_rates(scores: dict[float, float | None]) -> str:
+def format_rates(scores: Mapping[float, float | None], scale: float) -> str:
+    """Learning rates with their validation scores."""
     return ", ".join(
-        f"{rate:g} ({'diverged' if score is None else f'{100 * score:.1f}'})"
+        f"{rate:g} ({'diverged' if score is None else f'{scale * score:.1f}'})"
         for rate, score in scores.items()
     )
 

@@ -24,12 +24,12 @@ NUMBERS = (
     "{low:.1f} to {high:.1f}, corrected p {p}"
 )
 FINDINGS = {
-    SUPPORTED: "**{better} scores above {worse}** ({numbers}; every seed of the first scores above every seed of "
-    "the second, {seeds} seeds each).",
-    SEEDS_OVERLAP: "{better} scores above {worse} on these images ({numbers}), but their seeds overlap: another "
-    "training could reverse the order.",
-    SINGLE_SEED: "{better} scores above {worse} ({numbers}). With one seed, this holds for these two trained models "
-    "only, not for the two kinds of model.",
+    SUPPORTED: "**{better} scores better than {worse}** ({numbers}; every seed of the first is better than every "
+    "seed of the second, {seeds} seeds each).",
+    SEEDS_OVERLAP: "{better} scores better than {worse} on these images ({numbers}), but their seeds overlap: "
+    "another training could reverse the order.",
+    SINGLE_SEED: "{better} scores better than {worse} ({numbers}). With one seed, this holds for these two trained "
+    "models only, not for the two kinds of model.",
     NO_CLEAR_DIFFERENCE: "There is no clear difference between {better} and {worse} ({numbers}).",
 }
 HEADLINES = {
@@ -77,9 +77,9 @@ def _finding(pair: Mapping[str, Any], comparison: Mapping[str, Any]) -> Finding:
     metric = comparison["primary"]
     systems = {system["name"]: system for system in comparison["systems"]}
     test = pair["metrics"][metric]
-    better, worse, sign = systems[pair["a"]], systems[pair["b"]], 1
-    if test["difference"] < 0:
-        better, worse, sign = worse, better, -1
+    sign = -1 if test["difference"] < 0 else 1
+    a_is_better = (sign > 0) == comparison["higher_is_better"]
+    better, worse = (systems[pair[side]] for side in ("ab" if a_is_better else "ba"))
     seeds = min(len(better["seeds"]), len(worse["seeds"]))
     if test["holm"] >= SIGNIFICANCE or abs(test["difference"]) < NEGLIGIBLE:
         verdict = NO_CLEAR_DIFFERENCE
@@ -115,7 +115,7 @@ def headline(comparison: Mapping[str, Any], *, split: str) -> str:
     labels = {system["name"]: system["label"] for system in comparison["systems"]}
     pairs: dict[str, list[str]] = {verdict: [] for verdict in HEADLINES}
     for finding in findings(comparison):
-        word = "and" if finding.verdict == NO_CLEAR_DIFFERENCE else "above"
+        word = "and" if finding.verdict == NO_CLEAR_DIFFERENCE else "better than"
         pairs[finding.verdict].append(f"{labels[finding.better]} {word} {labels[finding.worse]}")
     sentences = [
         HEADLINES[verdict].format(pairs=", ".join(names)) for verdict, names in pairs.items() if names

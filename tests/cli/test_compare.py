@@ -34,7 +34,7 @@ def test_caption_files_are_compared_without_torch(tmp_path):
     arguments = ["compare", "--predictions", *files[:2], "--references", files[2]]
     done = python(code, *arguments, "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
-    assert "single trained models, not of kinds of model: one above two" in done.out
+    assert "single trained models, not of kinds of model: one better than two" in done.out
     comparison = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [system["name"] for system in comparison["systems"]] == ["one", "two"]
     assert "curves" not in {path.stem for path in (tmp_path / "out" / "figures").iterdir()}

@@ -76,15 +76,24 @@ def test_images_without_a_caption_of_every_run_are_left_out_with_a_remark():
         results.score_systems([complete], records[:5], split="val")
 
 
-def test_images_with_the_largest_differences_and_the_lowest_scores():
+def test_images_with_the_largest_differences_and_the_worst_scores():
     records = make_records(9)
     nonsense = {record.image_id: "zebra zebra" for record in records}
     good = System("a", "A", [SystemRun("a", 0, {**nonsense, 4: records[4].captions[0], 7: "a dog"})])
     bad = System("b", "B", [SystemRun("b", 0, {**nonsense, 7: records[7].captions[1]})])
     _, scored, common_records = make_comparison(records, good, bad)
-    above = results.largest_differences(scored, common_records, "a", "b", primary="CIDEr-D", count=3)
+    metric = {"primary": "CIDEr-D", "higher_is_better": True}
+    above = results.largest_differences(scored, common_records, "a", "b", count=3, **metric)
     assert [image.record.image_id for image in above] == [4]
-    below = results.largest_differences(scored, common_records, "b", "a", primary="CIDEr-D", count=3)
+    below = results.largest_differences(scored, common_records, "b", "a", count=3, **metric)
     assert [image.record.image_id for image in below] == [7]
-    worst = results.lowest_scores(scored, common_records, primary="CIDEr-D", count=7)
+    worst = results.worst_scores(scored, common_records, count=7, **metric)
     assert {image.record.image_id for image in worst} == set(range(9)) - {4, 7}
+    lower = {"primary": "CIDEr-D", "higher_is_better": False}
+    images = results.largest_differences(scored, common_records, "a", "b", count=3, **lower)
+    assert [image.record.image_id for image in images] == [7]
+    same = {**nonsense, 5: records[5].captions[0]}
+    systems = [System(name, name, [SystemRun(name, 0, same)]) for name in "ab"]
+    _, scored, common_records = make_comparison(records, *systems)
+    (image,) = results.worst_scores(scored, common_records, count=1, **lower)
+    assert image.record.image_id == 5

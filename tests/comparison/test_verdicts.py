@@ -14,8 +14,13 @@ def verdicts_of(comparison):
 @pytest.mark.parametrize(
     ("shares", "seeds", "verdict", "headline"),
     [
-        ((0.9, 0.3), 3, "supported", "Supported by the data: A above B."),
-        ((0.9, 0.3), 1, "single seed", "True of single trained models, not of kinds of model: A above B."),
+        ((0.9, 0.3), 3, "supported", "Supported by the data: A better than B."),
+        (
+            (0.9, 0.3),
+            1,
+            "single seed",
+            "True of single trained models, not of kinds of model: A better than B.",
+        ),
         ((0.6, 0.6), 3, "no clear difference", "No clear difference: "),
     ],
 )
@@ -29,7 +34,7 @@ def test_verdict_and_headline(shares, seeds, verdict, headline):
     assert verdicts_of(comparison) == [verdict]
     text = verdicts.headline(comparison, split="val")
     assert text.startswith("CIDEr-D on 60 images of `val`. " + headline)
-    assert ("A above B" in text) == (verdict != "no clear difference")
+    assert ("A better than B" in text) == (verdict != "no clear difference")
 
 
 def test_a_difference_between_overlapping_seeds_stays_open_however_small_p_is():
@@ -42,7 +47,7 @@ def test_a_difference_between_overlapping_seeds_stays_open_however_small_p_is():
     test = comparison["pairs"][0]["metrics"]["CIDEr-D"]
     assert test["holm"] < 0.05 and not test["separated"]
     assert verdicts_of(comparison) == ["seeds overlap"]
-    assert "Open, because seeds overlap: A above B." in verdicts.headline(comparison, split="val")
+    assert "Open, because seeds overlap: A better than B." in verdicts.headline(comparison, split="val")
 
 
 def test_the_better_system_comes_first_with_its_difference_and_interval_positive():
@@ -55,6 +60,15 @@ def test_the_better_system_comes_first_with_its_difference_and_interval_positive
     (finding,) = verdicts.findings(comparison)
     assert (finding.better, finding.worse) == ("b", "a")
     assert f"interval over images {-100 * test['high']:.1f} to {-100 * test['low']:.1f}" in finding.sentence
+
+
+def test_lower_scores_are_better_where_the_metric_says_so():
+    records = make_records(60)
+    high = make_system("a", records, right=0.9, seeds=2, begin=2)
+    low = make_system("b", records, right=0.3, seeds=2, begin=1)
+    comparison, _, _ = make_comparison(records, high, low)
+    (finding,) = verdicts.findings(comparison | {"higher_is_better": False})
+    assert (finding.better, finding.worse, finding.verdict) == ("b", "a", "supported")
 
 
 def test_limits_name_the_split_that_chose_the_epoch_and_the_part_of_chance():
