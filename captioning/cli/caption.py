@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Captions of image files on stdout. What is said is the doing of `captioning.captioner.predict`."""
+"""`captioning caption`: captions of image files on stdout."""
 
 from __future__ import annotations
 
@@ -7,17 +6,18 @@ import argparse
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captioning.cli.models import caption_batch, choose_device, model_folder
 from captioning.cli.options import add_allow_code, add_search, positive, search_of
 from captioning.errors import UserError
 from captioning.utils.paths import STDIN, ImageFile, find_images
+from captioning.utils.prefetch import prefetch
 
 if TYPE_CHECKING:
     import torch
@@ -30,41 +30,48 @@ if TYPE_CHECKING:
     from captioning.inspection.rescoring import WordDetail
     from captioning.records import Prediction
 
-DRAWN = 448
-"""Longest side, in pixels, of the photos that `--attention` draws."""
+PHOTO_SIZE = 448
+"""Longest side, in pixels, of the photos in the figures of `--attention`."""
 
 EXAMPLES = """\
-examples:
-  captioning caption photo.jpg --model runs/shapes        the best model of a run
-  captioning caption photos/ 'more/*.png' --model MODEL   folders with all below; quoted patterns
-  curl -s URL | captioning caption - --model MODEL        an image from standard input
-  captioning caption photos/ --model MODEL | cut -f2      the captions alone
-  captioning caption photo.jpg --model MODEL --top 3      the three best, with their scores
-  captioning caption photos/ --model MODEL --json         one JSON object a line
-  captioning caption photos/ --model MODEL --json --words   with each word's probability and entropy
-  captioning caption photo.jpg --model MODEL --search diverse_beam --top 5       five that differ
+Captions:
+  captioning caption photo.jpg --model runs/shapes             the best model of a run
+  captioning caption photos/ 'more/*.png' --model MODEL        folders with their subfolders; quoted patterns
+  curl -s URL | captioning caption - --model MODEL             an image from standard input
+  captioning caption photo.jpg --model A --model B             an ensemble of models with one vocabulary
+
+Output:
+  captioning caption photos/ --model MODEL | cut -f2           the captions alone
+  captioning caption photos/ --model MODEL --json              one JSON object a line
+  captioning caption photos/ --model MODEL --json --words      with each word's probability and entropy
+  captioning caption val2017/ --model MODEL --out p.json       also COCO results, for captioning evaluate
+
+Searches:
+  captioning caption photo.jpg --model MODEL --top 3           the three best, with their scores
+  captioning caption photo.jpg --model MODEL --search diverse_beam --top 5       five different ones
   captioning caption photo.jpg --model MODEL --search sample --top 5 --search-option top_p=0.9
   captioning caption photo.jpg --model MODEL --search-option prefix='a photo of' --search-option no_repeat=3
-  captioning caption photo.jpg --model MODEL --search-option 'forced=[dog, "on the grass"]'   said somewhere
-  captioning caption photo.jpg --model A --model B        several models of one vocabulary as one
-  captioning caption val2017/ --model MODEL --out p.json  also COCO results, for captioning evaluate
-  captioning caption photo.jpg --model MODEL --attention see/   where it looked at each word
-  captioning caption photo.jpg --model MODEL --explain see/ --reference "a dog runs"
-                       the beam's tree as JSON, and whether the model or the search missed that caption
+  captioning caption photo.jpg --model MODEL --search-option 'forced=[dog, "on the grass"]'   must contain these
 
-output: PATH<TAB>CAPTION, and with --top <TAB>SCORE (log-probability under the length rule), one line a
-caption, in the order of the files as given (a folder's in natural order). What cannot be printed of a path is
-escaped; --json has the path itself. A file that cannot be captioned is named on stderr; the others are done.
-exit code: 0 all captioned; 1 some were not; 2 stopped: the model or a setting is wrong"""
+Explanations:
+  captioning caption photo.jpg --model MODEL --attention figures/   attention over the photo at each word
+  captioning caption photo.jpg --model MODEL --explain beams/ --reference "a dog runs"
+      the beam search as a JSON tree, and why it did not return the reference: a search error or a model error
+
+Each caption is one line, PATH<TAB>CAPTION, and with --top <TAB>SCORE (log-probability under the length rule), in the
+order of the files (a folder's in natural order: img2 before img10). Unprintable characters of a path are escaped;
+--json has the path itself. Files that cannot be captioned are named on stderr, and the others are captioned.
+
+exit code: 0 all images captioned; 1 some were not; 2 the input was refused, with the reason on stderr"""
 
 
 class Loaded(NamedTuple):
-    """A file on its way to the model. `note` is for stderr: why there are no pixels, or what was left out."""
+    """A file that was read."""
 
-    found: ImageFile
-    pixels: tuple[torch.Tensor, ...] | None  # each (3, size, size), as a model of the ensemble takes it
-    photo: Image | None
-    note: str
+    file: ImageFile
+    pixels: tuple[torch.Tensor, ...] | None  # (3, size, size) for each model; None if it cannot be read
+    photo: Image | None  # for `--attention`
+    note: str  # for stderr: why there are no pixels, or what was ignored
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -74,6 +81,20 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s IMAGE|DIR|GLOB|- [...] --model FOLDER [options]",
     )
+    add_options(parser)
+    args = parser.parse_args()
+    if args.top and args.beam and args.top > args.beam:
+        parser.error(f"--top {args.top} needs a beam at least as wide, but --beam is {args.beam}")
+    if args.words and not args.json:
+        parser.error("--words needs --json")
+    if args.reference and not args.explain:
+        parser.error("--reference needs --explain")
+    if args.attention and len(args.model) > 1:
+        parser.error("--attention is for a single model; give one --model")
+    return args
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, quoted patterns; - for stdin")
     add(
@@ -81,69 +102,57 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         action="append",
         metavar="FOLDER",
-        help="a run's folder (runs/NAME) or a model folder; given several times, an ensemble of these",
+        help="a run (runs/NAME) or a model folder; several are an ensemble",
     )
     add(
         "--average",
         choices=("probabilities", "log_probabilities"),
         default="probabilities",
-        help="what an ensemble takes the mean of (default: probabilities)",
+        help="what an ensemble averages (default: probabilities)",
     )
     add("--json", action="store_true", help="one JSON object a line instead of PATH<TAB>CAPTION")
     add(
         "--words",
         action="store_true",
-        help="with --json, of each word log-probability, probability and entropy (nats) of its distribution",
+        help="with --json: log-probability, probability and entropy (nats) of each word",
     )
     add("--top", type=positive, metavar="N", help="the N best captions of each image, best first")
     add_search(parser, default="the model's")
     add(
         "--out",
         metavar="FILE",
-        help="also write COCO results; image_id is the file's name, or its path below the folder given",
+        help="also write COCO results; image_id is the file's name, or its path below the given folder",
     )
-    add("--attention", metavar="DIR", help="also draw DIR/IMAGE.attention.png: where each word looked")
+    add("--attention", metavar="DIR", help="also draw the attention at each word, DIR/IMAGE.attention.png")
     add(
         "--explain",
         metavar="DIR",
-        help="also write DIR/IMAGE.beam.json: the beam search step by step, and what each hypothesis lost to",
+        help="also write the steps of the beam search, and what each hypothesis lost to, DIR/IMAGE.beam.json",
     )
     add(
         "--reference",
         action="append",
         default=[],
         metavar="TEXT",
-        help="with --explain, a right caption of the one image: tells search error from model error",
+        help="with --explain: a correct caption of the image, to tell search errors from model errors",
     )
-    add("--device", default="auto", help="auto (default: a GPU where there is one), cpu, cuda, cuda:1 ...")
+    add("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, ...")
     add("--batch", type=positive, default=16, metavar="N", help="images at a time (default: 16)")
     add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args()
-    if args.top and args.beam and args.top > args.beam:
-        parser.error(f"--top {args.top} needs a beam at least as wide, but --beam is {args.beam}")
-    if args.words and not args.json:
-        parser.error("--words goes with --json")
-    if args.reference and not args.explain:
-        parser.error("--reference goes with --explain")
-    if args.attention and len(args.model) > 1:
-        parser.error("--attention is drawn of one model; give one --model")
-    return args
 
 
 def main() -> int:
     args = parse_arguments()
-    folders = [model_folder(name) for name in args.model]
+    folders = [model_folder(Path(name)) for name in args.model]
     if args.out:
         check_writable(args.out)
     files = find_images(args.images)
     if ImageFile(STDIN, STDIN) in files and sys.stdin.isatty():
         raise UserError("- reads an image from standard input: pipe one in, or name a file")
     if args.reference and len(files) > 1:
-        raise UserError(f"--reference is of one image, and these are {len(files)}; name one")
-    # now that what is cheap to find wrong is right: torch takes seconds
-    from tqdm import tqdm
-
+        raise UserError(f"--reference is for one image, and these are {len(files)}; name one")
+    # imported after these checks because torch takes seconds
     from captioning.captioner.ensemble import open_captioners
     from captioning.inspection.beam_tree import require_beam_search
     from captioning.records import write_predictions
@@ -154,189 +163,145 @@ def main() -> int:
     search = search_of(captioner, args, n_best=args.top)
     if args.explain:
         require_beam_search(search)
-    kept: list[Prediction] = []
-    failed = 0
-    loading = load_all(files, captioner.preprocessings, photos=bool(args.attention), ahead=2 * args.batch)
-    # `progress.write` prints past the bar
-    with tqdm(total=len(files), unit="image", leave=False, disable=None, delay=2) as progress:
-        while batch := list(islice(loading, args.batch)):
-            for loaded in batch:
-                if loaded.note:
-                    progress.write(loaded.note, file=sys.stderr)
-            good = [loaded for loaded in batch if loaded.pixels is not None]
-            failed += len(batch) - len(good)
-            predictions = caption(captioner, good, search)
-            words = details(captioner, good, predictions, search) if args.words else [None] * len(good)
-            for loaded, prediction, each in zip(good, predictions, words, strict=True):
-                progress.write(as_line(loaded.found, prediction, each, args), file=sys.stdout)
-                if args.out:
-                    kept.append(prediction)
-                if args.attention:
-                    draw(captioner, loaded, prediction, args.attention)
-                if args.explain:
-                    write_explanation(captioner, loaded, search, args)
-            sys.stdout.flush()
-            progress.update(len(batch))
+    predictions: list[Prediction] = []
+    count = 0
+    for prediction in caption_files(captioner, files, search, args):
+        count += 1
+        if args.out:
+            predictions.append(prediction)
     if args.out:
-        write_predictions(args.out, kept)
-        print(f"captions of {len(kept)} images: {args.out}", file=sys.stderr)
+        write_predictions(args.out, predictions)
+        print(f"captions of {count} images: {args.out}", file=sys.stderr)
     if args.attention:
-        print(f"attention of {len(files) - failed} images: {args.attention}", file=sys.stderr)
+        print(f"attention of {count} images: {args.attention}", file=sys.stderr)
     if args.explain:
-        print(f"beam searches of {len(files) - failed} images: {args.explain}", file=sys.stderr)
-    if failed:
+        print(f"beam searches of {count} images: {args.explain}", file=sys.stderr)
+    if failed := len(files) - count:
         print(f"{failed} of {len(files)} could not be captioned", file=sys.stderr)
     return 1 if failed else 0
 
 
-def model_folder(name: str) -> Path:
-    """The model's folder: `name`, or `name/model` of a run. Raises UserError where neither is one."""
-    folder = Path(name)
-    if (folder / "manifest.json").is_file():
-        return folder
-    # `.model.old`: see `files.recover_folder`
-    if (folder / "model").is_dir() or (folder / ".model.old").is_dir():
-        return folder / "model"
-    if not folder.is_dir():
-        raise UserError(f"{name}: no such folder; --model takes a run (runs/NAME) or a model folder")
-    raise UserError(f"{name}: holds no model (no manifest.json, no model/); give a finished run")
+def caption_files(
+    captioner: Captioner | EnsembleCaptioner,
+    files: Sequence[ImageFile],
+    search: SearchConfig,
+    args: argparse.Namespace,
+) -> Iterator[Prediction]:
+    """Caption the files that can be read; print the captions and write what `--attention` and `--explain` ask for."""
+    from tqdm import tqdm
+
+    from captioning.utils.progress import progress
+
+    load = partial(load_file, preprocessings=captioner.preprocessings, keep_photo=bool(args.attention))
+    loading = (loaded for _, loaded in prefetch(load, files, ahead=2 * args.batch))
+    with progress(total=len(files), desc="captioning", unit="image", delay=2) as bar:
+        while batch := list(islice(loading, args.batch)):
+            for loaded in batch:
+                if loaded.note:
+                    tqdm.write(loaded.note, file=sys.stderr)  # does not break the bar
+            readable = [loaded for loaded in batch if loaded.pixels is not None]
+            for loaded, prediction, words in caption_loaded(captioner, readable, search, args):
+                tqdm.write(as_line(loaded.file, prediction, words, args), file=sys.stdout)
+                if args.attention:
+                    draw_attention(captioner, loaded, prediction, args.attention)
+                if args.explain:
+                    write_explanation(captioner, loaded, search, args)
+                yield prediction
+            sys.stdout.flush()
+            bar.update(len(batch))
 
 
 def check_writable(out: str) -> None:
-    """Raises UserError where `out` cannot become a file: now, and not after the last caption."""
+    """Raises UserError if `out` cannot become a file, before the first caption and not after the last."""
     path = Path(out)
     if path.is_dir():
         raise UserError(f"--out {out}: a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: its folder cannot be made ({error.strerror})") from None
+        raise UserError(f"--out {out}: cannot create its folder ({error.strerror})") from None
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out {out}: its folder cannot be written to; name another")
+        raise UserError(f"--out {out}: its folder is not writable; name another")
 
 
-def choose_device(name: str) -> torch.device:
-    """Raises UserError where there is no such device."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not to be had here ({reason}); use --device cpu") from None
-
-
-def load_all(
-    files: Sequence[ImageFile], preprocessings: Sequence[Preprocessing], *, photos: bool, ahead: int
-) -> Iterator[Loaded]:
-    """The files in their order; threads load up to `ahead` of them while the model works."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        waiting: deque[Future[Loaded]] = deque()
-        try:
-            for found in files:
-                waiting.append(pool.submit(load, found, preprocessings, photos=photos))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def load(found: ImageFile, preprocessings: Sequence[Preprocessing], *, photos: bool) -> Loaded:
-    """Read one file, prepared in each way; `photos` keeps a small copy to draw on."""
+def load_file(file: ImageFile, *, preprocessings: Sequence[Preprocessing], keep_photo: bool) -> Loaded:
+    """Read one file and preprocess it for each model; `keep_photo` keeps a small copy to draw on."""
     from captioning.images.preprocessing import preprocess
     from captioning.images.reading import BadImage, printable, read_image
 
-    if found.problem:
-        return Loaded(found, None, None, f"{printable(found.path)}: {found.problem}")
+    if file.problem:
+        return Loaded(file, None, None, f"{printable(file.path)}: {file.problem}")
     try:
-        image, note = read_image(sys.stdin.buffer if found.path == STDIN else found.path)
+        image, note = read_image(sys.stdin.buffer if file.path == STDIN else file.path)
     except BadImage as error:
-        return Loaded(found, None, None, str(error))
-    pixels = tuple(preprocess(image, each) for each in preprocessings)
-    if photos:
-        image.thumbnail((DRAWN, DRAWN))
-    return Loaded(found, pixels, image if photos else None, note)
+        return Loaded(file, None, None, str(error))
+    pixels = tuple(preprocess(image, preprocessing) for preprocessing in preprocessings)
+    if keep_photo:
+        image.thumbnail((PHOTO_SIZE, PHOTO_SIZE))
+    return Loaded(file, pixels, image if keep_photo else None, note)
 
 
-def images_of(captioner: Captioner | EnsembleCaptioner, batch: Sequence[Loaded]) -> Any:
-    """The pixels of a batch, as `captioner.encode_memory` takes them."""
+def stack_pixels(captioner: Captioner | EnsembleCaptioner, batch: Sequence[Loaded]) -> Any:
+    """The pixels of a batch, in the form that `captioner.encode_memory` takes."""
     import torch
 
     device = next(captioner.parameters()).device
     pixels = [loaded.pixels for loaded in batch if loaded.pixels is not None]
-    images = [torch.stack(each).to(device) for each in zip(*pixels, strict=True)]
+    images = [torch.stack(images_of_model).to(device) for images_of_model in zip(*pixels, strict=True)]
     return images[0] if len(images) == 1 else images
 
 
-def caption(
-    captioner: Captioner | EnsembleCaptioner, batch: Sequence[Loaded], search: SearchConfig
-) -> list[Prediction]:
-    """Predictions of a batch, in its order. Raises UserError where memory runs out."""
-    import torch
-
-    from captioning.captioner.predict import generate_captions
-
-    if not batch:
-        return []
-    ids = [loaded.found.image_id for loaded in batch]
-    try:
-        return generate_captions(captioner, images_of(captioner, batch), ids, config=search)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise UserError(f"out of memory with {len(batch)} images at a time; lower --batch") from None
-        raise
-
-
-def details(
+def caption_loaded(
     captioner: Captioner | EnsembleCaptioner,
     batch: Sequence[Loaded],
-    predictions: Sequence[Prediction],
     search: SearchConfig,
-) -> list[list[list[WordDetail]]]:
-    """Of each image, of its caption and each alternative, the words' numbers."""
+    args: argparse.Namespace,
+) -> list[tuple[Loaded, Prediction, list[list[WordDetail]] | None]]:
+    """The caption of each image; with `--words` also the details of its words and of each alternative's."""
     import torch
 
     from captioning.inspection.rescoring import word_details
 
     if not batch:
         return []
-    with torch.inference_mode():
-        memory = captioner.encode_memory(images_of(captioner, batch))
-    return word_details(captioner, memory, predictions, search)
+    images = stack_pixels(captioner, batch)
+    predictions = caption_batch(captioner, images, [loaded.file.image_id for loaded in batch], search)
+    words: Sequence[list[list[WordDetail]] | None] = [None] * len(batch)
+    if args.words:
+        with torch.inference_mode():
+            memory = captioner.encode_memory(images)
+        words = word_details(captioner, memory, predictions, search)
+    return list(zip(batch, predictions, words, strict=True))
 
 
 def as_line(
-    found: ImageFile, prediction: Prediction, words: list[list[WordDetail]] | None, args: argparse.Namespace
+    file: ImageFile, prediction: Prediction, words: list[list[WordDetail]] | None, args: argparse.Namespace
 ) -> str:
-    """What is printed for an image: JSON, or a line of text for each caption asked for."""
+    """The output for an image: a JSON object, or a line of text for each caption."""
     from captioning.images.reading import printable
     from captioning.records import as_json
 
     if args.json:
-        entry = {"path": found.path, **as_json(prediction)}
+        entry = {"path": file.path, **as_json(prediction)}
         if words is not None:
-            for each, its in zip((entry, *entry.get("alternatives", ())), words, strict=True):
-                each["words"] = [asdict(word) for word in its]
+            captions = (entry, *entry.get("alternatives", ()))
+            for caption, details in zip(captions, words, strict=True):
+                caption["words"] = [asdict(word) for word in details]
         return json.dumps(entry, ensure_ascii=False)
-    path = printable(found.path)
+    path = printable(file.path)
     if not args.top:
         return f"{path}\t{prediction.caption}"
     ranked = (prediction, *prediction.alternatives)
-    return "\n".join(f"{path}\t{each.caption}\t{each.score:.4f}" for each in ranked)
+    return "\n".join(f"{path}\t{caption.caption}\t{caption.score:.4f}" for caption in ranked)
 
 
-def safe_name(found: ImageFile) -> str:
-    """The image's id as a file's name: the id of files of like name is their path, which may lead out of a folder."""
-    name = found.image_id
+def safe_name(file: ImageFile) -> str:
+    """The image's id as a file name that stays inside its folder; an id may be a path."""
+    name = file.image_id
     return name if not os.path.isabs(name) and ".." not in Path(name).parts else name.replace(os.sep, "_")
 
 
-def draw(
+def draw_attention(
     captioner: Captioner | EnsembleCaptioner, loaded: Loaded, prediction: Prediction, folder: str
 ) -> None:
     """Write FOLDER/IMAGE_ID.attention.png."""
@@ -351,7 +316,7 @@ def draw(
         loaded.photo,
         words,
         maps,
-        Path(folder) / f"{safe_name(loaded.found)}.attention.png",
+        Path(folder) / f"{safe_name(loaded.file)}.attention.png",
         preprocessing=captioner.config.preprocessing,
     )
 
@@ -363,6 +328,6 @@ def write_explanation(
     from captioning.inspection.beam_tree import explain_search
     from captioning.utils.files import write_json
 
-    images = images_of(captioner, [loaded])
-    told = explain_search(captioner, images, loaded.found.image_id, search, references=args.reference)
-    write_json(Path(args.explain) / f"{safe_name(loaded.found)}.beam.json", told)
+    images = stack_pixels(captioner, [loaded])
+    explanation = explain_search(captioner, images, loaded.file.image_id, search, references=args.reference)
+    write_json(Path(args.explain) / f"{safe_name(loaded.file)}.beam.json", explanation)

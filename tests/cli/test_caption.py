@@ -248,7 +248,7 @@ def test_a_greedy_model(tmp_path, photos):
         (["--top", "4", "--beam", "3"], "--top 4 needs a beam at least as wide, but --beam is 3"),
         (["--beam", "0"], "expected a number from 1 on, got '0'"),
         (["--max-length", "18"], "--max-length 18: this model's decoder reads at most 17 words"),
-        (["--device", "toaster"], "--device toaster: not to be had here"),
+        (["--device", "toaster"], "--device toaster: not available here"),
         (["--out", "."], "--out .: a folder; name a file"),
     ],
 )
@@ -263,7 +263,7 @@ def test_cuda_where_there_is_none(model, photos):
         pytest.skip("there is a GPU")
     done = tool("caption", photos, "--model", model, "--device", "cuda")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("error: --device cuda: not to be had here")
+    assert done.err.startswith("error: --device cuda: not available here")
 
 
 def test_run_folder_stands_for_its_model(model, photos, tmp_path):
@@ -334,10 +334,7 @@ def test_a_mistyped_model_needs_no_torch():
     )
     done = python(code)
     assert done.out == "2 False\n"
-    assert (
-        done.err
-        == "error: runs/no-such-run: no such folder; --model takes a run (runs/NAME) or a model folder\n"
-    )
+    assert done.err == "error: runs/no-such-run: no such folder; give a run (runs/NAME) or a model folder\n"
 
 
 def test_natural_order():
