@@ -1,1 +1,1 @@
-"""Tokens and vocabularies."""
+"""Tokenizer and vocabulary."""

@@ -1,18 +1,17 @@
-"""Caption text -> tokens, the same for vocabulary and metrics. Knows one caption at a time, no files.
+"""The tokenizer of captions, equal to Stanford's PTBTokenizer 3.4.1 as coco-caption calls it.
 
-Penn Treebank rules as Stanford's PTBTokenizer 3.4.1 applies them with `-lowerCase`, and then the punctuation
-that coco-caption drops is dropped: the tokens behind published scores. `can't` is `ca n't`, `dog's` `dog 's`,
-a hyphenated word is one token, an abbreviation keeps its period. Brackets become `-lrb-` and so on, and stay,
-because coco-caption lists them in capitals.
+Penn Treebank rules with `-lowerCase`, then the punctuation that coco-caption removes is removed; published scores
+are computed on these tokens. `can't` becomes `ca n't`, `dog's` becomes `dog 's`, a hyphenated word is one token, an
+abbreviation keeps its period. Brackets become `-lrb-` and so on and stay, because coco-caption lists them in capitals.
 
-Like the original this is a longest-match scanner. It looks at one run of non-space characters at a time and
-remembers what became of it, which makes it fast. Tokens still differ from the original's where
-- emoji, private characters, control characters or odd spaces stand inside a web or e-mail address, which the
-  original keeps whole, or directly after the period of an initial ("J.", "p.m." keep theirs all the same);
-- a soft hyphen begins or ends a word;
-- a telephone number or a fraction with a space in it begins within a run of characters ("x555 555 1234");
-- "<<" stands before a tag, ". . ." directly after a letter, a mark or `&eacute;` directly after a few short
-  forms ("ne'er&eacute;"), `&nbsp;` inside an address; and the Armenian hyphen alone is dropped there.
+Like the original this is a longest-match scanner. It scans one run of non-space characters at a time and caches the
+result, which makes it fast. Tokens differ from the original's in these known cases:
+- emoji, private use characters, control characters or unusual spaces inside a web or e-mail address, or directly after
+  the period of an initial ("J.", "p.m."); the original keeps these tokens whole;
+- a soft hyphen at the beginning or end of a word;
+- a telephone number or a fraction with a space that begins within a run of characters ("x555 555 1234");
+- "<<" before a tag, ". . ." directly after a letter, a mark or `&eacute;` directly after a few short forms
+  ("ne'er&eacute;"), `&nbsp;` inside an address; only the Armenian hyphen is removed there.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ from captioning.text.tokenizer_rules import (
 DROPPED = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
-"""What coco-caption leaves out of a tokenized caption."""
+"""Tokens that coco-caption removes from a tokenized caption."""
 
 _COMPOUND = re.compile(r"(?i:cannot|gonna|wanna|gotta|lemme|gimme)")
-_DASHES = re.compile(r"-{1,4}|\.+")  # the original writes a longer row of hyphens as it is
+_DASHES = re.compile(r"-{1,4}|\.+")  # the original keeps longer rows of hyphens as they are
 _BRACKETS = str.maketrans(
     {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 )
@@ -46,17 +45,16 @@ _ROUND = str.maketrans({"(": "-lrb-", ")": "-rrb-"})  # within a token
 _NO_BREAK = re.compile("&nbsp;", re.IGNORECASE)
 _JOINED = re.compile(r"[a-z]+(?:(?:\+|&|&amp;)[a-z]+)+")  # AT&T
 
-_LONGEST = 200  # characters looked at in one go: some rules take time in the square of it
+_MAX_CHUNK = 200  # characters scanned at once: some rules take quadratic time
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case tokens of one caption; an empty list where nothing but punctuation is left.
+    """Lower-case tokens of one caption; an empty list if it has only punctuation.
 
-    White space, line ends and control characters included, separates tokens and does no more: a caption
-    never reaches into its neighbour.
+    White space, including line ends and control characters, separates tokens and has no other effect.
     """
     if not caption.isascii():
-        # a soft hyphen only says where a line may break
+        # a soft hyphen only marks a possible line break
         caption = UNKNOWN.sub(" ", caption.replace("\xad", ""))
     if "&" in caption:
         caption = _NO_BREAK.sub(" ", caption)
@@ -67,20 +65,20 @@ def tokenize(caption: str) -> list[str]:
     for spaced in SPACED.finditer(caption):
         token = spaced[0]
         if token[0] != "<":
-            if " " not in token:  # as any other
+            if " " not in token:  # handled by `_plain` like other tokens
                 continue
             token = token.translate(_ROUND)
         tokens += _plain(caption[end : spaced.start()], before=token)
-        tokens += (part for part in token.lower().split() if part not in DROPPED)
+        tokens += (word for word in token.lower().split() if word not in DROPPED)
         end = spaced.end()
     return tokens + _plain(caption[end:], before="")
 
 
 def _plain(text: str, *, before: str) -> list[str]:
-    """Tokens of text where no token holds a space; `before` what, if anything, it comes before."""
+    """Tokens of text in which no token contains a space; `before` is the token after the text, if any."""
     chunks = text.split()
-    if len(text) > _LONGEST:
-        chunks = [chunk[at : at + _LONGEST] for chunk in chunks for at in range(0, len(chunk), _LONGEST)]
+    if len(text) > _MAX_CHUNK:
+        chunks = [chunk[at : at + _MAX_CHUNK] for chunk in chunks for at in range(0, len(chunk), _MAX_CHUNK)]
     tokens: list[str] = []
     for at, chunk in enumerate(chunks, 1):
         if chunk[-1] == ".":
@@ -95,12 +93,13 @@ def _plain(text: str, *, before: str) -> list[str]:
 def _scan(chunk: str, before_digit: bool, ends: bool) -> tuple[str, ...]:
     """Tokens of one run of non-space characters.
 
-    `before_digit`: what comes after it begins with a digit; `ends`: nothing does, or a new sentence.
+    before_digit: whether the following text begins with a digit.
+    ends: whether the text ends here or a new sentence follows.
     """
     if chunk.isalpha() and not _COMPOUND.fullmatch(chunk):
         return (chunk.lower(),)
     tokens: list[str] = []
-    text = chunk + "  "  # what comes after a token counts for its length, white space too
+    text = chunk + "  "  # rules match the characters after a token too, white space included
     at = 0
     while at < len(chunk):
         longest = None
@@ -108,7 +107,7 @@ def _scan(chunk: str, before_digit: bool, ends: bool) -> tuple[str, ...]:
             match = rule.match(text, at)
             if match and (not longest or match.end() > longest.end()):
                 longest = match
-        if longest is None:  # passed over
+        if longest is None:  # no rule: the original skips the character
             at += 1
             continue
         token = longest[1]
@@ -118,14 +117,14 @@ def _scan(chunk: str, before_digit: bool, ends: bool) -> tuple[str, ...]:
                 token = token[0]
             elif before_digit and token == "." and tokens and tokens[-1] in BEFORE_NUMBERS:
                 tokens[-1] += "."
-        token = _written(token)
+        token = _spell(token)
         if token not in DROPPED and not _DASHES.fullmatch(token):
             tokens.append(token)
     return tuple(tokens)
 
 
-def _written(token: str) -> str:
-    """The token as the original writes it, in lower case."""
+def _spell(token: str) -> str:
+    """The token in lower case and in the original's spelling."""
     if QUOTED.fullmatch(token):
         token = token.replace("&apos;", "'").replace("&quot;", '"').translate(QUOTES)
     token = token.lower()

@@ -1,6 +1,6 @@
-"""The tables and patterns of the tokenizer: characters, abbreviations, rules. Applies none of them.
+"""Character tables, abbreviations and rules of the tokenizer.
 
-Written after the behaviour of Stanford's PTBTokenizer 3.4.1, on every character and on made-up text.
+They reproduce the behaviour of Stanford's PTBTokenizer 3.4.1, measured on every character and on generated text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SYMBOLS = (  # tokens of their own
     "\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1"
     "\uffe5\uffe6"
 )
-_NEWER = (  # letters and numbers of today that the original doesn't know
+_NEWER = (  # letters and numbers of newer Unicode versions, unknown to the original
     "\u037f\u0528-\u052f\u0560\u0588\u05ef\u0860-\u088e\u08a1\u08ad-\u08c9\u0978\u0980\u09f4-\u09fc\u0af9"
     "\u0b72-\u0b77\u0bf0-\u0bf2\u0c34\u0c5a-\u0c5d\u0c78-\u0c80\u0cdd\u0d04\u0d54-\u0d5f\u0d70-\u0d78"
     "\u0de6-\u0def\u0e86\u0e89\u0e8c\u0e8e-\u0e93\u0e98\u0ea0\u0ea8\u0ea9\u0eac\u0f2a-\u0f33\u1369-\u137c"
@@ -53,7 +53,7 @@ SPELLED = {
     "&gt;": ">",
     "&amp;": "&",
 }
-"""Whole tokens that are written otherwise."""
+"""Tokens and their replacements."""
 QUOTES = str.maketrans(
     {
         **dict.fromkeys("\x92\u2019\u203a", "'"),
@@ -62,8 +62,8 @@ QUOTES = str.maketrans(
         **dict.fromkeys('\x94\u201d\xbb"', "''"),
     }
 )
-"""How quotation marks are written in tokens of `QUOTED`; elsewhere they stay."""
-# the original passes over what it has no rule for: emoji, all beyond the first 65,536 characters, controls
+"""Replacements of quotation marks in tokens that match `QUOTED`; elsewhere they stay."""
+# the original skips characters without a rule: emoji, controls, everything above U+FFFF
 UNKNOWN = re.compile(
     rf"[^!-~\w\x80\x91-\x94\x96\x97\xa1-\xac\xae-\xbf\u2010\u2011\u2013-\u2015\u2018-\u201f\u2026\u2039\u203a"
     rf"\u20a0\u20ac\u2153\u2154{_MARKS}{_SYMBOLS}]|[{_NEWER}\U00010000-\U0010ffff]"
@@ -96,7 +96,7 @@ _OPENINGS = """
 STARTERS = frozenset(_OPENINGS.split())
 
 
-# ---- rules: group 1 of a match is the token; what the pattern goes on with must come after it
+# ---- rules: group 1 of a match is the token; the rest of the pattern must follow the token
 
 _APOSTROPHE = "(?:['\x92\u2019]|&(?i:apos);)"
 _ANY_APOSTROPHE = "(?:['`\x91\x92\u2018\u2019\u201b]|&(?i:apos);)"
@@ -129,7 +129,7 @@ SPACED = re.compile(
     rf"/?{_NAME}(?: +{_NAME}(?: *= *['\"][^'\"]{{0,200}}['\"])?){{0,20}} *(?:/ *)?)>"
     rf"|{_AREA}|(?<![^\s(\"'])(?:{_TELEPHONE}|{_FRACTION})".replace("GAP", " ")
 )
-"""Tokens that may hold spaces: HTML's and SGML's tags and comments, telephone numbers, fractions."""
+"""Tokens that may contain spaces: HTML and SGML tags and comments, telephone numbers, fractions."""
 
 _PLACE = r"(?:/[^\s\"<>|()]+[^\s\"<>|.!?(){},-])"
 
@@ -168,7 +168,7 @@ RULES = tuple(
         rf"({_AREA}|{_TELEPHONE})".replace("GAP", ""),
         rf"({_FRACTION})".replace("GAP", ""),
         r"(https?://[^\s\"<>|()]+[^\s\"<>|.!?(){},-])",
-        # from "," to "_" is one range in the original, by a slip: neither digits nor capitals before ".com"
+        # the original has "," to "_" as a range, by mistake: neither digits nor capitals before ".com"
         rf"((?:www\.(?:[^\s\"`<>|.!?(){{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^\s\"`'<>|.!?(){{}},-_$]+\.)+(?:com|net|org|edu)){_PLACE}?)",
         rf"(www\.(?:[^\s\"`<>|.!?(){{}},/]+\.)+[a-zA-Z]{{2,4}}{_PLACE})",  # the longest, not the first, of two readings
         r"((?:<|&lt;)?[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|().{}]+\.)*[^\s\"<>|().{}]+(?:>|&gt;)?)",

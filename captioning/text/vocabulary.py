@@ -1,4 +1,4 @@
-"""Words <-> ids. Built from the training split only; knows text, no tensors."""
+"""The vocabulary: words to ids and back, built from the training split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captioning.utils.files import fingerprint, read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """Words seen `min_count` times in the training split; captions are cut to `max_length` words in training."""
+    """Words that occur `min_count` times in training; training captions are cut to `max_length` words."""
 
     __pydantic_config__ = {"extra": "forbid"}
     min_count: Annotated[int, Field(ge=1)] = 5
@@ -37,7 +37,7 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """An ordered list of words, the four special ones first: `<pad>` 0, `<start>` 1, `<end>` 2, `<unk>` 3."""
+    """An ordered list of words; the first four are `<pad>` 0, `<start>` 1, `<end>` 2 and `<unk>` 3."""
 
     words: tuple[str, ...]
     min_count: int = 1
@@ -48,19 +48,19 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.words[: len(SPECIALS)] != SPECIALS:
-            raise UserError(f"a vocabulary begins with {' '.join(SPECIALS)}, found {self.words[:4]}")
+            raise UserError(f"a vocabulary must begin with {' '.join(SPECIALS)}, found {self.words[:4]}")
         if len(set(self.words)) != len(self.words):
-            raise UserError("a vocabulary's words must differ, but some occur twice")
+            raise UserError("a vocabulary's words must be unique, but some occur twice")
 
     @classmethod
     def build(cls, captions: Iterable[str], *, min_count: int) -> Vocabulary:
-        """Words that occur at least `min_count` times in `captions`, the most frequent first.
+        """Words that occur at least `min_count` times, the most frequent first.
 
-        `captions` are those of the training split: words of other splits would leak into the model.
+        captions: of the training split only; words of other splits would leak into the model.
         """
         counts = Counter(token for caption in captions for token in tokenize(caption))
-        kept = sorted((-count, token) for token, count in counts.items() if count >= min_count)
-        tokens = [token for _, token in kept if token not in SPECIALS]
+        frequent = sorted((-count, token) for token, count in counts.items() if count >= min_count)
+        tokens = [token for _, token in frequent if token not in SPECIALS]
         if not tokens:
             raise UserError(f"no word occurs {min_count} times in the training captions; lower min_count")
         return cls(words=(*SPECIALS, *tokens), min_count=min_count)
@@ -81,15 +81,15 @@ class Vocabulary:
         return fingerprint(self.words)
 
     def encode(self, tokens: Sequence[str], *, max_length: int) -> list[int]:
-        """`<start>`, at most `max_length` words, `<end>`. A cut caption has no `<end>`: it did not end there."""
-        # a token spelled like a special one ("<pad>") is text, and text must not act as padding
+        """`<start>`, at most `max_length` words, `<end>`; a truncated caption has no `<end>`."""
+        # a caption that contains the text "<pad>" must not act as padding
         ids = [
             number if (number := self.ids.get(token, self.unk)) > self.unk else self.unk for token in tokens
         ]
         return [self.start, *ids[:max_length], *([self.end] if len(ids) <= max_length else [])]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Words up to `<end>`, special ones left out but for `<unk>`."""
+        """Words up to `<end>`, without special ones except `<unk>`."""
         words: list[str] = []
         for number in ids:
             if number == self.end:
@@ -103,7 +103,7 @@ class Vocabulary:
 
     @classmethod
     def open(cls, path: str) -> Vocabulary:
-        """Raises UserError where the file is missing or not a vocabulary."""
+        """Raises UserError if the file is missing or not a vocabulary."""
         value = read_json(path)
         if not (
             isinstance(value, dict)
