@@ -306,13 +306,14 @@ def draw_attention(
 ) -> None:
     """Write FOLDER/IMAGE_ID.attention.png."""
     from captioning.captioner.captioner import Captioner
-    from captioning.inspection import attention_maps
+    from captioning.inspection.attention_figure import draw_attention
+    from captioning.inspection.attention_maps import attention_maps
 
     assert isinstance(captioner, Captioner) and loaded.pixels is not None and loaded.photo is not None
     words = prediction.caption.split()
     device = next(captioner.parameters()).device
-    maps = attention_maps.attention_of(captioner, loaded.pixels[0].to(device), words)
-    attention_maps.draw(
+    maps = attention_maps(captioner, loaded.pixels[0].to(device), words)
+    draw_attention(
         loaded.photo,
         words,
         maps,

@@ -176,7 +176,7 @@ def describe_layer(layer: Mapping[str, Any]) -> str:
 def inspect_gradients(args: argparse.Namespace) -> None:
     """Measure gradient norms by distance, for the given runs and for untrained decoders of their sizes."""
     from captioning import datasets
-    from captioning.inspection import gradients
+    from captioning.inspection import gradients, gradients_report
     from captioning.inspection.gradients_figure import draw_gradients
     from captioning.utils.files import write_json
 
@@ -188,8 +188,8 @@ def inspect_gradients(args: argparse.Namespace) -> None:
     captions = encode_captions(records, runs)
     probes, parameters = probe_all(runs, records, captions, seeds=args.seeds or 3, losses=args.losses or 16)
     common = probes["trained"][runs[0].label][0].common
-    stages = {stage: gradients.report(by_label) for stage, by_label in probes.items()}
-    verdicts = {stage: gradients.verdict(values, common) for stage, values in stages.items()}
+    stages = {stage: gradients_report.summarize(by_label) for stage, by_label in probes.items()}
+    verdicts = {stage: gradients_report.verdict(values, common) for stage, values in stages.items()}
     files = {suffix: str(out / f"gradients.{suffix}") for suffix in ("png", "json")}
     lengths = [len(ids) - 1 for ids in captions]
     report = {
@@ -210,7 +210,7 @@ def inspect_gradients(args: argparse.Namespace) -> None:
     draw_gradients(report, files["png"], title=title)
     write_json(files["json"], report)
     print(f"{title}; {', '.join(f'{name} {size:,}' for name, size in parameters.items())} parameters\n")
-    print(f"{gradients.table(stages)}\n")
+    print(f"{gradients_report.table(stages)}\n")
     for stage, verdict in verdicts.items():
         if verdict:
             print(f"{stage}: does the gradient vanish in the RNN and not in the LSTM? {verdict['answer']}.")
@@ -234,7 +234,7 @@ def probe_all(
 
     first = runs[0].captioner
     max_positions = max(len(ids) for ids in captions) - 1
-    configs = gradients.relatives(first.config.decoder, max_positions=max_positions)
+    configs = gradients.comparable_configs(first.config.decoder, max_positions=max_positions)
     configs |= {run.label: run.captioner.config.decoder for run in runs}
     features = [encode_images(run.captioner, records) for run in runs]
     untrained: dict[str, list[Probe]] = {}
@@ -245,13 +245,13 @@ def probe_all(
 
         def probe(decoder: Decoder, features: Features) -> Probe:
             return gradients.probe(
-                decoder, features, captions, end=Vocabulary.end, count=losses, told=progress.update
+                decoder, features, captions, end=Vocabulary.end, count=losses, on_caption=progress.update
             )
 
         size = {"channels": first.encoder.channels, "vocabulary_size": len(first.vocabulary)}
         for label, config in configs.items():
             for seed in range(seeds):
-                decoder = gradients.fresh(config, **size, seed=seed).to(features[0].regions.device)
+                decoder = gradients.build_untrained(config, **size, seed=seed).to(features[0].regions.device)
                 parameters[label] = sum(parameter.numel() for parameter in decoder.parameters())
                 untrained.setdefault(label, []).append(probe(decoder, features[0]))
         for run, run_features in zip(runs, features, strict=True):

@@ -1,1 +1,1 @@
-"""What happens inside a model: attention, gates, gradients, the beam."""
+"""Inspection of trained models: attention, gates, gradients, beam search and rescoring."""

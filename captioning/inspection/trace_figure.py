@@ -1,11 +1,12 @@
-"""One figure of a trace: words across; attention over the photo, gates, states. Computes nothing of a model."""
+"""A figure of a trace: attention on the photo, gates and states, with the words along the x axis."""
 
 from __future__ import annotations
 
 import math
 import os
 import textwrap
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,28 +15,31 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from captioning.images.preprocessing import Preprocessing
-from captioning.inspection.attention_maps import spread
-from captioning.inspection.trace import GATES, KEEPS, NO_GATES, Trace, summary
-from captioning.utils.files import atomic_write
+from captioning.inspection.attention_maps import project_map
+from captioning.inspection.axes import escape, highlight, save_png, style
+from captioning.inspection.trace import GATES, NO_GATES, RETENTION_GATES, Trace, summary
 
 LEFT, RIGHT, TOP = 3.1, 0.45, 0.85
-"""Inches for the legends beside the panels, behind the last word, and above the first panel."""
+"""Inches left of the panels for the legends, right of them, and above the first panel."""
 
-EXPLAINED = (
-    "photos: lit where the decoder looked for the word; ×: its strongest region over an even share.   "
+NOTE = (
+    "photos: in colour where the decoder looked; ×: strongest region relative to uniform attention.   "
     "gates: mean over the units, with the middle half and the middle 80 % of them"
 )
 
-WIDTH = (11.0, 34.0)
-"""Least and most inches that the words take."""
+MIN_WIDTH, MAX_WIDTH = 11.0, 34.0
+"""Limits of the total width of the words, in inches."""
 
 WIDE, NARROW = 0.9, 0.45
-"""Inches of a word in captions of at most `SHORT` words, and of longer ones."""
+"""Inches per word in captions of at most `SHORT` words, and in longer ones."""
 
 SHORT = 24
 
-MAP = 0.85
-"""Least inches of an attention map: of long captions every second, third ... word has one."""
+MAP_WIDTH = 0.85
+"""Minimum inches of an attention map: in long captions only every second, third ... word has one."""
+
+GAP = 0.16
+"""Inches between panels."""
 
 COLOURS = {
     "input": "#2a9d3a",
@@ -46,26 +50,17 @@ COLOURS = {
     "sentinel": "#b8860b",
     "cell": "#444444",
     "hidden": "#3d6fc8",
-    "chance": "#777777",
+    "probability": "#777777",
 }
 
 MEANING = {
-    "input": ("input gate", "1: the word is written into the memory\n0: it leaves no mark"),
-    "forget": ("forget gate", "1: the memory is kept\n0: it is wiped"),
-    "output": ("output gate", "1: the memory is shown\n0: it stays hidden"),
-    "reset": ("reset gate", "1: the candidate sees the old state\n0: it starts afresh"),
+    "input": ("input gate", "1: the word is written into the memory\n0: nothing is written"),
+    "forget": ("forget gate", "1: the memory is kept\n0: it is erased"),
+    "output": ("output gate", "1: the memory is output\n0: it is hidden"),
+    "reset": ("reset gate", "1: the candidate uses the old state\n0: it ignores it"),
     "update": ("update gate", "1: the old state is kept\n0: it is replaced"),
     "sentinel": ("sentinel", "1: the word comes from language\n0: it comes from the photo"),
 }
-
-
-class Panel(NamedTuple):
-    """A strip of the figure: how high, in inches, and what draws it."""
-
-    height: float
-    kind: str  # "chance", "gate", "state", "sentinel"
-    layer: int
-    name: str
 
 
 def draw_trace(
@@ -80,55 +75,57 @@ def draw_trace(
 
     Args:
         image: the photo, RGB, upright.
-        preprocessing: says which part of it the regions cover; regions that are no square grid are not drawn.
-        title: what is said above, the model's name for example.
+        preprocessing: determines which part of the photo the regions cover. Maps are drawn only if the regions
+            are a square grid.
+        title: above the figure, for example the model's name.
     """
     count = len(trace.words)
-    grid = 0 if trace.attention is None else math.isqrt(trace.attention.shape[1])
-    width = min(WIDTH[1], max(WIDTH[0], count * (WIDE if count <= SHORT else NARROW)))
-    stride = math.ceil(MAP * count / width)
+    width = min(MAX_WIDTH, max(MIN_WIDTH, count * (WIDE if count <= SHORT else NARROW)))
+    stride = math.ceil(MAP_WIDTH * count / width)
     shape = min(1.6, max(0.6, image.height / image.width))
-    seen = trace.attention is not None and grid * grid == trace.attention.shape[1]
-    map_height = min(width * stride / count, 1.5) * shape if seen else 0.0
-    row = max(map_height + 0.5, min(1.65, 1.65 * shape) + 0.15)  # the photo itself stands left of the maps
+    has_maps = (
+        trace.attention is not None and math.isqrt(trace.attention.shape[1]) ** 2 == trace.attention.shape[1]
+    )
+    map_height = min(width * stride / count, 1.5) * shape if has_maps else 0.0
+    photo_height = max(map_height + 0.5, min(1.65, 1.65 * shape) + 0.15)  # the photo is left of the maps
     panels = _panels(trace)
     rotate = count > SHORT
     bottom = 0.15 + (0.09 * max(map(len, trace.words)) if rotate else 0.25) + 0.3 * (not trace.layers)
-    height = TOP + row + sum(panel.height + 0.16 for panel in panels) + bottom
-    figure = Figure(figsize=(LEFT + width + RIGHT, height), dpi=min(110, 6000 / (LEFT + width + RIGHT)))
-    sheet = _Sheet(figure, width, height)
-    title = textwrap.shorten(title, int(sheet.width * 7), placeholder=" ...")
-    figure.text(0.15 / sheet.width, 1 - 0.28 / height, _plain(title), fontsize=13, weight="bold", va="center")
-    figure.text(0.15 / sheet.width, 1 - 0.55 / height, EXPLAINED, fontsize=8.5, color="0.3", va="center")
+    height = TOP + photo_height + sum(inches + GAP for _, _, inches in panels) + bottom
+    sheet = _Sheet(width, height)
+    sheet.header(title)
     sheet.down(TOP)
-    _photo(sheet, image, row - 0.15)
-    if seen and trace.attention is not None:
-        _maps(sheet, trace, image, preprocessing, grid, stride, map_height)
-    sheet.down(row)
-    told = summary(trace)
-    axes: Axes | None = None
-    for panel in panels:
-        axes = sheet.strip(panel.height, count)
-        _fill(sheet, axes, trace, told, panel)
-        sheet.down(panel.height + 0.16)
-    if axes is not None:
-        axes.set_xticks(
-            range(count), [_plain(word) for word in trace.words], fontsize=9 if count > 14 else 11
-        )
-        axes.tick_params(axis="x", rotation=90 if rotate else 0, length=0)
+    _draw_photo(sheet, image, photo_height - 0.15)
+    if has_maps:
+        _draw_maps(sheet, trace, image, preprocessing, stride, map_height)
+    sheet.down(photo_height)
+    numbers = summary(trace)
+    for name, layer, inches in panels:
+        axes = sheet.strip(inches, count)
+        _draw_panel(sheet, axes, trace, numbers, name, layer, inches)
+        sheet.down(inches + GAP)
+    words = [_label(word) for word in trace.words]
+    axes.set_xticks(range(count), words, fontsize=9 if count > 14 else 11)
+    axes.tick_params(axis="x", rotation=90 if rotate else 0, length=0)
     if not trace.layers:
-        figure.text(0.15 / sheet.width, 0.2 / height, NO_GATES, fontsize=10, style="italic")
-    with atomic_write(path) as part:
-        figure.savefig(part, format="png")
+        sheet.figure.text(0.15 / sheet.width, 0.2 / height, NO_GATES, fontsize=10, style="italic")
+    save_png(sheet.figure, path)
 
 
 class _Sheet:
-    """Places axes by inches, from the top down."""
+    """A figure in which axes are placed from the top down, in inches."""
 
-    def __init__(self, figure: Figure, words: float, height: float):
-        self.figure, self.words, self.height = figure, words, height
+    def __init__(self, words: float, height: float):
+        self.words, self.height = words, height
         self.width = LEFT + words + RIGHT
         self.top = 0.0  # inches from the upper edge
+        self.figure = Figure(figsize=(self.width, height), dpi=min(110, 6000 / self.width))
+
+    def header(self, title: str) -> None:
+        title = textwrap.shorten(title, int(self.width * 7), placeholder=" ...")
+        x = 0.15 / self.width
+        self.figure.text(x, 1 - 0.28 / self.height, _label(title), fontsize=13, weight="bold", va="center")
+        self.figure.text(x, 1 - 0.55 / self.height, NOTE, fontsize=8.5, color="0.3", va="center")
 
     def down(self, inches: float) -> None:
         self.top += inches
@@ -139,135 +136,135 @@ class _Sheet:
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
         )
 
+    def picture(self, pixels: Any, left: float, width: float, height: float, *, below: float = 0.0) -> Axes:
+        axes = self.axes(left, width, height, below=below)
+        axes.imshow(pixels)
+        axes.set_axis_off()
+        return axes
+
     def strip(self, height: float, count: int) -> Axes:
         """Axes as wide as the words, word t at x = t."""
         axes = self.axes(LEFT, self.words, height)
         axes.set_xlim(-0.5, count - 0.5)
         axes.set_xticks([])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.92")
-        axes.set_axisbelow(True)
+        style(axes, grid="y")
         axes.tick_params(axis="y", labelsize=8, length=2)
         return axes
 
     def legend(self, name: str, text: str, colour: str, height: float) -> None:
-        """A name in its colour and what it means, left of a strip."""
+        """The name of a strip in its colour and its meaning, left of the strip."""
         y = 1 - (self.top + height / 2) / self.height
-        lines = text.count("\n") + 1
-        step = 0.085 * lines / self.height
+        offset = 0.085 * (text.count("\n") + 1) / self.height
         x = 0.15 / self.width
-        self.figure.text(x, y + step, name, fontsize=11, weight="bold", color=colour, va="center")
+        self.figure.text(x, y + offset, name, fontsize=11, weight="bold", color=colour, va="center")
         self.figure.text(
             x, y - 0.09 / self.height, text, fontsize=8, color="0.25", linespacing=1.3, va="center"
         )
 
 
-def _panels(trace: Trace) -> list[Panel]:
-    panels = [Panel(0.7, "chance", 0, "chance")]
+def _panels(trace: Trace) -> list[tuple[str, int, float]]:
+    """Name, layer and height in inches of each strip."""
+    panels = [("probability", 0, 0.7)]
     for number, layer in enumerate(trace.layers):
-        panels += [Panel(0.8, "gate", number, name) for name in GATES if name in layer]
-        if "sentinel" in layer:
-            panels.append(Panel(0.8, "sentinel", number, "sentinel"))
-        panels.append(Panel(0.9, "state", number, "state"))
+        panels += [(name, number, 0.8) for name in (*GATES, "sentinel") if name in layer]
+        panels.append(("state", number, 0.9))
     return panels
 
 
-def _photo(sheet: _Sheet, image: Image.Image, height: float) -> None:
-    width = min(LEFT - 0.6, height * image.width / image.height)
-    axes = sheet.axes(0.15, width, height)
-    axes.imshow(image)
-    axes.set_axis_off()
+def _draw_photo(sheet: _Sheet, image: Image.Image, height: float) -> None:
+    axes = sheet.picture(image, 0.15, min(LEFT - 0.6, height * image.width / image.height), height)
     axes.set_anchor("NW")
 
 
-def _maps(
+def _draw_maps(
     sheet: _Sheet,
     trace: Trace,
     image: Image.Image,
     preprocessing: Preprocessing,
-    grid: int,
     stride: int,
     height: float,
 ) -> None:
-    """The photo above each word, lit where the decoder looked: black to full light at its strongest region."""
+    """The photo above every `stride`-th word, highlighted by the word's attention."""
     assert trace.attention is not None
+    count, grid = len(trace.words), math.isqrt(trace.attention.shape[1])
     small = image.copy()
     small.thumbnail((224, 224))
     photo = np.asarray(small, np.float32) / 255
-    grey = photo.mean(-1, keepdims=True) * 0.35
-    each = sheet.words / len(trace.words)
-    room = each * stride
-    for word in range(0, len(trace.words), stride):
+    word_width = sheet.words / count
+    room = word_width * stride
+    width = min(room * 0.95, height * image.width / image.height)
+    for word in range(0, count - stride + 1, stride):
         weights = trace.attention[word].astype(np.float32)
-        lit = spread(weights.reshape(grid, grid), small.size, preprocessing)[..., None]
-        if word + stride > len(trace.words):
-            break  # no room left of the edge
-        width = min(room * 0.95, height * image.width / image.height)
-        left = LEFT + each * word + (0 if stride > 1 else (room - width) / 2)
-        axes = sheet.axes(left, width, height, below=0.38)
-        axes.imshow(np.clip(grey + (photo - grey) * lit, 0, 1))
-        axes.set_axis_off()
+        lit = highlight(photo, project_map(weights.reshape(grid, grid), small.size, preprocessing))
+        left = LEFT + word_width * word + (0 if stride > 1 else (room - width) / 2)
+        axes = sheet.picture(lit, left, width, height, below=0.38)
         axes.set_anchor("N")
         strongest = weights.max() * len(weights) / max(float(weights.sum()), 1e-9)
-        axes.set_title(f"{_plain(trace.words[word])}\n×{strongest:.1f}", fontsize=9, pad=3)
+        axes.set_title(f"{_label(trace.words[word])}\n×{strongest:.1f}", fontsize=9, pad=3)
 
 
-def _fill(sheet: _Sheet, axes: Axes, trace: Trace, told: dict[str, Any], panel: Panel) -> None:
+def _draw_panel(
+    sheet: _Sheet, axes: Axes, trace: Trace, numbers: Mapping[str, Any], name: str, layer: int, height: float
+) -> None:
     x = np.arange(len(trace.words))
-    if panel.kind == "chance":
-        chance = np.exp(trace.word_logprobs)
-        axes.bar(x, chance, width=0.6, color=COLOURS["chance"])
-        _share_axis(axes)
-        text = f"of each word, given those before it\nthe caption: e^{told['logprob']:.1f}"
-        sheet.legend("probability", text, COLOURS["chance"], panel.height)
+    prefix = f"layer {layer + 1}: " if len(trace.layers) > 1 else ""
+    if name == "state":
+        title, text = _draw_state(axes, x, numbers["layers"][layer])
+        sheet.legend(prefix + title, text, COLOURS["cell"], height)
         return
-    layer, numbers = trace.layers[panel.layer], told["layers"][panel.layer]
-    prefix = f"layer {panel.layer + 1}: " if len(trace.layers) > 1 else ""
-    if panel.kind == "gate":
-        colour, values = COLOURS[panel.name], layer[panel.name]
-        for low, high, alpha in ((0.1, 0.9, 0.16), (0.25, 0.75, 0.28)):
-            axes.fill_between(
-                x, *np.quantile(values, (low, high), axis=1), color=colour, alpha=alpha, linewidth=0
-            )
-        axes.plot(x, values.mean(1), color=colour, marker="o", markersize=3.5)
-        _share_axis(axes)
-        name, text = MEANING[panel.name]
-        gate = numbers["gates"][panel.name]
-        text += f"\n{100 * gate['above_0.9']:.0f} % above .9, {100 * gate['below_0.1']:.0f} % below .1"
-        if panel.name in KEEPS:
-            text += f"\n{_half_life(numbers['half_life'])}"
-        sheet.legend(prefix + name, text, colour, panel.height)
-    elif panel.kind == "sentinel":
-        name, text = MEANING["sentinel"]
-        axes.bar(x, layer["sentinel"], width=0.6, color=COLOURS["sentinel"])
-        _share_axis(axes)
-        sheet.legend(prefix + name, text, COLOURS["sentinel"], panel.height)
-    else:
-        for name in ("cell", "hidden"):
-            if name in layer:
-                axes.plot(x, numbers[f"{name}_norm"], color=COLOURS[name], marker="o", markersize=3.5)
-                end = numbers[f"{name}_norm"][-1]
-                axes.annotate(name, (x[-1], end), (4, 0), textcoords="offset points", va="center", fontsize=8,
-                              color=COLOURS[name], annotation_clip=False)  # fmt: skip
-        axes.set_ylim(0, None)
-        axes.yaxis.set_major_locator(MaxNLocator(3))
-        text = f"norm over {numbers['units']} units of the hidden state"
-        if "cell" in layer:
-            text += "\nand of the memory cell behind it"
-        sheet.legend(prefix + "size of the state", text, COLOURS["cell"], panel.height)
-
-
-def _half_life(told: dict[str, Any]) -> str:
-    median = told["words"]["median"]
-    return (
-        "half of a unit never fades" if median is None else f"a memory halves in {median:.1f} words (median)"
-    )
-
-
-def _share_axis(axes: Axes) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+    if name == "probability":
+        axes.bar(x, np.exp(trace.word_logprobs), width=0.6, color=COLOURS[name])
+        title, prefix = "probability", ""
+        text = f"of each word, given those before it\nthe caption: e^{numbers['logprob']:.1f}"
+    elif name == "sentinel":
+        axes.bar(x, trace.layers[layer][name], width=0.6, color=COLOURS[name])
+        title, text = MEANING[name]
+    else:
+        title, text = _draw_gate(axes, x, name, trace.layers[layer][name], numbers["layers"][layer])
+    sheet.legend(prefix + title, text, COLOURS[name], height)
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$").replace("<end>", "(end)")
+def _draw_gate(
+    axes: Axes, x: np.ndarray, name: str, values: np.ndarray, numbers: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Draw a gate's values (T, H); the title and text of its legend."""
+    colour = COLOURS[name]
+    for low, high, alpha in ((0.1, 0.9, 0.16), (0.25, 0.75, 0.28)):
+        band = np.quantile(values, (low, high), axis=1)
+        axes.fill_between(x, *band, color=colour, alpha=alpha, linewidth=0)
+    axes.plot(x, values.mean(1), color=colour, marker="o", markersize=3.5)
+    title, text = MEANING[name]
+    gate = numbers["gates"][name]
+    text += f"\n{100 * gate['above_0.9']:.0f} % above .9, {100 * gate['below_0.1']:.0f} % below .1"
+    if name in RETENTION_GATES:
+        median = numbers["half_life"]["words"]["median"]
+        text += (
+            "\nthe median unit keeps its memory"
+            if median is None
+            else f"\nmemory half-life {median:.1f} words (median)"
+        )
+    return title, text
+
+
+def _draw_state(axes: Axes, x: np.ndarray, numbers: Mapping[str, Any]) -> tuple[str, str]:
+    """Draw the norms of the states; the title and text of their legend."""
+    for name in ("cell", "hidden"):
+        if f"{name}_norm" in numbers:
+            norms = numbers[f"{name}_norm"]
+            axes.plot(x, norms, color=COLOURS[name], marker="o", markersize=3.5)
+            axes.annotate(
+                name, (x[-1], norms[-1]), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                color=COLOURS[name], annotation_clip=False,
+            )  # fmt: skip
+    axes.set_ylim(0, None)
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    text = f"of the hidden state ({numbers['units']} units)"
+    if "cell_norm" in numbers:
+        text += "\nand of the memory cell"
+    return "norm of the state", text
+
+
+def _label(text: str) -> str:
+    return escape(text).replace("<end>", "(end)")

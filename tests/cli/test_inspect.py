@@ -122,7 +122,7 @@ def test_gradients(folder):
         (["none", "--image", "photo.png"], "none: no such folder; give a run (runs/NAME) or a model folder"),
         (["data", "--image", "photo.png"], "data: holds no model (no manifest.json, no model/); give a finished run"),
         (["lstm", "--image", "none.png"], "none.png: no such file"),
-        (["lstm", "--image", "photo.png", "--text", "a zebra"], "--text: 'zebra' is not a word of the model's"),
+        (["lstm", "--image", "photo.png", "--text", "a zebra"], "--text: 'zebra' is not in the model's"),
         (["lstm/model", "--gradients"], "lstm/model: is a model folder, without a data set"),
         (["lstm", "--gradients", "--split", "test"], "no images in the split 'test'; there are"),
         (["lstm", "other", "--gradients"], "other: another data set than lstm; give runs of one data set"),

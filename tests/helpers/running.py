@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = """
 import gc, json, os, sys
 requests, answers = os.fdopen(int(sys.argv[1])), int(sys.argv[2])
-import captioning.captioner.predict, captioning.experiment, captioning.inspection.attention_maps
+import captioning.captioner.predict, captioning.experiment, captioning.inspection.attention_figure
 from captioning.cli.main import main
 gc.freeze()
 for line in requests:

@@ -7,7 +7,8 @@ from PIL import Image
 
 from captioning.errors import UserError
 from captioning.images.preprocessing import Preprocessing, preprocess
-from captioning.inspection.attention_maps import attention_of, draw, seen_box, spread
+from captioning.inspection.attention_figure import draw_attention
+from captioning.inspection.attention_maps import attention_maps, project_map, visible_box
 from captioning.models.decoders import unroll
 from tests.helpers.models import ATTENDING, GRID, PREPROCESSING, tiny_captioner
 
@@ -26,7 +27,7 @@ def test_attention_is_that_of_reading_the_words_one_by_one(kind):
         3, PREPROCESSING.size, PREPROCESSING.size, generator=torch.Generator().manual_seed(5)
     )
     words = ["the", "café", "dog", "on"]
-    maps = attention_of(captioner, pixels, words)
+    maps = attention_maps(captioner, pixels, words)
     assert maps.shape == (4, GRID, GRID)
     vocabulary = captioner.vocabulary
     read = torch.tensor([[[vocabulary.start, *(vocabulary.ids[word] for word in words[:-1])]]])
@@ -44,9 +45,9 @@ def test_attention_is_that_of_reading_the_words_one_by_one(kind):
 
 def test_words_it_does_not_know():
     pixels = torch.zeros(3, PREPROCESSING.size, PREPROCESSING.size)
-    with pytest.raises(UserError, match="'zebra' is not a word of the model's vocabulary"):
-        attention_of(tiny_captioner(), pixels, ["a", "zebra"])
-    assert len(attention_of(tiny_captioner(), pixels, [])) == 0
+    with pytest.raises(UserError, match="'zebra' is not in the model's vocabulary"):
+        attention_maps(tiny_captioner(), pixels, ["a", "zebra"])
+    assert len(attention_maps(tiny_captioner(), pixels, [])) == 0
 
 
 @pytest.mark.parametrize("preprocessing", WAYS, ids=lambda way: f"{way.resize} {way.crop}")
@@ -57,7 +58,7 @@ def test_the_box_is_what_the_encoder_sees(preprocessing, size):
     rows, columns = np.mgrid[:height, :width] + 0.5
     place = np.stack([columns / width, rows / height, np.ones_like(rows)], -1)
     pixels = preprocess(Image.fromarray((255 * place).round().astype(np.uint8)), preprocessing).numpy()
-    left, top, right, bottom = seen_box(width, height, preprocessing)
+    left, top, right, bottom = visible_box(width, height, preprocessing)
     centres = (np.arange(preprocessing.size) + 0.5) / preprocessing.size
     inside = pixels[2] > 0.99  # the rest is what was filled in
     assert inside.any()
@@ -81,10 +82,10 @@ def test_light_falls_where_the_region_lies(preprocessing, size):
     photo[y - 8 : y + 8, x - 8 : x + 8] = 255
     pixels = preprocess(Image.fromarray(photo), preprocessing)[:1]
     weights = torch.nn.functional.adaptive_avg_pool2d(pixels, 7)[0].numpy()  # (7, 7): what each region sees
-    light = spread(weights / weights.sum(), size, preprocessing)
+    light = project_map(weights / weights.sum(), size, preprocessing)
     assert light.shape == (height, width) and light.min() >= 0 and light.max() <= 1
     total = light.sum()
-    left, top, right, bottom = seen_box(width, height, preprocessing)
+    left, top, right, bottom = visible_box(width, height, preprocessing)
     cell = np.array([(bottom - top) / 7, (right - left) / 7])
     centre = (
         np.array([(light.sum(1) * np.arange(height)).sum(), (light.sum(0) * np.arange(width)).sum()]) / total
@@ -95,7 +96,7 @@ def test_light_falls_where_the_region_lies(preprocessing, size):
 
 def test_an_even_map_lights_all_that_is_seen():
     even = np.full((5, 5), 0.04)
-    light = spread(even, (60, 40), Preprocessing(size=20, resize="short_side", crop=0.5))
+    light = project_map(even, (60, 40), Preprocessing(size=20, resize="short_side", crop=0.5))
     assert light[12:28, 22:38].min() > 0.99
     assert light[:8].max() == light[:, :18].max() == 0
 
@@ -105,7 +106,7 @@ def test_drawing(tmp_path):
     image = Image.new("RGB", (67, 41), "orange")
     words = ["a", "$", "café", "_{x}", "_x^2", "\\alpha", "end"]
     path = tmp_path / "new" / "x.png"
-    draw(image, words, maps, path, preprocessing=PREPROCESSING)
+    draw_attention(image, words, maps, path, preprocessing=PREPROCESSING)
     drawn = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     assert ((drawn == (255, 165, 0)).all(1)).sum() > 1000  # the photo itself
     assert len(np.unique(drawn, axis=0)) > 100

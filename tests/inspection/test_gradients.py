@@ -11,19 +11,19 @@ from PIL import Image
 from torch import nn
 
 from captioning.errors import UserError
-from captioning.inspection import gradients
+from captioning.inspection import gradients, gradients_report
 from captioning.inspection.gradients import (
     VANISHED,
     Probe,
+    build_untrained,
+    comparable_configs,
     decay,
-    fresh,
+    loss_positions,
     norms,
     probe,
-    relatives,
-    report,
-    targets,
 )
 from captioning.inspection.gradients_figure import draw_gradients
+from captioning.inspection.gradients_report import summarize
 from captioning.models.decoders import (
     Decoder,
     SoftAttentionLSTMConfig,
@@ -195,21 +195,21 @@ def test_the_decay_of_a_linear_network(keeps):
     np.testing.assert_allclose(found.inputs, found.states["hidden"], rtol=1e-9)  # x is added to h
     # the last word stands before <end>; its loss is felt at <start> and the words before it
     assert len(found.last_word) == 53
-    assert found.counted[0] == sum(len({*targets(n + 2, 5), n}) for n in (40, 46, 52))
+    assert found.counted[0] == sum(len({*loss_positions(n + 2, 5), n}) for n in (40, 46, 52))
 
 
 def test_losses_are_of_the_last_quarter():
-    assert targets(8, 16) == [6, 7]
-    assert targets(201, 6) == [150, 160, 170, 180, 190, 200]
-    assert targets(1, 4) == [0]
+    assert loss_positions(8, 16) == [6, 7]
+    assert loss_positions(201, 6) == [150, 160, 170, 180, 190, 200]
+    assert loss_positions(1, 4) == [0]
 
 
 def test_probing_changes_nothing():
-    decoder = fresh(CONFIGS["lstm"], channels=CHANNELS, vocabulary_size=VOCABULARY, seed=1)
+    decoder = build_untrained(CONFIGS["lstm"], channels=CHANNELS, vocabulary_size=VOCABULARY, seed=1)
     before = {name: value.clone() for name, value in decoder.state_dict().items()}
     features = Features(scene(2).regions.float())
     ticks = []
-    first = probe(decoder, features, [CAPTION, CAPTION[:5]], end=END, told=lambda: ticks.append(1))
+    first = probe(decoder, features, [CAPTION, CAPTION[:5]], end=END, on_caption=lambda: ticks.append(1))
     assert len(ticks) == 2 and decoder.training
     assert all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
     assert all(each.requires_grad and each.grad is None for each in decoder.parameters())
@@ -222,7 +222,9 @@ def test_a_fresh_decoder_leaves_random_numbers_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     weights = [
-        fresh(CONFIGS["gru"], channels=CHANNELS, vocabulary_size=VOCABULARY, seed=seed).embedding.weight
+        build_untrained(
+            CONFIGS["gru"], channels=CHANNELS, vocabulary_size=VOCABULARY, seed=seed
+        ).embedding.weight
         for seed in (0, 0, 1)
     ]
     assert torch.equal(torch.rand(3), expected)
@@ -234,7 +236,7 @@ def test_a_fit_ends_where_nothing_is_left():
     assert (fit.last, fit.reach) == (4, 4)
     assert fit.rate == pytest.approx(0.1)
     assert decay(np.array([3.0, 1.0, 0.1, 1e-4, 1.0, 1.0]), 5).reach == 2  # what comes after is cut off
-    with pytest.raises(UserError, match="at 1 distances only; the captions are too short"):
+    with pytest.raises(UserError, match="at 1 distances only, too few to fit a decay"):
         decay(np.array([1.0, 0.5]), 6)
 
 
@@ -263,7 +265,7 @@ def made_up(rate: float, *, distances: int = 51, common: int = 30) -> Probe:
 )
 def test_the_verdict(rnn, lstm, answer):
     stage = {"RNN": [made_up(rate) for rate in rnn], "LSTM": [made_up(rate) for rate in lstm]}
-    told = gradients.verdict(report(stage), 30)
+    told = gradients_report.verdict(summarize(stage), 30)
     assert told["answer"] == answer
     if answer == "yes":
         assert (
@@ -271,11 +273,11 @@ def test_the_verdict(rnn, lstm, answer):
             in told["sentence"]
         )
     assert ("longer captions" in told["sentence"]) == (min(*rnn, *lstm) > 0.8)
-    assert gradients.verdict(report({"RNN": stage["RNN"], "GRU": stage["LSTM"]}), 30) is None
+    assert gradients_report.verdict(summarize({"RNN": stage["RNN"], "GRU": stage["LSTM"]}), 30) is None
 
 
 def test_a_report_s_numbers():
-    told = report({"GRU": [made_up(0.8), made_up(0.9)]})["GRU"]
+    told = summarize({"GRU": [made_up(0.8), made_up(0.9)]})["GRU"]
     assert told["seeds"] == 2
     assert told["inputs"]["mean"][3] == pytest.approx(5 * math.sqrt(0.8**3 * 0.9**3))
     assert (told["inputs"]["low"][3], told["inputs"]["high"][3]) == pytest.approx((5 * 0.8**3, 5 * 0.9**3))
@@ -285,13 +287,13 @@ def test_a_report_s_numbers():
     assert found["half_life"] == pytest.approx([math.log(0.5) / math.log(0.8), math.log(0.5) / math.log(0.9)])
     assert found["distances"] == [1, 30] and found["r2"] == pytest.approx([1, 1])
     assert told["states"]["hidden"]["decay"]["rate"]["low"] == pytest.approx(0.8)
-    text = gradients.table({"trained": {"GRU": told}})
+    text = gradients_report.table({"trained": {"GRU": told}})
     assert "GRU, by inputs" in text and "0.849" in text and "0.800-0.900" in text and "1-30" in text
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_relatives_have_the_same_sizes(kind):
-    found = relatives(CONFIGS[kind], max_positions=31)
+    found = comparable_configs(CONFIGS[kind], max_positions=31)
     assert {"RNN", "GRU", "LSTM", "Transformer"} <= found.keys()
     assert CONFIGS[kind] in found.values()
     assert {each.hidden for each in found.values()} == {CONFIGS[kind].hidden}
@@ -303,12 +305,14 @@ def test_relatives_have_the_same_sizes(kind):
 
 
 def test_drawing(tmp_path):
-    stage = report({"RNN": [made_up(0.5)], "LSTM": [made_up(0.9), made_up(0.95)], "Up down": [made_up(1.0)]})
+    stage = summarize(
+        {"RNN": [made_up(0.5)], "LSTM": [made_up(0.9), made_up(0.95)], "Up down": [made_up(1.0)]}
+    )
     for each in stage["RNN"]["inputs"].values():
         if isinstance(each, list):
             each[40:] = [0.0] * 11  # nothing left in float64
     told = {"initialisation": stage, "trained": {}, "common": 30}
-    verdict = {"initialisation": gradients.verdict(stage, 30), "trained": None}
+    verdict = {"initialisation": gradients_report.verdict(stage, 30), "trained": None}
     draw_gradients({**json.loads(json.dumps(told)), "verdict": verdict}, tmp_path / "one.png", title="of $ 1")
     both = {**told, "trained": {"LSTM": stage["LSTM"]}, "verdict": verdict}
     draw_gradients(both, tmp_path / "two.png", title="both")

@@ -216,10 +216,10 @@ def test_layers_are_told_apart():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("the zebra", "'zebra' is not a word of the model's vocabulary"),
-        ("a <unk>", "is not a word"),
-        (" . ", "holds no words"),
-        (" ".join(["dog"] * 17), "17 words, but this model's decoder reads no more than 16"),
+        ("the zebra", "'zebra' is not in the model's vocabulary"),
+        ("a <unk>", "is not in the model"),
+        (" . ", "contains no words"),
+        (" ".join(["dog"] * 17), "17 words, but this model's decoder reads at most 16"),
     ],
 )
 def test_captions_that_cannot_be_read(text, said):
