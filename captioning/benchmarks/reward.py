@@ -15,7 +15,7 @@ from captioning.benchmarks.harness import NO_PYCOCOEVALCAP, interleave, median_r
 from captioning.captioner.captioner import Captioner
 from captioning.generation import BeamConfig
 from captioning.images.preprocessing import Preprocessing
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.metrics.ngrams import Floats, Ints
 from captioning.models.decoders import SoftAttentionLSTMConfig
 from captioning.models.encoders import SmallCNNConfig
@@ -56,10 +56,10 @@ def synthetic_samples(*, seed: int, split: int = SPLIT, images: int = IMAGES) ->
     references = [[caption() for _ in range(REFERENCES)] for _ in range(split)]
     flat = [[Vocabulary.start, *caption] for captions in references for caption in captions]
     encoded = EncodedCaptions(
-        words=np.concatenate(flat).astype(np.int32),
-        start=np.cumsum([0, *map(len, flat)]),
-        first=np.arange(0, len(flat) + 1, REFERENCES),
-        cut=0,
+        ids=np.concatenate(flat).astype(np.int32),
+        caption_offsets=np.cumsum([0, *map(len, flat)]),
+        image_offsets=np.arange(0, len(flat) + 1, REFERENCES),
+        num_truncated=0,
     )
     chosen = generator.choice(split, images, replace=False)
     lengths = np.empty((images, SAMPLES), np.int64)

@@ -17,7 +17,7 @@ from captioning.benchmarks import naive_baseline
 from captioning.benchmarks.harness import Contenders
 from captioning.benchmarks.torch_harness import compare_with_baseline, start_worker
 from captioning.errors import UserError
-from captioning.loaders.batches import pack
+from captioning.loaders.captions import pad_captions
 from captioning.models.decoders import Decoder, DecoderConfig, SoftAttentionLSTMConfig, build, unroll
 from captioning.models.decoders.soft_attention_lstm import SoftAttentionLSTM
 from captioning.ops.cpu_kernels import keep_freed_memory
@@ -84,7 +84,7 @@ def training_data(seed: int) -> TrainingData:
         return np.concatenate([[start], words, [end]])
 
     captions = [sorted((caption() for _ in range(CAPTIONS)), key=len, reverse=True) for _ in range(IMAGES)]
-    ids, batch_sizes, tokens = pack(captions, width=CAPTIONS, pad=pad)
+    ids, batch_sizes, tokens = pad_captions(captions, captions_per_image=CAPTIONS, pad=pad)
     features = torch.from_numpy(generator.standard_normal((IMAGES, REGIONS, CHANNELS), np.float32))
     return TrainingData(features, ids, batch_sizes, tokens, pad)
 

@@ -96,7 +96,7 @@ def _of_config(args: argparse.Namespace) -> FeatureStore:
     encoder = encoders.build(experiment.config.encoder).to(experiment.device)
     if not encoder.frozen:
         raise UserError(f"{args.config}: its encoder is trained, so its features cannot be kept")
-    return experiment.store(encoder, experiment.collect().records)
+    return experiment.feature_store(encoder, experiment.load_dataset().records)
 
 
 def _of_folder(args: argparse.Namespace) -> FeatureStore:
@@ -104,7 +104,7 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
     from pydantic import TypeAdapter, ValidationError
 
     from captioning.images.preprocessing import Preprocessing
-    from captioning.loaders.feature_store import build_store
+    from captioning.loaders.feature_writer import build_store
     from captioning.models import encoders
     from captioning.records import ImageRecord
     from captioning.utils.paths import find_images

@@ -388,4 +388,4 @@ def read_features(folder: str) -> tuple[ReadContent, dict[str, Any]]:
         np.save(file, np.stack(views), allow_pickle=False)
         return "npy", file.getvalue()
 
-    return read_content, {"kind": "features", "views": store.views, "origin": asdict(store.origin)}
+    return read_content, {"kind": "features", "views": store.views, "provenance": asdict(store.provenance)}

@@ -14,7 +14,8 @@ from captioning.benchmarks.harness import interleave, peak_memory
 from captioning.captioner.captioner import Captioner
 from captioning.datasets.shapes_grammar import NAMES, dependency
 from captioning.generation import GreedyConfig, search
-from captioning.loaders.batches import EncodedCaptions, Images, pack
+from captioning.loaders.captions import EncodedCaptions, pad_captions
+from captioning.loaders.images import Images
 from captioning.models.decoders import Decoder, DecoderConfig, build
 from captioning.records import ImageRecord
 from captioning.tensors import Features
@@ -61,12 +62,12 @@ def recall(
     device = next(captioner.parameters()).device
     known = [vocabulary.ids[name.lower()] for name in NAMES if name.lower() in vocabulary.ids]
     name_ids = torch.tensor(known, device=device)
-    encoded = EncodedCaptions.of(records, vocabulary, max_length=max_length)
+    encoded = EncodedCaptions.from_records(records, vocabulary, max_length=max_length)
     logprobs, targets = [], []
     for start in range(0, len(records), batch_size):
         numbers = range(start, min(start + batch_size, len(records)))
-        chosen = [encoded.of_image(number, CAPTIONS, np.random.default_rng(0)) for number in numbers]
-        ids, batch_sizes, _ = pack(chosen, width=CAPTIONS, pad=vocabulary.pad)
+        chosen = [encoded.sample_ids(number, CAPTIONS, np.random.default_rng(0)) for number in numbers]
+        ids, batch_sizes, _ = pad_captions(chosen, captions_per_image=CAPTIONS, pad=vocabulary.pad)
         features = captioner.features(to_device(images(numbers, 0), device))
         logprob, target = _last_names(captioner, features, ids.to(device), batch_sizes, name_ids)
         logprobs.append(logprob)

@@ -16,7 +16,7 @@ from captioning.comparison.plan import Plan, StudyRun
 from captioning.config import read_config
 from captioning.datasets import of_split
 from captioning.experiment import Experiment
-from captioning.loaders.batches import Images
+from captioning.loaders.images import Images
 from captioning.models import cost
 from captioning.models.decoders import DecoderConfig
 from captioning.records import ImageRecord
@@ -137,7 +137,7 @@ def _images(
     experiment: Experiment, captioner: Captioner, split: str, count: int | None = None
 ) -> tuple[list[ImageRecord], Images]:
     """The first `count` images of a split (None: all) that can be read."""
-    records = of_split(experiment.collect(), split)[:count]
-    source = experiment.source(captioner, records)
-    records = source.of(records)
+    records = of_split(experiment.load_dataset(), split)[:count]
+    source = experiment.image_source(captioner.encoder, records)
+    records = source.readable(records)
     return records, source.images(records, training=False)

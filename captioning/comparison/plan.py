@@ -80,10 +80,6 @@ def _check_comparable(study: StudyConfig, configs: Mapping[str, ExperimentConfig
                 raise UserError(
                     f"study {study.name}: {name} has another training.{key} than the rest; use the same batches"
                 )
-    if study.lengths and not isinstance(first.dataset, ShapesConfig):
-        raise UserError(
-            f"study {study.name}: lengths need the data set shapes, got {first.dataset.kind}; leave out lengths"
-        )
 
 
 def _run(study: StudyConfig, name: str, config: ExperimentConfig, seed: int, length: int | None) -> StudyRun:

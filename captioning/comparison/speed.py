@@ -13,7 +13,8 @@ import torch
 from captioning.benchmarks.harness import interleave, peak_memory
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import generate_captions
-from captioning.loaders.batches import EncodedCaptions, Images, pack
+from captioning.loaders.captions import EncodedCaptions, pad_captions
+from captioning.loaders.images import Images
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Features
 from captioning.training.losses import teacher_forced_loss
@@ -83,10 +84,10 @@ def _training_step(
     vocabulary, decoder = captioner.vocabulary, captioner.decoder
     longest = captioner.max_positions
     max_length = 10**6 if longest is None else longest - 1
-    encoded = EncodedCaptions.of(records, vocabulary, max_length=max_length)
+    encoded = EncodedCaptions.from_records(records, vocabulary, max_length=max_length)
     generator = np.random.default_rng(0)
-    chosen = [encoded.of_image(number, captions, generator) for number in range(len(records))]
-    ids, batch_sizes, tokens = pack(chosen, width=captions, pad=vocabulary.pad)
+    chosen = [encoded.sample_ids(number, captions, generator) for number in range(len(records))]
+    ids, batch_sizes, tokens = pad_captions(chosen, captions_per_image=captions, pad=vocabulary.pad)
     ids = ids.to(features.regions.device)
     mask = None if features.mask is None else features.mask[: len(records)]
     batch_features = Features(features.regions[: len(records)], mask)

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ConfigDict, Field
@@ -178,6 +178,19 @@ class BaseDatasetConfig(ABC):
     def has_images(self, records: Sequence[ImageRecord]) -> bool:
         """Whether the paths of `records` are image files, which can be opened."""
         return getattr(self, "images", "") is not None
+
+    images_verified: ClassVar[bool] = False
+    """Whether all images were decoded when the data set was written, so that training need not check them."""
+
+    def stored_features(self) -> Mapping[str, Any] | None:
+        """Of a data set of features instead of images: their `views` per image and `provenance`; else None."""
+        return None
+
+    def with_caption_length(self, words: int) -> BaseDatasetConfig:
+        """The same data set with captions of exactly that many words. Raises UserError if it cannot be had."""
+        raise UserError(
+            f"dataset.kind {self.kind}: the captions have their own lengths; use the data set shapes"
+        )
 
     def published_counts(self, records: Sequence[ImageRecord]) -> Mapping[str, int]:
         """The number of images of each split in the literature; empty where none is published."""

@@ -40,6 +40,7 @@ from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 from captioning.utils.files import fingerprint, fsync_folder, read_jsonl, write_jsonl
 from captioning.utils.progress import progress
+from captioning.utils.validation import dump, validate
 
 DRAWING_VERSION = 2
 """Increased with every change of images or captions, so that older folders are not reused."""
@@ -77,6 +78,9 @@ class ShapesConfig(BaseDatasetConfig):
     """Width and height in pixels."""
     words: Annotated[int, Field(ge=MIN_WORDS, le=MAX_WORDS)] | None = None
     """Words of a caption whose last sentence depends on its first; None for the ordinary captions."""
+
+    def with_caption_length(self, words: int) -> ShapesConfig:
+        return validate(ShapesConfig, {**dump(self), "words": words}, where=f"captions of {words} words")
 
     def load(self) -> Collection:
         """The scenes' records. Scenes that don't exist yet are drawn first.

@@ -49,6 +49,8 @@ FOLDER` lists existing tars of webdataset or img2dataset.""",
         licence="that of the data set they were written from",
     )
 
+    images_verified: ClassVar[bool] = True
+
     kind: Literal["shards"] = "shards"
     root: str = "data/shards"
 
@@ -71,6 +73,10 @@ FOLDER` lists existing tars of webdataset or img2dataset.""",
 
     def verify(self) -> None:
         verify(self.root)
+
+    def stored_features(self) -> Mapping[str, Any] | None:
+        content = read_index(self.root)["holds"]
+        return content if content["kind"] == "features" else None
 
     def has_images(self, records: Sequence[ImageRecord]) -> bool:
         return not records[0].path.endswith(FEATURE_SUFFIX)

@@ -9,14 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from captioning.loaders.batches import (
-    EncodedCaptions,
-    Images,
-    TrainingBatches,
-    bucketed_batches,
-    loader,
-    token_batches,
-)
+from captioning.loaders.batches import TrainingBatches, bucketed_batches, loader, token_batches
+from captioning.loaders.captions import EncodedCaptions
+from captioning.loaders.images import Images
 from captioning.tensors import Batch
 from captioning.training.checkpoint import Progress
 from captioning.training.config import TrainingConfig
@@ -57,7 +52,7 @@ def epoch_updates(
         data.ids,
         data.captions,
         data.images,
-        width=config.captions_per_image,
+        captions_per_image=config.captions_per_image,
         pad=pad,
         seed=run.seed,
         epoch=epoch,
@@ -75,7 +70,11 @@ def epoch_updates(
 def _image_numbers(data: Data, config: TrainingConfig, seed: int, epoch: int) -> Sequence[np.ndarray]:
     if config.max_tokens:
         return token_batches(
-            data.captions, tokens=config.max_tokens, width=config.captions_per_image, seed=seed, epoch=epoch
+            data.captions,
+            max_tokens=config.max_tokens,
+            captions_per_image=config.captions_per_image,
+            seed=seed,
+            epoch=epoch,
         )
     return bucketed_batches(data.captions, size=config.batch_size, seed=seed, epoch=epoch)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import FrequencyConfig, TrainingConfig, WordWeightsConfig
 from captioning.training.rewards import References
@@ -27,9 +27,9 @@ def compute_loss_weights(
 ) -> Weights:
     """The weights of `config` for the training split's captions."""
     caption_weights = word_weights = None
-    is_target = np.ones(len(captions.words), bool)
-    is_target[captions.start[:-1]] = False  # `<start>` is never a target
-    targets = captions.words[is_target]
+    is_target = np.ones(len(captions.ids), bool)
+    is_target[captions.caption_offsets[:-1]] = False  # `<start>` is never a target
+    targets = captions.ids[is_target]
     weights = np.ones(len(targets))
     if config.word_weights:
         word_weights = compute_word_weights(targets, config.word_weights, size=len(vocabulary))
@@ -37,7 +37,7 @@ def compute_loss_weights(
     if config.caption_weights:
         strength = config.caption_weights.strength
         caption_weights = 1 - strength + strength * consensus(captions, vocabulary_size=len(vocabulary))
-        weights = weights * np.repeat(caption_weights, np.diff(captions.start) - 1)
+        weights = weights * np.repeat(caption_weights, np.diff(captions.caption_offsets) - 1)
         caption_weights = (caption_weights / weights.mean()).astype(np.float32)
     elif word_weights is not None:
         word_weights = word_weights / weights.mean()
@@ -67,7 +67,7 @@ def consensus(captions: EncodedCaptions, *, vocabulary_size: int) -> np.ndarray:
     Document frequencies are those of the split, and `<end>` counts as a word, as in the rewards.
     """
     references = References(captions, vocabulary_size=vocabulary_size)
-    counts = np.diff(captions.first)
+    counts = np.diff(captions.image_offsets)
     starts = range(0, len(counts), _IMAGES_PER_CHUNK)
     scores = np.concatenate(
         [
@@ -86,13 +86,13 @@ def consensus(captions: EncodedCaptions, *, vocabulary_size: int) -> np.ndarray:
 
 def _scores(captions: EncodedCaptions, references: References, images: np.ndarray) -> np.ndarray:
     """CIDEr-D of the captions of these images against all captions of their image, concatenated."""
-    counts = np.diff(captions.first)[images]
+    counts = np.diff(captions.image_offsets)[images]
     present = np.arange(counts.max()) < counts[:, None]
-    first, last = captions.first[images[0]], captions.first[images[-1] + 1]
+    first, last = captions.image_offsets[images[0]], captions.image_offsets[images[-1] + 1]
     lengths = np.zeros(present.shape, np.int64)
     lengths[present] = references.lengths[first:last]
     ids = np.zeros((*lengths.shape, lengths.max()), np.int64)
-    flat = captions.words[captions.start[first] : captions.start[last]]
-    without_start = np.delete(flat, captions.start[first:last] - captions.start[first])
+    flat = captions.ids[captions.caption_offsets[first] : captions.caption_offsets[last]]
+    without_start = np.delete(flat, captions.caption_offsets[first:last] - captions.caption_offsets[first])
     ids[np.arange(ids.shape[2]) < lengths[..., None]] = without_start
     return references.score(images, ids, lengths).cider[present]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from captioning.captioner.captioner import Captioner
 from captioning.errors import UserError
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.records import ImageId
 from captioning.tensors import Batch, SequenceOutput
 from captioning.training.batch_stats import BatchStats, Loss

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.metrics.ngrams import MAX_ORDER, Floats, Ints, index_in_sorted
 from captioning.utils.progress import progress
 
@@ -89,9 +89,9 @@ class References:
                 f"self-critical training takes at most {most:,} words, the vocabulary has {vocabulary_size:,}; "
                 "raise vocabulary.min_count"
             )
-        self.first = captions.first
-        self.images = len(captions.first) - 1
-        self.lengths = np.diff(captions.start) - 1  # (S,) without <start>
+        self.first = captions.image_offsets
+        self.images = len(captions.image_offsets) - 1
+        self.lengths = np.diff(captions.caption_offsets) - 1  # (S,) without <start>
         chunks = list(self._count_chunks(captions))
         caption, key, counts = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
         del chunks
@@ -123,8 +123,8 @@ class References:
             lengths = self.lengths[low : low + _CAPTIONS_PER_CHUNK]
             valid = np.arange(lengths.max()) < lengths[:, None]
             words = np.zeros(valid.shape, np.int64)
-            flat = captions.words[captions.start[low] : captions.start[low + len(lengths)]]
-            words[valid] = np.delete(flat, captions.start[low : low + len(lengths)] - captions.start[low])
+            offsets = captions.caption_offsets[low : low + len(lengths) + 1]
+            words[valid] = np.delete(captions.ids[offsets[0] : offsets[-1]], offsets[:-1] - offsets[0])
             ngrams = count(words, lengths, base=self.base)
             yield ngrams._replace(sequence=ngrams.sequence + low)
 

@@ -13,7 +13,8 @@ from captioning import metrics
 from captioning.captioner.captioner import Captioner
 from captioning.captioner.predict import generate_captions
 from captioning.generation import SearchConfig
-from captioning.loaders.batches import EncodedCaptions, Images, pack
+from captioning.loaders.captions import EncodedCaptions, pad_captions
+from captioning.loaders.images import Images
 from captioning.records import ImageRecord, Prediction
 from captioning.tensors import Features
 from captioning.text.tokenizer import tokenize
@@ -114,11 +115,13 @@ class Validator:
     @torch.inference_mode()
     def _loss(self, captioner: Captioner, features: Features, numbers: np.ndarray) -> tuple[float, int]:
         """Summed loss in nats, and the number of tokens, of all captions of these images."""
-        width = int((self.captions.first[numbers + 1] - self.captions.first[numbers]).max())
+        width = int((self.captions.image_offsets[numbers + 1] - self.captions.image_offsets[numbers]).max())
         captions = [
-            self.captions.of_image(int(number), width, np.random.default_rng(0)) for number in numbers
+            self.captions.sample_ids(int(number), width, np.random.default_rng(0)) for number in numbers
         ]
-        ids, batch_sizes, tokens = pack(captions, width=width, pad=captioner.vocabulary.pad)
+        ids, batch_sizes, tokens = pad_captions(
+            captions, captions_per_image=width, pad=captioner.vocabulary.pad
+        )
         decoder = captioner.decoder
         memory = decoder.encode_memory(features)
         ids = ids.to(features.regions.device)

@@ -15,7 +15,7 @@ from captioning.benchmarks.training import (
     unrolled_loss,
 )
 from captioning.errors import UserError
-from captioning.loaders.batches import pack
+from captioning.loaders.captions import pad_captions
 from captioning.models.decoders import build
 from captioning.text.vocabulary import Vocabulary
 
@@ -39,7 +39,7 @@ def training_data():
         [np.array([Vocabulary.start, *rng.integers(4, V, length), Vocabulary.end]) for length in lengths]
         for lengths in ((7, 4, 2), (5, 3, 3))
     ]
-    ids, batch_sizes, tokens = pack(captions, width=3, pad=Vocabulary.pad)
+    ids, batch_sizes, tokens = pad_captions(captions, captions_per_image=3, pad=Vocabulary.pad)
     features = torch.randn(2, N, D, dtype=torch.float64)
     return TrainingData(features, ids, batch_sizes, tokens, Vocabulary.pad)
 

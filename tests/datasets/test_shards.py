@@ -25,16 +25,10 @@ from captioning.errors import UserError
 from captioning.experiment import Experiment
 from captioning.images.preprocessing import Preprocessing
 from captioning.images.reading import BadImage, load_image
-from captioning.loaders.batches import (
-    EncodedCaptions,
-    PixelImages,
-    ShardFeatures,
-    StoredImages,
-    TrainingBatches,
-    bucketed_batches,
-    loader,
-)
-from captioning.loaders.feature_store import build_store
+from captioning.loaders.batches import TrainingBatches, bucketed_batches, loader
+from captioning.loaders.captions import EncodedCaptions
+from captioning.loaders.feature_writer import build_store
+from captioning.loaders.images import PixelImages, RandomMirroring, ShardFeatures, StoredImages
 from captioning.models.encoders import SmallCNNConfig, build
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
@@ -313,10 +307,10 @@ def test_batches_are_those_of_the_files_in_any_number_of_processes_and_from_any_
     files = {record.image_id: record for record in pictures}
     made = []
     for records, workers in (([files[r.image_id] for r in found], 0), (found, 0), (found, 2)):
-        captions = EncodedCaptions.of(records, vocabulary, max_length=9)
+        captions = EncodedCaptions.from_records(records, vocabulary, max_length=9)
         images = PixelImages([r.path for r in records], PREPROCESSING, augmentation=None, seed=0)
         ids = PackedStrings(r.image_id for r in records)
-        dataset = TrainingBatches(ids, captions, images, width=2, pad=0, seed=0, epoch=3)
+        dataset = TrainingBatches(ids, captions, images, captions_per_image=2, pad=0, seed=0, epoch=3)
         batches = bucketed_batches(captions, size=3, seed=0, epoch=3)
         skipped = 2 if workers else 0  # a resumed run asks for what is left
         got = loader(dataset, batches[skipped:], workers=workers, pin_memory=False)
@@ -338,9 +332,9 @@ def test_stored_features_in_shards(tmp_path, pictures):
     write(pictures, tmp_path / "shards", payload, holds=holds)
     found = datasets.load(ShardsConfig(root=str(tmp_path / "shards"))).records
     numbers = np.array([11, 2, 23, 5])
-    for mirrored in (False, True):
-        ours = ShardFeatures([r.path for r in found], seed=3, mirrored=mirrored)
-        stored = StoredImages(store, [r.image_id for r in found], seed=3, mirrored=mirrored)
+    for mirroring in (RandomMirroring(None), RandomMirroring(3)):
+        ours = ShardFeatures([r.path for r in found], mirroring)
+        stored = StoredImages(store, [r.image_id for r in found], mirroring)
         for epoch in (0, 1):
             assert torch.equal(ours(numbers, epoch).regions, stored(numbers, epoch).regions)
 
@@ -355,8 +349,8 @@ def test_arrays_of_objects_are_refused(tmp_path, pictures):
         holds={"kind": "features", "views": 1},
     )
     record = datasets.load(ShardsConfig(root=str(tmp_path / "s"))).records[0]
-    with pytest.raises(UserError, match=r"no array of numbers .*allow_pickle=False"):
-        ShardFeatures([record.path], seed=0, mirrored=False)([0], 0)
+    with pytest.raises(UserError, match=r"not an array of numbers .*allow_pickle=False"):
+        ShardFeatures([record.path])([0], 0)
     assert not (tmp_path / "ran").exists()
 
 

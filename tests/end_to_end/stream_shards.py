@@ -28,14 +28,9 @@ from captioning import datasets
 from captioning.datasets.prepare.shards import write
 from captioning.datasets.shards import ShardsConfig
 from captioning.images.preprocessing import Preprocessing
-from captioning.loaders.batches import (
-    EncodedCaptions,
-    Images,
-    PixelImages,
-    TrainingBatches,
-    bucketed_batches,
-    loader,
-)
+from captioning.loaders.batches import TrainingBatches, bucketed_batches, loader
+from captioning.loaders.captions import EncodedCaptions
+from captioning.loaders.images import Images, PixelImages
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.file_slice import read_bytes
@@ -98,9 +93,9 @@ def memory(pid: int | str = "self") -> tuple[float, float]:
 def stream(records: list[ImageRecord], images: Images, *, workers: int, show: int) -> str:
     """Read one epoch; says how fast, and for how much work of this process, for the machine may be shared."""
     vocabulary = Vocabulary.build((record.captions[0] for record in records[:1000]), min_count=1)
-    captions = EncodedCaptions.of(records, vocabulary, max_length=20)
+    captions = EncodedCaptions.from_records(records, vocabulary, max_length=20)
     ids = PackedStrings(record.image_id for record in records)
-    dataset = TrainingBatches(ids, captions, images, width=1, pad=0, seed=0, epoch=0)
+    dataset = TrainingBatches(ids, captions, images, captions_per_image=1, pad=0, seed=0, epoch=0)
     batches = loader(
         dataset, bucketed_batches(captions, size=100, seed=0, epoch=0), workers=workers, pin_memory=False
     )

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from captioning.loaders.batches import EncodedCaptions, TrainingBatches, bucketed_batches, loader
+from captioning.loaders.batches import TrainingBatches, bucketed_batches, loader
+from captioning.loaders.captions import EncodedCaptions
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.packed_strings import PackedStrings
@@ -75,9 +76,9 @@ def own_memories(kind) -> list[int]:
     """Of a worker, after each batch of an epoch."""
     records = [ImageRecord(f"{number:0200d}", "", ("a dog",), "train") for number in range(60_000)]
     vocabulary = Vocabulary.build(["a dog"], min_count=1)
-    captions = EncodedCaptions.of(records, vocabulary, max_length=5)
+    captions = EncodedCaptions.from_records(records, vocabulary, max_length=5)
     ids = kind(record.image_id for record in records)
-    dataset = TrainingBatches(ids, captions, Nothing(), width=1, pad=0, seed=0, epoch=0)
+    dataset = TrainingBatches(ids, captions, Nothing(), captions_per_image=1, pad=0, seed=0, epoch=0)
     batches = bucketed_batches(captions, size=1000, seed=0, epoch=0)
     sizes = []
     before = set(children())

@@ -14,8 +14,8 @@ def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as file:
         experiment = Experiment(parse(json.load(file), where="test"), log=lambda _: None)
     trained: list[Captioner] = []
-    build = experiment.build
-    experiment.build = lambda words: trained.append(build(words)) or trained[-1]  # type: ignore[method-assign]
+    build = experiment.build_captioner
+    experiment.build_captioner = lambda words: trained.append(build(words)) or trained[-1]  # type: ignore[method-assign]
     experiment.train()
     own = [each.double().sum().item() for each in trained[0].parameters()]
     every = experiment.world.gather([own])

@@ -12,7 +12,7 @@ import numpy as np
 
 from captioning.config import parse
 from captioning.experiment import Experiment
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
 
@@ -37,7 +37,7 @@ def records(count: int) -> list[ImageRecord]:
 def encoded_captions(count: int) -> tuple[EncodedCaptions, Vocabulary]:
     """The captions of `records(count)`, and their vocabulary."""
     vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    return EncodedCaptions.of(records(count), vocabulary, max_length=6), vocabulary
+    return EncodedCaptions.from_records(records(count), vocabulary, max_length=6), vocabulary
 
 
 def tiny_settings(

@@ -267,12 +267,12 @@ def test_accumulated_batches_update_as_one_large_batch_does(tmp_path):
 
 def _captions(run):
     from captioning.datasets import of_split
-    from captioning.loaders.batches import EncodedCaptions
+    from captioning.loaders.captions import EncodedCaptions
     from captioning.text.vocabulary import Vocabulary
 
-    records = of_split(run.collect(), "train")
+    records = of_split(run.load_dataset(), "train")
     vocabulary = Vocabulary.build((c for r in records for c in r.captions), min_count=1)
-    return EncodedCaptions.of(records, vocabulary, max_length=30)
+    return EncodedCaptions.from_records(records, vocabulary, max_length=30)
 
 
 def test_a_second_phase_begins_with_the_best_model_and_counts_on(tmp_path):

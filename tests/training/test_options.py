@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from captioning.loaders.batches import EncodedCaptions, TrainingBatches
+from captioning.loaders.batches import TrainingBatches
+from captioning.loaders.captions import EncodedCaptions
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.records import ImageRecord
 from captioning.tensors import Features
@@ -44,14 +45,14 @@ def made(kind, *, seed=0, **changes):
     """A small model, and batches of 5 images with up to 3 captions; `weights` are of all captions."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    captions = EncodedCaptions.of(records(5), vocabulary, max_length=6)
+    captions = EncodedCaptions.from_records(records(5), vocabulary, max_length=6)
     config = dataclasses.replace(DECODERS[kind], **changes)
     decoder = config.build(channels=3, vocabulary_size=len(vocabulary)).double()
     regions = torch.randn(5, 7, 3, dtype=torch.double)
 
     def batch(numbers, weights=None):
         return TrainingBatches(
-            range(5), captions, lambda n, epoch: Features(regions[n]), width=3, pad=0, seed=0, epoch=0,
+            range(5), captions, lambda n, epoch: Features(regions[n]), captions_per_image=3, pad=0, seed=0, epoch=0,
             weights=weights,
         )[np.asarray(numbers)]  # fmt: skip
 
@@ -118,13 +119,13 @@ def test_captions_are_drawn_longest_first_each_once():
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, 9, (7, 4))
     sentences = [ImageRecord(i, "", tuple("dog " * n for n in own), "train") for i, own in enumerate(lengths)]
-    captions = EncodedCaptions.of(sentences, Vocabulary.build(["dog"], min_count=1), max_length=20)
+    captions = EncodedCaptions.from_records(sentences, Vocabulary.build(["dog"], min_count=1), max_length=20)
     for image, width in [(0, 4), (3, 9), (6, 3), (2, 1)]:
-        numbers = captions.numbers_of(image, width, np.random.default_rng(image))
+        numbers = captions.sample(image, width, np.random.default_rng(image))
         assert len(set(numbers)) == min(width, 4) and all(image * 4 <= n < image * 4 + 4 for n in numbers)
         found = [lengths[image, n - 4 * image] for n in numbers]
         assert found == sorted(found, reverse=True)
-        own = captions.of_image(image, width, np.random.default_rng(image))
+        own = captions.sample_ids(image, width, np.random.default_rng(image))
         assert [len(ids) - 2 for ids in own] == found
 
 
@@ -190,7 +191,7 @@ def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
     """Without dropout the two readings of R-Drop are one, and the loss is that without it."""
     holder, captions, batch = made(kind)
     rng = np.random.default_rng(0)
-    own = rng.uniform(0, 2, captions.first[-1]).astype(np.float32)
+    own = rng.uniform(0, 2, captions.image_offsets[-1]).astype(np.float32)
     words = torch.from_numpy(rng.uniform(0, 2, len(holder.vocabulary)).astype(np.float32))
     whole = batch(range(5), own)
     found = loss_of(holder, whole, words=words, label_smoothing=0.1, r_drop=r_drop)
@@ -201,8 +202,8 @@ def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
             if ids[0]:
                 same = [
                     own[n]
-                    for n in range(captions.first[image], captions.first[image + 1])
-                    if captions.ids_of(n).tolist() == ids[ids != 0].tolist()
+                    for n in range(captions.image_offsets[image], captions.image_offsets[image + 1])
+                    if captions.caption(n).tolist() == ids[ids != 0].tolist()
                 ]
                 assert whole.weights[b, k] in same
             else:
@@ -213,7 +214,7 @@ def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
 def test_weighted_parts_add_up_to_the_whole(kind):
     """So accumulated batches, and those of several processes, are one large batch."""
     holder, captions, batch = made(kind)
-    own = np.random.default_rng(0).uniform(0, 2, captions.first[-1]).astype(np.float32)
+    own = np.random.default_rng(0).uniform(0, 2, captions.image_offsets[-1]).astype(np.float32)
     whole = batch(range(5), own)
     size = BatchStats.of(whole, 0)
     settings = {"r_drop": 1.0, "doubly_stochastic": 0.0 if kind == "transformer" else 0.5}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from captioning.errors import UserError
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.training import rewards
 from captioning.training.rewards import References
 
@@ -36,10 +36,10 @@ def drawn(seed=0):
 def encoded(references):
     flat = [[START, *caption] for own in references for caption in own]
     return EncodedCaptions(
-        words=np.concatenate(flat).astype(np.int32),
-        start=np.cumsum([0, *map(len, flat)]),
-        first=np.cumsum([0, *map(len, references)]),
-        cut=0,
+        ids=np.concatenate(flat).astype(np.int32),
+        caption_offsets=np.cumsum([0, *map(len, flat)]),
+        image_offsets=np.cumsum([0, *map(len, references)]),
+        num_truncated=0,
     )
 
 

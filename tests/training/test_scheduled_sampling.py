@@ -7,7 +7,7 @@ import torch
 from captioning.captioner.captioner import Captioner
 from captioning.config import parse
 from captioning.errors import UserError
-from captioning.loaders.batches import pack
+from captioning.loaders.captions import pad_captions
 from captioning.models.decoders.base import unroll
 from captioning.tensors import Batch, Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
@@ -31,7 +31,7 @@ def captions(images, width, longest, *, seed=0):
     for _ in range(images):
         lengths = sorted(rng.integers(1, longest, rng.integers(1, width + 1)), reverse=True)
         chosen.append([np.array([1, *rng.integers(4, VOCABULARY, n), 2]) for n in lengths])
-    words, batch_sizes, tokens = pack(chosen, width=width, pad=0)
+    words, batch_sizes, tokens = pad_captions(chosen, captions_per_image=width, pad=0)
     return words, batch_sizes, tokens
 
 
@@ -117,7 +117,7 @@ def test_own_words_come_with_the_models_probabilities():
 def batch_of(captioner: Captioner) -> Batch:
     rng = np.random.default_rng(0)
     chosen = [[np.array([1, *rng.integers(4, 13, n), 2]) for n in (7, 5, 2)] for _ in range(2)]
-    words, batch_sizes, tokens = pack(chosen, width=3, pad=0)
+    words, batch_sizes, tokens = pad_captions(chosen, captions_per_image=3, pad=0)
     size = captioner.config.preprocessing.size
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     return Batch([7, 8], pixels, words, batch_sizes, tokens)

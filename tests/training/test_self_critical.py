@@ -13,7 +13,7 @@ from captioning.config import parse
 from captioning.errors import UserError
 from captioning.experiment import Experiment
 from captioning.generation import GreedyConfig, SampleConfig
-from captioning.loaders.batches import EncodedCaptions
+from captioning.loaders.captions import EncodedCaptions
 from captioning.tensors import Batch, Features, Hypotheses
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training import checkpoint
@@ -45,10 +45,10 @@ class Holder(nn.Module):
 def encoded(references):
     flat = [[VOCABULARY.start, *caption] for own in references for caption in own]
     return EncodedCaptions(
-        words=np.concatenate(flat).astype(np.int32),
-        start=np.cumsum([0, *map(len, flat)]),
-        first=np.cumsum([0, *map(len, references)]),
-        cut=0,
+        ids=np.concatenate(flat).astype(np.int32),
+        caption_offsets=np.cumsum([0, *map(len, flat)]),
+        image_offsets=np.cumsum([0, *map(len, references)]),
+        num_truncated=0,
     )
 
 

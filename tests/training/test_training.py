@@ -18,17 +18,9 @@ from captioning.errors import Diverged, UserError
 from captioning.experiment import Experiment
 from captioning.images.augmentation import AugmentationConfig
 from captioning.images.preprocessing import Preprocessing
-from captioning.loaders.batches import (
-    POOL,
-    EncodedCaptions,
-    PixelImages,
-    StoredImages,
-    TrainingBatches,
-    bucketed_batches,
-    mentions_left_right,
-    pack,
-    token_batches,
-)
+from captioning.loaders.batches import BATCHES_PER_POOL, TrainingBatches, bucketed_batches, token_batches
+from captioning.loaders.captions import EncodedCaptions, pad_captions
+from captioning.loaders.images import PixelImages, RandomMirroring, StoredImages, mentions_left_right
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
 from captioning.records import ImageRecord
 from captioning.tensors import Features
@@ -67,11 +59,13 @@ def test_order_puts_captions_of_like_length_together():
     lengths = np.random.default_rng(0).integers(1, 20, 301)
     sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
     vocabulary = Vocabulary.build(["dog"], min_count=1)
-    captions = EncodedCaptions.of(sentences, vocabulary, max_length=20)
+    captions = EncodedCaptions.from_records(sentences, vocabulary, max_length=20)
 
     def steps(batches):
         return sum(
-            pack([captions.of_image(i, 5, np.random.default_rng(0)) for i in b], width=5, pad=0)[0].shape[2]
+            pad_captions(
+                [captions.sample_ids(i, 5, np.random.default_rng(0)) for i in b], captions_per_image=5, pad=0
+            )[0].shape[2]
             for b in batches
         )
 
@@ -85,7 +79,7 @@ def test_a_batch_says_how_many_captions_still_run():
         list(range(11)),
         captions,
         lambda numbers, epoch: torch.zeros(len(numbers), 2, 3),
-        width=3,
+        captions_per_image=3,
         pad=0,
         seed=0,
         epoch=0,
@@ -101,10 +95,12 @@ def test_a_batch_says_how_many_captions_still_run():
 
 def test_a_cut_caption_has_no_end():
     vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    captions = EncodedCaptions.of([ImageRecord(1, "", (CAPTIONS[2],), "train")], vocabulary, max_length=3)
-    assert captions.cut == 1
-    assert captions.words.tolist()[0] == vocabulary.start and len(captions.words) == 4
-    assert vocabulary.end not in captions.words
+    captions = EncodedCaptions.from_records(
+        [ImageRecord(1, "", (CAPTIONS[2],), "train")], vocabulary, max_length=3
+    )
+    assert captions.num_truncated == 1
+    assert captions.ids.tolist()[0] == vocabulary.start and len(captions.ids) == 4
+    assert vocabulary.end not in captions.ids
 
 
 def test_a_token_spelled_like_a_special_one_is_not_one():
@@ -267,7 +263,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
         Preprocessing(size=8),
         augmentation=AugmentationConfig(flip=1.0),
         seed=0,
-        mentions_left_right=mask,
+        fixed=mask,
     )
     pixels = images(np.arange(len(found)), 0)
     assert (pixels[:, 0, 4, 0] > pixels[:, 0, 4, 7]).tolist() == [not side for side in mask]
@@ -279,7 +275,7 @@ def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
         def rows_at(self, places, *, views):
             return np.array([[[view]] for view in views], np.float32)
 
-    stored = StoredImages(Store(), range(len(found)), seed=0, mirrored=True, mentions_left_right=mask)
+    stored = StoredImages(Store(), range(len(found)), RandomMirroring(0, mask))
     seen = np.array([stored(np.arange(len(found)), epoch).regions.flatten().tolist() for epoch in range(40)])
     assert not seen[:, mask].any() and 0.3 < seen[:, ~mask].mean() < 0.7
 
@@ -306,7 +302,7 @@ def test_every_config_parses_and_builds(path):
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# captioning "), "the first line gives the command"
     config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
-    captioner = Experiment(config).build(Vocabulary.build(CAPTIONS, min_count=1))
+    captioner = Experiment(config).build_captioner(Vocabulary.build(CAPTIONS, min_count=1))
     channels, size = captioner.encoder.channels, config.preprocessing.size
     given = config.encoder.precomputed  # what stands in files is no work of the encoder's
     images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
@@ -337,7 +333,7 @@ def test_every_config_parses_and_builds(path):
         ),
         (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
         (["training.epochs=0"], r"training\.epochs: .*got 0"),
-        (["search.width=0"], r"search\.width: .*got 0"),
+        (["search.captions_per_image=0"], r"search\.width: .*got 0"),
         (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
         (["training"], "an override is written section.key=value"),
     ],
@@ -416,7 +412,7 @@ def check_resume(tmp_path, monkeypatch, kind, *, encoder=None, **training):
 def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
     values = tiny_settings(tmp_path, "run", epochs=1)
     experiment(values).train()
-    with pytest.raises(UserError, match="there is a run already"):
+    with pytest.raises(UserError, match="this run exists"):
         experiment(values).train()
     values["training"]["learning_rate"] = 0.1
     with pytest.raises(UserError, match="made with other settings"):
@@ -426,12 +422,12 @@ def test_a_run_is_not_overwritten_and_other_settings_are_not_resumed(tmp_path):
 def test_an_unfrozen_encoder_learns_and_test_images_are_not_touched(tmp_path):
     values = tiny_settings(tmp_path, "run", epochs=1)
     run = experiment(values)
-    collection = run.collect()
+    collection = run.load_dataset()
     for record in collection.records:
         if record.split.startswith("test"):
             size = Path(record.path).stat().st_size
             Path(record.path).write_bytes(b"x" * size)  # training must do without them
-    before = run.build(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
+    before = run.build_captioner(Vocabulary.build(CAPTIONS, min_count=1)).encoder.state_dict()
     run.train()
     after = Captioner.open(run.folder / "model").encoder.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -506,7 +502,7 @@ def test_loss_of_a_batch_counts_only_its_tokens():
             list(range(5)),
             captions,
             lambda numbers, epoch, f=features: Features(f[numbers]),
-            width=5,
+            captions_per_image=5,
             pad=0,
             seed=0,
             epoch=0,
@@ -528,13 +524,15 @@ def test_loss_of_a_batch_counts_only_its_tokens():
 
 def slow_order(captions, *, tokens, width, seed, epoch):
     """Batches by tokens, an image at a time, from the sizes that the padded words would have."""
-    images = len(captions.first) - 1
+    images = len(captions.image_offsets) - 1
     generator = np.random.default_rng((seed, epoch, 0))
-    own = [[len(captions.ids_of(c)) for c in range(*captions.first[i : i + 2])] for i in range(images)]
+    own = [
+        [len(captions.caption(c)) for c in range(*captions.image_offsets[i : i + 2])] for i in range(images)
+    ]
     usual = max(1, int(tokens / (width * np.mean([max(lengths) - 1 for lengths in own]))))
     waiting, batches = generator.permutation(images).tolist(), []
     while waiting:
-        pool, waiting = waiting[: usual * POOL], waiting[usual * POOL :]
+        pool, waiting = waiting[: usual * BATCHES_PER_POOL], waiting[usual * BATCHES_PER_POOL :]
         batch = []
         for image in sorted(pool, key=lambda i: max(own[i])):
             more = [*batch, image]
@@ -550,27 +548,27 @@ def slow_order(captions, *, tokens, width, seed, epoch):
 def test_batches_by_tokens_against_a_slow_way(tokens, width):
     captions, _ = encoded_captions(301)
     for seed, epoch in ((1, 2), (1, 3), (0, 2)):
-        found = token_batches(captions, tokens=tokens, width=width, seed=seed, epoch=epoch)
+        found = token_batches(captions, max_tokens=tokens, captions_per_image=width, seed=seed, epoch=epoch)
         assert [batch.tolist() for batch in found] == slow_order(
-            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
+            captions, tokens=tokens, captions_per_image=width, seed=seed, epoch=epoch
         )
         assert sorted(np.concatenate(found)) == list(range(301))  # each once
         for batch in found:  # as they are then packed
-            chosen = [captions.of_image(i, width, np.random.default_rng(epoch)) for i in batch]
-            words, _, _ = pack(chosen, width=width, pad=0)
+            chosen = [captions.sample_ids(i, width, np.random.default_rng(epoch)) for i in batch]
+            words, _, _ = pad_captions(chosen, captions_per_image=width, pad=0)
             assert words[..., 1:].numel() <= tokens or len(batch) == 1
 
 
 def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
     lengths = np.random.default_rng(0).integers(1, 40, 997)
     sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
-    captions = EncodedCaptions.of(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
+    captions = EncodedCaptions.from_records(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
 
     def most(batches):
         """Words of the largest batch, which decides the memory it takes."""
         return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
 
-    filled = token_batches(captions, tokens=400, width=1, seed=0, epoch=0)
+    filled = token_batches(captions, max_tokens=400, captions_per_image=1, seed=0, epoch=0)
     size = -(-997 // len(filled))  # as many batches of images
     assert most(filled) <= 400 < 0.6 * most(bucketed_batches(captions, size=size, seed=0, epoch=0))
 

@@ -135,7 +135,7 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
         "tracking": {"mode": "disabled"},
     }  # fmt: skip
     experiment = Experiment(parse(values, where="test"), log=lambda _: None)
-    records = experiment.collect().records
+    records = experiment.load_dataset().records
     (tmp_path / "regions").mkdir()
     generator = np.random.default_rng(0)
     for number, record in enumerate(records):
@@ -149,7 +149,7 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
 
     captioner = Captioner.open(experiment.folder / "model")
     kept = [record for record in records if record.split == "val"]
-    images = experiment.source(captioner, kept).images(kept, training=False)
+    images = experiment.image_source(captioner.encoder, kept).images(kept, training=False)
     together = captioner.decoder.encode_memory(images(range(len(kept)), 0))
     for number in range(len(kept)):  # padding changes nothing
         alone = captioner.decoder.encode_memory(images([number], 0))

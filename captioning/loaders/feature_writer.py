@@ -1,0 +1,289 @@
+"""Filling a feature store: images are encoded once and written in shards."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioning.datasets.checks import write_skipped
+from captioning.errors import UserError
+from captioning.images.preprocessing import Preprocessing, normalize, preprocess_uint8
+from captioning.images.reading import BadImage, read_image
+from captioning.loaders.feature_store import FORMAT, INDEX, FeatureStore, Precision, read_index
+from captioning.loaders.provenance import FeatureProvenance, refuse_other_provenance
+from captioning.models.encoders import Encoder, for_inference
+from captioning.records import ImageId, ImageRecord, Skip
+from captioning.utils.file_slice import file_size
+from captioning.utils.files import atomic_write, sha256, write_json
+from captioning.utils.packed_strings import PackedStrings
+from captioning.utils.progress import progress
+
+ROWS_PER_SHARD = 1024
+
+
+class LoadedImage(NamedTuple):
+    """A preprocessed image, or the reason why it cannot be read."""
+
+    number: int
+    pixels: Tensor | None  # (3, size, size) uint8
+    bytes: int
+    reason: str
+
+
+class _Images(Dataset):
+    """Loads and preprocesses images, in any worker process."""
+
+    def __init__(self, paths: list[str], preprocessing: Preprocessing):
+        self.paths, self.preprocessing = PackedStrings(paths), preprocessing
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> LoadedImage:
+        path = str(self.paths[number])
+        try:
+            image = read_image(path).image
+        except BadImage as error:
+            return LoadedImage(number, None, 0, error.reason)
+        return LoadedImage(number, preprocess_uint8(image, self.preprocessing), file_size(path), "")
+
+
+def build_store(
+    records: Sequence[ImageRecord],
+    encoder: Encoder,
+    preprocessing: Preprocessing,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: Precision = "float16",
+    flip: bool = False,
+    batch_size: int = 32,
+    workers: int = 2,
+    max_bad: float = 0.01,
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> FeatureStore:
+    """Encode the images that the store in `folder` does not contain yet, and open it.
+
+    Args:
+        encoder: a copy in eval mode is used, on the encoder's device.
+        flip: also store the mirrored image, as view 1.
+        workers: processes that load images; 0: this one.
+        max_bad: share of the records that may be unreadable. They are listed in `skipped.csv` in the folder.
+
+    Raises:
+        UserError: the folder holds features of another provenance, precision or number of views; an image has
+            changed since it was encoded; too many images are unreadable; features don't fit the precision.
+    """
+    folder = Path(folder)
+    provenance = FeatureProvenance.of(encoder, preprocessing)
+    ids = [record.image_id for record in records]
+    if len(set(ids)) != len(ids):
+        raise UserError(f"{folder}: an image id occurs twice among the records; give each image its own id")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder):
+        for part in folder.glob(".*.part"):
+            part.unlink()  # of a build that was killed; no other is running
+        index = _open_index(folder, provenance, dtype=dtype, views=2 if flip else 1)
+        _refuse_changed(folder, index, records)
+        stored = {image_id for shard in index["shards"] for image_id in shard["ids"]}
+        todo = [record for record in records if record.image_id not in stored]
+        if todo:
+            writer = _Writer(folder, index, encoder, preprocessing)
+            writer.encode(
+                todo,
+                batch_size=batch_size,
+                workers=min(workers, -(-len(todo) // batch_size)),
+                rows_per_shard=rows_per_shard,
+                max_bad=max_bad * len(records),
+            )
+    return FeatureStore.open(folder)
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process write at a time; the lock is released when the process ends, however it ends."""
+    with open(folder / ".lock", "wb") as lock:
+        # not flock: worker processes would inherit it, and they outlive a killed build by seconds
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            print(
+                f"{folder}: another process is building this feature store; waiting for it", file=sys.stderr
+            )
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _open_index(
+    folder: Path, provenance: FeatureProvenance, *, dtype: Precision, views: int
+) -> dict[str, Any]:
+    """The index of an existing store, without shards whose files are incomplete; or a new index."""
+    index = read_index(folder)
+    if index is None:
+        return {
+            "format": FORMAT,
+            "fingerprint": provenance.fingerprint,
+            "provenance": asdict(provenance),
+            "dtype": dtype,
+            "views": views,
+            "shape": None,
+            "shards": [],
+            "skipped": [],
+        }
+    store = FeatureStore(folder, index)
+    refuse_other_provenance(folder, store.provenance, provenance)
+    for key, wanted in (("dtype", dtype), ("views", views)):
+        if index[key] != wanted:
+            raise UserError(
+                f"{folder}: this store has {key} {index[key]}, requested is {wanted}; name another folder"
+            )
+    index["shards"] = [shard for shard in index["shards"] if store.length_problem(shard) is None]
+    return index
+
+
+def _refuse_changed(folder: Path, index: dict[str, Any], records: Sequence[ImageRecord]) -> None:
+    """Raises UserError if an image's file has another length than when it was encoded."""
+    sizes = {i: n for shard in index["shards"] for i, n in zip(shard["ids"], shard["sizes"], strict=True)}
+    for record in records:
+        if (size := sizes.get(record.image_id)) is None:
+            continue
+        try:
+            current = file_size(record.path)
+        except OSError:
+            continue  # stored features can be used without the images
+        if current != size:
+            raise UserError(
+                f"{record.path}: changed since its features were stored ({size} bytes, now {current}); "
+                f"delete {folder} and run again"
+            )
+
+
+class _Writer:
+    """Encodes images and adds shards to a store."""
+
+    def __init__(self, folder: Path, index: dict[str, Any], encoder: Encoder, preprocessing: Preprocessing):
+        self.folder, self.index, self.preprocessing = folder, index, preprocessing
+        self.encoder = for_inference(encoder)
+        self.device = next(encoder.parameters()).device
+        self.skipped: list[Skip] = []
+
+    def encode(
+        self,
+        todo: Sequence[ImageRecord],
+        *,
+        batch_size: int,
+        workers: int,
+        rows_per_shard: int,
+        max_bad: float,
+    ) -> None:
+        """Add shards with the features of `todo`, and list unreadable images in `skipped.csv`."""
+        loader = DataLoader(
+            _Images([record.path for record in todo], self.preprocessing),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=list,
+        )
+        blank = torch.zeros(1, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
+        self.index["shape"] = list(self.regions(blank).shape[2:])
+        batches = iter(loader)
+        bar: Any = progress(total=len(todo), desc="encoding features", unit="image")
+        with bar:
+            for _ in range(0, len(loader), per_shard := max(1, rows_per_shard // batch_size)):
+                self.write_shard(islice(batches, per_shard), todo, per_shard * batch_size, bar)
+                self.refuse_too_many(max_bad)
+        self.index["skipped"] = [list(skip) for skip in self.skipped]
+        if not self.index["shards"]:
+            raise UserError(f"{self.folder}: no image can be read ({_first(self.skipped)})")
+        write_json(self.folder / INDEX, self.index)
+        if self.skipped:
+            write_skipped(self.folder / "skipped.csv", self.skipped)
+        else:
+            (self.folder / "skipped.csv").unlink(missing_ok=True)
+
+    def write_shard(
+        self, batches: Iterator[list[LoadedImage]], todo: Sequence[ImageRecord], max_rows: int, bar: Any
+    ) -> None:
+        """Write the next shard and add it to the index; unreadable images leave rows unused."""
+        path = self._next_path()
+        ids: list[ImageId] = []
+        sizes: list[int] = []
+        with atomic_write(path) as part:
+            shape = (min(max_rows, len(todo)), self.index["views"], *self.index["shape"])
+            rows = np.lib.format.open_memmap(part, mode="w+", dtype=self.index["dtype"], shape=shape)
+            for batch in batches:
+                good = [image for image in batch if image.pixels is not None]
+                self.skipped += [
+                    Skip(todo[bad.number].path, bad.reason) for bad in batch if bad.pixels is None
+                ]
+                if good:
+                    pixels = torch.stack([image.pixels for image in good if image.pixels is not None])
+                    rows[len(ids) : len(ids) + len(good)] = self.encode_batch(
+                        pixels, [todo[i.number] for i in good]
+                    )
+                    ids += [todo[image.number].image_id for image in good]
+                    sizes += [image.bytes for image in good]
+                bar.update(len(batch))
+            rows.flush()
+            del rows
+        if not ids:
+            path.unlink()
+            return
+        entry = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+            "ids": ids,
+            "sizes": sizes,
+        }
+        self.index["shards"].append(entry)
+        write_json(self.folder / INDEX, self.index)
+
+    def _next_path(self) -> Path:
+        """The first free name of a shard."""
+        names = {shard["file"] for shard in self.index["shards"]}
+        numbers = range(len(names) + 1)
+        return self.folder / next(name for n in numbers if (name := f"shard-{n:05d}.npy") not in names)
+
+    def encode_batch(self, pixels: Tensor, records: Sequence[ImageRecord]) -> np.ndarray:
+        """(B, 3, size, size) uint8 -> (B, views, N, D) in the store's precision."""
+        regions = self.regions(pixels)
+        limit = np.finfo(self.index["dtype"]).max
+        fits = (regions.abs() <= limit).flatten(1).all(1)  # False for NaN as well
+        if not fits.all():
+            bad = records[int(fits.int().argmin())]
+            raise UserError(
+                f"{bad.path}: its features are not finite in {self.index['dtype']}; "
+                "use features.dtype=float32, or check the encoder's weights"
+            )
+        return regions.numpy().astype(self.index["dtype"])
+
+    @torch.inference_mode()
+    def regions(self, pixels: Tensor) -> Tensor:
+        """(B, 3, size, size) uint8 -> (B, views, N, D) float32 on the CPU."""
+        normal = normalize(pixels.to(self.device), self.preprocessing)
+        views = [normal, normal.flip(-1)][: self.index["views"]]
+        return torch.stack([self.encoder(view).regions for view in views], 1).float().cpu()
+
+    def refuse_too_many(self, max_bad: float) -> None:
+        """Raises UserError if more than `max_bad` images are unreadable; shards already written are kept."""
+        if len(self.skipped) > max_bad:
+            write_skipped(self.folder / "skipped.csv", self.skipped)
+            raise UserError(
+                f"{self.folder}: {len(self.skipped)} images are unreadable, more than max_bad allows "
+                f"({_first(self.skipped)}); all are listed in {self.folder / 'skipped.csv'}"
+            )
+
+
+def _first(skipped: Sequence[Skip]) -> str:
+    return f"first {skipped[0].item}: {skipped[0].reason}"
