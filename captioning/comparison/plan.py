@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from captioning.comparison.sizes import DataShape, DecoderSize, data_shape, match_sizes
 from captioning.comparison.study import StudyConfig, merge
 from captioning.config import ExperimentConfig, parse, read_config
-from captioning.datasets import ShapesConfig
 from captioning.errors import UserError
 from captioning.utils.validation import dump
 
@@ -122,10 +121,9 @@ def _experiment(
 
 
 def _with_caption_length(config: ExperimentConfig, words: int | None) -> ExperimentConfig:
-    if words is None or not isinstance(config.dataset, ShapesConfig):
+    if words is None:
         return config
-    values = merge(config.as_json(), {"dataset": {"words": words}})
-    return parse(values, where=f"captions of {words} words", allow_code=True)
+    return replace(config, dataset=config.dataset.with_caption_length(words))  # type: ignore[arg-type]
 
 
 def describe_plan(plan: Plan, states: Mapping[str, str]) -> list[str]:

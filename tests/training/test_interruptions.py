@@ -135,7 +135,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_whole_checkpoint(tmp_path, fault, m
     run = small_run(tmp_path, epochs=1)
     run.train()
     config = run.config.training
-    captioner = run.build(checkpoint_vocabulary(run))
+    captioner = run.build_captioner(checkpoint_vocabulary(run))
     state = checkpoint.TrainState.create(captioner, config, torch.device("cpu"))
     kept = checkpoint.latest(run.folder)
     checkpoint.load(kept, state)

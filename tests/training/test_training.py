@@ -333,7 +333,7 @@ def test_every_config_parses_and_builds(path):
         ),
         (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
         (["training.epochs=0"], r"training\.epochs: .*got 0"),
-        (["search.captions_per_image=0"], r"search\.width: .*got 0"),
+        (["search.width=0"], r"search\.width: .*got 0"),
         (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
         (["training"], "an override is written section.key=value"),
     ],
@@ -550,7 +550,7 @@ def test_batches_by_tokens_against_a_slow_way(tokens, width):
     for seed, epoch in ((1, 2), (1, 3), (0, 2)):
         found = token_batches(captions, max_tokens=tokens, captions_per_image=width, seed=seed, epoch=epoch)
         assert [batch.tolist() for batch in found] == slow_order(
-            captions, tokens=tokens, captions_per_image=width, seed=seed, epoch=epoch
+            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
         )
         assert sorted(np.concatenate(found)) == list(range(301))  # each once
         for batch in found:  # as they are then packed
