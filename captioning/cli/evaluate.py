@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from captioning.experiment import Experiment
     from captioning.generation import SearchConfig
     from captioning.inspection.rescoring import Verdict
-    from captioning.loaders.sources import Source
+    from captioning.loaders.sources import ImageSource
     from captioning.metrics import Metric
     from captioning.metrics.evaluation import Evaluation
     from captioning.models.decoders.ensemble import Average
@@ -197,10 +197,10 @@ def evaluate_runs(args: argparse.Namespace) -> None:
     from captioning.metrics.coco_names import to_coco_names
 
     runs = open_runs(args)
-    collection = runs.members[0][0].collect()
+    collection = runs.members[0][0].load_dataset()
     splits = {split: of_split(collection, split) for split in args.split or ["val"]}
     records = [record for split_records in splits.values() for record in split_records]
-    sources = [experiment.source(captioner, records) for experiment, captioner in runs.members]
+    sources = [experiment.image_source(captioner.encoder, records) for experiment, captioner in runs.members]
     results = {}
     for split, split_records in splits.items():
         result = results[split] = evaluate_split(runs, split, split_records, sources, args)
@@ -278,7 +278,7 @@ def evaluate_split(
     runs: Runs,
     split: str,
     records: Sequence[ImageRecord],
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     args: argparse.Namespace,
 ) -> SplitResult:
     """Caption and score one split, and write its files."""
@@ -289,7 +289,7 @@ def evaluate_split(
 
     readable: Sequence[ImageRecord] = records
     for source in sources:
-        readable = source.of(readable)
+        readable = source.readable(readable)
     if len(readable) < len(records):
         print(f"{split}: {len(records) - len(readable)} images cannot be read, see coverage", file=sys.stderr)
     predictions, verdicts = caption_split(runs, split, readable, sources, args)
@@ -319,7 +319,7 @@ def caption_split(
     runs: Runs,
     split: str,
     records: Sequence[ImageRecord],
-    sources: Sequence[Source],
+    sources: Sequence[ImageSource],
     args: argparse.Namespace,
 ) -> tuple[list[Prediction], list[Verdict]]:
     """Captions of all records, in their order, and for `--errors` a verdict on each."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioning.loaders.batches import pack
+from captioning.loaders.captions import pad_captions
 from captioning.models.decoders import HardAttentionLSTMConfig, build
 from captioning.tensors import Batch, Features, SampledRegions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
@@ -156,7 +156,7 @@ def test_the_training_loss_includes_it_per_token():
     decoder = made(expected=0.5, reward=0.7, entropy=0.2)
     vocabulary = Vocabulary(words=(*SPECIALS, *(f"w{i}" for i in range(VOCABULARY - len(SPECIALS)))))
     encoded = [[[1, 4, 5, 6, 2], [1, 5, 2], [1, 2]], [[1, 6, 6, 2], [1, 4, 2]]]
-    ids, batch_sizes, tokens = pack(encoded, width=3, pad=0)
+    ids, batch_sizes, tokens = pad_captions(encoded, captions_per_image=3, pad=0)
     assert tokens == 4 + 2 + 1 + 3 + 2
     features, _ = scene(images=2)
     holder = SimpleNamespace(decoder=decoder, vocabulary=vocabulary, features=lambda images: images)
