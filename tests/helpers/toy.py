@@ -1,4 +1,4 @@
-"""A decoder small enough for exhaustive search, with a state that matters, for tests."""
+"""A decoder small enough for exhaustive search, with a nested state that depends on every token read."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class State(NamedTuple):
 
 
 class Toy(Decoder):
-    """Remembers all words that it has read."""
+    """A float64 recurrent network with two states of different speed, without attention."""
 
     def __init__(self, *, channels: int, vocabulary_size: int, seed: int = 0, hidden: int = 7):
         super().__init__()
@@ -29,27 +29,28 @@ class Toy(Decoder):
             return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64))
 
         self.vocabulary_size = vocabulary_size
-        self.regions, self.words = weight(channels, hidden), weight(vocabulary_size, hidden)
-        self.mix, self.out = weight(hidden, hidden), weight(vocabulary_size, hidden)
+        self.region_weight, self.token_weight = weight(channels, hidden), weight(vocabulary_size, hidden)
+        self.recurrent_weight, self.output_weight = weight(hidden, hidden), weight(vocabulary_size, hidden)
         self.bias = nn.Parameter(torch.zeros(vocabulary_size, dtype=torch.float64))
 
     def encode_memory(self, features: Features) -> Tensor:
-        seen = features.regions @ self.regions  # (B, N, H)
+        regions = features.regions @ self.region_weight  # (B, N, H)
         if features.mask is not None:
-            seen = seen.masked_fill(~features.mask[..., None], 0.0)
-        return 0.2 * seen.sum(1)
+            regions = regions.masked_fill(~features.mask[..., None], 0.0)
+        return 0.2 * regions.sum(1)
 
     def init_state(self, memory: Tensor, num_sequences: int) -> State:
         first = torch.tanh(memory)[:, None].expand(-1, num_sequences, -1)
         return State(slow=first, inner=Inner(fast=torch.zeros_like(first)))
 
-    def step(self, words: Tensor, state: State, memory: Tensor) -> tuple[StepOutput, State]:
-        fast = torch.tanh(self.words[words] + state.inner.fast @ self.mix + memory[:, None])
+    def step(self, ids: Tensor, state: State, memory: Tensor) -> tuple[StepOutput, State]:
+        recurrent = state.inner.fast @ self.recurrent_weight
+        fast = torch.tanh(self.token_weight[ids] + recurrent + memory[:, None])
         slow = 0.7 * state.slow + fast
         return StepOutput(hidden=slow, attention=None), State(slow=slow, inner=Inner(fast=fast))
 
-    def forward(self, words, memory, batch_sizes=None):
-        return unroll(self, words, memory)
+    def forward(self, ids, memory, batch_sizes=None):
+        return unroll(self, ids, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return 0.5 * (hidden @ self.out.T) + self.bias
+        return 0.5 * (hidden @ self.output_weight.T) + self.bias

@@ -50,7 +50,7 @@ def test_reinforce_has_the_gradient_of_the_expectation(monkeypatch, baseline):
     decoder = made(expected=0.0, reward=1.0, entropy=0.0)
     features, ids = scene()
     parameters = list(decoder.parameters())
-    expectation, total, estimate = 0.0, 0.0, [torch.zeros_like(each) for each in parameters]
+    expectation, total, estimate = 0.0, 0.0, [torch.zeros_like(parameter) for parameter in parameters]
     for regions in itertools.product(range(REGIONS), repeat=LENGTH):
         drawn = iter(regions)
         monkeypatch.setattr(torch, "multinomial", lambda _, count: torch.tensor([[next(drawn)]]))  # noqa: B023

@@ -25,11 +25,11 @@ def test_decoder_computes_its_equations(name):
     features = torch.randn(images, regions, CHANNELS, generator=generator, dtype=torch.double)
     ids = torch.randint(VOCABULARY, (images, sequences, length), generator=generator)
     mask = torch.tensor([[True, False, True, True, True], [True, True, False, True, False]])
-    for kept in (torch.ones_like(mask), mask):
-        output = decoder(ids, decoder.encode_memory(Features(features, None if kept.all() else kept)))
+    for valid in (torch.ones_like(mask), mask):
+        output = decoder(ids, decoder.encode_memory(Features(features, None if valid.all() else valid)))
         logits = decoder.logits(output.hidden)
         for image in range(images):
-            image_regions = features[image][kept[image]].numpy()
+            image_regions = features[image][valid[image]].numpy()
             for k in range(sequences):
                 steps = list(oracle(weights, decoder.config, image_regions, ids[image, k].tolist()))
                 assert len(steps) == length
@@ -39,5 +39,5 @@ def test_decoder_computes_its_equations(name):
                         assert output.attention is None
                         continue
                     attention = output.attention[image, k, t]
-                    np.testing.assert_allclose(attention[kept[image]], alpha, rtol=1e-9, atol=1e-12)
-                    assert (attention[~kept[image]] == 0).all()
+                    np.testing.assert_allclose(attention[valid[image]], alpha, rtol=1e-9, atol=1e-12)
+                    assert (attention[~valid[image]] == 0).all()
