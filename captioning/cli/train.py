@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import functools
 
 from captioning.utils.paths import shipped_configs
+from captioning.utils.progress import print_line
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,9 +42,7 @@ def main() -> int:
     from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
-    experiment = Experiment(
-        read_config(args.config, args.overrides, allow_code=True), log=functools.partial(print, flush=True)
-    )
+    experiment = Experiment(read_config(args.config, args.overrides, allow_code=True), log=print_line)
     progress = experiment.train(resume=args.resume)
     metric = get_metric((experiment.config.training, *experiment.config.phases)[progress.phase].metric)
     print(

@@ -22,7 +22,9 @@ def commands(page: Path, *, run: bool) -> list[str]:
     for marked, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if marked or not run:
             lines = block.replace("\\\n", " ").splitlines()
-            found += [line.split("captioning ", 1)[1] for line in lines if re.match(r"(\S+/)?captioning ", line)]
+            found += [
+                line.split("captioning ", 1)[1] for line in lines if re.match(r"(\S+/)?captioning ", line)
+            ]
     return found
 
 
@@ -42,7 +44,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, picture in enumerate(pictures):
         shutil.copy(picture, folder / "photos" / "images" / f"{number}.png")
         split = "train" if number < 5 else "val"
-        rows += [f"{number}.png,a red shape number {number},{split}", f"{number}.png,there is one shape,{split}"]
+        rows += [
+            f"{number}.png,a red shape number {number},{split}",
+            f"{number}.png,there is one shape,{split}",
+        ]
     (folder / "photos" / "captions.csv").write_text("\n".join(rows) + "\n")
     shutil.copy(pictures[0], folder / "photo.png")
     ids = range(1, 6)
