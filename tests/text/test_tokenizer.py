@@ -1,4 +1,4 @@
-"""The tokenizer beside the Java one it follows, beside NLTK, and on captions meant to upset it."""
+"""The tokenizer compared with stored results of the Java original, with NLTK, and on difficult captions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from captioning.text.tokenizer import DROPPED, tokenize
 from tests.helpers.stanford import stanford
 
-# caption -> what Stanford's PTBTokenizer 3.4.1 and coco-caption's drop list made of it
+# caption -> the result of Stanford's PTBTokenizer 3.4.1 and coco-caption's list of removed tokens
 FROM_JAVA = {
     "A man can't, won't and shouldn't've.": "a man ca n't wo n't and should n't 've",
     "The dogs' owner's dog - it's \"big\"!": "the dogs owner 's dog it 's big",
@@ -95,7 +95,7 @@ def test_contractions_as_nltk() -> None:
 
 
 @pytest.mark.parametrize("gap", [*"\r\n\t\v\f\0\x1c\x85\u2028\u2029\xa0\u3000", "\r\n", "\U0001f600", "\x7f"])
-def test_nothing_odd_joins_or_shifts(gap: str) -> None:
+def test_unusual_white_space_separates_tokens(gap: str) -> None:
     assert tokenize(f"a dog{gap}on grass{gap}") == ["a", "dog", "on", "grass"]
     assert tokenize(gap) == []
 
@@ -112,10 +112,10 @@ def test_tokens_are_clean(anything: str, nasty: str) -> None:
         tokens = tokenize(text)
         assert all(token and token == token.lower() and token.split() == [token] for token in tokens)
         assert not DROPPED.intersection(tokens)
-        assert tokenize(text) == tokens  # the second time from memory
+        assert tokenize(text) == tokens  # the second time from the cache
 
 
-def test_long_captions_take_no_more_than_their_share() -> None:
+def test_long_captions_take_linear_time() -> None:
     assert tokenize("word " * 100_000) == ["word"] * 100_000
     start = time.perf_counter()
     for unit in ("1,", "a@", "a.", "x/", "<a", "a'", "<!a", "<a b='", "(", "’", "5 ", "555 555 ", "&#1"):

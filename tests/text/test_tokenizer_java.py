@@ -1,7 +1,7 @@
-"""Our tokenizer beside Stanford's in Java: real captions, every character, made-up nasty text of every class.
+"""The tokenizer compared with Stanford's in Java: real captions, every character, generated difficult text.
 
-`pytest -s tests/test_tokenizer_java.py` prints the share of made-up captions that agree, class by class, and
-the first that don't.
+`pytest -s tests/text/test_tokenizer_java.py` prints the share of generated captions that agree in each class, and
+the first that differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.helpers.stanford import stanford
 
 @needs_shared
 def test_real_captions(tmp_path: Path) -> None:
-    """COCO's validation captions and all of Flickr8k's: every one the same."""
+    """COCO's validation captions and all of Flickr8k's: all are equal."""
     coco = json.loads((SHARED / "captions_val2017.json").read_text())["annotations"]
     lines = (SHARED / "flickr8k" / "Flickr8k.token.txt").read_text().splitlines()
     captions = [entry["caption"] for entry in coco] + [line.split("\t", 1)[1] for line in lines]
@@ -34,7 +34,7 @@ def test_real_captions(tmp_path: Path) -> None:
 
 
 def test_every_character(tmp_path: Path) -> None:
-    """Each of the first 65,536 characters, alone and within a word."""
+    """The first 65,536 characters, alone and within a word."""
     characters = [chr(code) for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000]
     captions = [text for char in characters for text in (f"a {char} b", f"a{char}b x")]
     pairs = zip(captions, stanford(captions, tmp_path), strict=True)
@@ -108,8 +108,8 @@ def pieces_of(kind: str) -> list[str]:
     return sorted(found)
 
 
-def made_up(kind: str, count: int) -> list[str]:
-    """Captions of common words and up to three pieces of a class, some with punctuation on."""
+def generated(kind: str, count: int) -> list[str]:
+    """Captions of common words and up to three pieces of a class, some followed by punctuation."""
     draw, pieces = random.Random(kind), pieces_of(kind)
     captions = []
     for _ in range(count):
@@ -122,8 +122,8 @@ def made_up(kind: str, count: int) -> list[str]:
     return captions
 
 
-def glued(count: int) -> list[str]:
-    """Pieces of all classes with nothing between them."""
+def joined_pieces(count: int) -> list[str]:
+    """Pieces of all classes, joined without spaces."""
     draw = random.Random("glued")
     pieces = [pieces_of(kind) for kind in PIECES]
     return [
@@ -131,10 +131,10 @@ def glued(count: int) -> list[str]:
     ]
 
 
-def test_made_up_captions(tmp_path: Path) -> None:
-    """Of each class and of all together; the least alike are pieces glued together."""
-    captions = {kind: made_up(kind, count=800) for kind in PIECES}
-    captions["glued together"] = glued(count=4_000)
+def test_generated_captions(tmp_path: Path) -> None:
+    """By class and in total; pieces joined without spaces agree least."""
+    captions = {kind: generated(kind, count=800) for kind in PIECES}
+    captions["joined"] = joined_pieces(count=4_000)
     theirs = iter(stanford([caption for own in captions.values() for caption in own], tmp_path))
     shares, same = {}, 0
     for kind, own in captions.items():
@@ -146,6 +146,6 @@ def test_made_up_captions(tmp_path: Path) -> None:
             print(f"    {caption!r}: Java {' '.join(tokens)!r}, here {' '.join(tokenize(caption))!r}")
     total = sum(map(len, captions.values()))
     print(f"{'all':<18}{total:6d} captions  {same / total:7.2%} agree")
-    assert shares.pop("glued together") > 0.97
+    assert shares.pop("joined") > 0.97
     assert min(shares.values()) > 0.99, shares
     assert same / total > 0.995
