@@ -1,4 +1,4 @@
-"""Images with their captions, and predictions, as plain records. No torch, no pixels, no ids of words."""
+"""Records of images with their reference captions, and of predicted captions; COCO result files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ImageId = int | str
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image: its id, where it lies, its reference captions (raw text), its split."""
+    """An image: its id, path, reference captions (raw text) and split."""
 
     image_id: ImageId
     path: str
@@ -23,14 +23,14 @@ class ImageRecord:
 
 
 class Skip(NamedTuple):
-    """One input that was passed over: a file, an annotation id, a line; and why, in a few words."""
+    """An input that was skipped, such as a file or an annotation, and the reason in a few words."""
 
     item: str
     reason: str
 
 
 class Collection(NamedTuple):
-    """What a data set reader gives: the records, and what it passed over."""
+    """The records of a data set, and the inputs that were skipped."""
 
     records: list[ImageRecord]
     skipped: list[Skip]
@@ -38,10 +38,14 @@ class Collection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A caption given to an image. `logprob` is in nats, summed over the words and the end of caption.
+    """A predicted caption of an image.
 
-    `score` is `logprob` under the search's length rule; `confidence` the geometric mean of the words'
-    probabilities, in (0, 1]; `alternatives` further captions, best first.
+    Attributes:
+        logprob: log-probability of the words and `<end>` together, in nats.
+        score: `logprob` after the search's length normalisation.
+        confidence: geometric mean of the words' probabilities, in (0, 1].
+        finished: whether the caption ended by `<end>` rather than by the length limit.
+        alternatives: further captions, best first.
     """
 
     image_id: ImageId
@@ -54,29 +58,29 @@ class Prediction:
 
 
 def write_predictions(path: str, predictions: Iterable[Prediction]) -> None:
-    """Write COCO results format, `[{"image_id", "caption", ...}]`, with our further keys."""
+    """Write COCO's results format, `[{"image_id", "caption", ...}]`, with the other fields as further keys."""
     write_json(path, [as_json(prediction) for prediction in predictions])
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:
-    """The prediction as a COCO result with our further keys.
+    """The prediction as a COCO result with further keys.
 
-    Where there are several captions, all of them are in `captions`, the chosen one first, as `read_results` reads
-    them; `alternatives` has the further ones with their numbers.
+    If there are several captions, `captions` contains all of them, the best first, and `alternatives` all but
+    the best with their scores.
     """
     entry = asdict(prediction)
     alternatives = [
-        {key: value for key, value in entry_.items() if key not in ("image_id", "alternatives")}
-        for entry_ in entry.pop("alternatives")
+        {key: value for key, value in alternative.items() if key not in ("image_id", "alternatives")}
+        for alternative in entry.pop("alternatives")
     ]
     if not alternatives:
         return entry
-    captions = [prediction.caption, *(each["caption"] for each in alternatives)]
+    captions = [prediction.caption, *(alternative["caption"] for alternative in alternatives)]
     return {**entry, "captions": captions, "alternatives": alternatives}
 
 
 class Result(NamedTuple):
-    """What a result file says of one image: the caption, and all that were given to it, at least one."""
+    """An image in a result file: its caption, and all its captions (at least one)."""
 
     image_id: ImageId
     caption: str
@@ -84,53 +88,53 @@ class Result(NamedTuple):
 
 
 def read_results(path: str, *, several: bool = False) -> list[Result]:
-    """The images of a COCO result file, in the file's order, from any system.
+    """Read a COCO result file of any system, in the order of the file.
 
-    An image's captions are its key `captions`, a list of strings, or else its `caption` alone. Where there is no
-    `caption`, the first of `captions` is.
+    An image's captions are those of its key `captions`, a list of strings, or else its `caption` alone. Without
+    a `caption`, the first of `captions` is used.
 
     Args:
-        several: an image may have several entries, each with a caption of its own; the first one's counts.
+        several: allow several entries an image, one caption each; the first entry's is the image's `caption`.
 
     Raises:
-        UserError: not a list of objects with `image_id` and `caption`, an image id occurs twice (not `several`),
-            or some images have more entries than others (`several`).
+        UserError: the file is not a list of objects with `image_id` and `caption`, an image id occurs twice
+            (without `several`), or images have different numbers of captions (with `several`).
     """
     entries = read_json(path)
     if not isinstance(entries, list):
-        likely = " (an annotations file?)" if isinstance(entries, dict) and "annotations" in entries else ""
+        hint = " (an annotations file?)" if isinstance(entries, dict) and "annotations" in entries else ""
         raise UserError(
-            f"{path}: expected a list of results at the root, found {type(entries).__name__}{likely}"
+            f"{path}: expected a list of results at the root, found {type(entries).__name__}{hint}"
         )
-    found: dict[ImageId, Result] = {}
+    results: dict[ImageId, Result] = {}
     repeated: dict[ImageId, None] = {}
     for number, entry in enumerate(entries):
         result = _result(entry)
         if result is None:
             raise UserError(f'{path}: entry {number} is not {{"image_id": ..., "caption": "..."}}')
-        earlier = found.get(result.image_id)
+        earlier = results.get(result.image_id)
         if earlier is None:
-            found[result.image_id] = result
+            results[result.image_id] = result
         else:
             repeated[result.image_id] = None
-            found[result.image_id] = earlier._replace(captions=earlier.captions + result.captions)
-    if not found:
-        raise UserError(f"{path}: holds no results")
+            results[result.image_id] = earlier._replace(captions=earlier.captions + result.captions)
+    if not results:
+        raise UserError(f"{path}: contains no results")
     if repeated and not several:
         raise UserError(
             f"{path}: {len(repeated)} image ids occur twice (first {list(repeated)[:5]}); give one caption an image"
         )
-    sizes = {len(result.captions): result.image_id for result in found.values()}
-    if several and len(sizes) > 1:
-        told = " and ".join(
-            f"{size} captions of image {image_id!r}" for size, image_id in sorted(sizes.items())[:2]
+    counts = {len(result.captions): result.image_id for result in results.values()}
+    if several and len(counts) > 1:
+        examples = " and ".join(
+            f"{count} captions of image {image_id!r}" for count, image_id in sorted(counts.items())[:2]
         )
-        raise UserError(f"{path}: {told}; give as many to each image")
-    return list(found.values())
+        raise UserError(f"{path}: {examples}; give all images the same number")
+    return list(results.values())
 
 
 def _result(entry: Any) -> Result | None:
-    """One entry of a result file; None where it is not one."""
+    """The result in one entry of the file, or None if the entry has another format."""
     if not isinstance(entry, dict):
         return None
     image_id, captions = entry.get("image_id"), entry.get("captions")
@@ -138,7 +142,9 @@ def _result(entry: Any) -> Result | None:
         return None
     if captions is None:
         captions = [entry.get("caption")]
-    if not (isinstance(captions, list) and captions and all(isinstance(each, str) for each in captions)):
+    if not (
+        isinstance(captions, list) and captions and all(isinstance(caption, str) for caption in captions)
+    ):
         return None
     caption = entry.get("caption", captions[0])
     return Result(image_id, caption, tuple(captions)) if isinstance(caption, str) else None

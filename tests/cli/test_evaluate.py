@@ -524,7 +524,7 @@ def test_diversity_of_n_captions(tmp_path, kind):
         ([{"image_id": None, "caption": "a cat"}], "entry 0 is not"),
         (["a cat"], "entry 0 is not"),
         ({"b.png": "a cat"}, "expected a list of results at the root, found dict"),
-        ([], "holds no results"),
+        ([], "contains no results"),
     ],
 )
 def test_predictions_of_a_wrong_shape(tmp_path, rows, said):
