@@ -1,4 +1,4 @@
-"""Command line options that several tools share. Imports torch only when a model is there to be asked."""
+"""Command line options that several commands share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_allow_code(parser: Any) -> None:
 
 
 def add_search(parser: Any, *, default: str) -> None:
-    """Add the options that `search_of` reads; `default` says whose search is used without them."""
+    """Add the options that `search_of` reads; `default`: whose search is used without them, for the help."""
     add = parser.add_argument
     add(
         "--search",
@@ -48,26 +48,30 @@ def add_search(parser: Any, *, default: str) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting of a config's search section, its value YAML; may be given more than once. Of all: "
-        "max_length, min_length, prefix, forced, banned, no_repeat, no_bad_ending; of all but greedy: length_rule, "
-        "alpha; of beams: width, n_best, patience (diverse_beam: groups, diversity); of sample and stochastic_beam: "
-        "samples, temperature, top_k, top_p, typical, min_p, seed",
+        help="a setting of a config's search section, its value in YAML; can be repeated. For all: max_length, "
+        "min_length, prefix, forced, banned, no_repeat, no_bad_ending; all but greedy: length_rule, alpha; beam and "
+        "diverse_beam: width, n_best, patience (diverse_beam: groups, diversity); sample and stochastic_beam: samples, "
+        "temperature, top_k, top_p, typical, min_p, seed",
     )
     add("--beam", type=positive, metavar="N", help=f"width of the beam search (default: {default})")
-    add("--max-length", type=positive, metavar="N", help="most words, the caption's end counted as one")
-    add("--length-rule", choices=("sum", "mean", "gnmt"), help="how scores of different lengths compare")
+    add("--max-length", type=positive, metavar="N", help="longest caption in words; its end counts as one")
+    add(
+        "--length-rule",
+        choices=("sum", "mean", "gnmt"),
+        help="how scores of captions of different lengths compare",
+    )
 
 
 def search_of(
     captioner: Captioner | EnsembleCaptioner, args: argparse.Namespace, *, n_best: int | None = None
 ) -> SearchConfig:
-    """The model's own search with what the command line changes.
+    """The model's own search with the changes of the command line.
 
     Args:
-        n_best: captions an image; None: as many as its settings say.
+        n_best: captions an image; None: the search's setting.
 
     Raises:
-        UserError: the model cannot do what is asked for.
+        UserError: the model cannot be searched so.
     """
     from captioning.generation import constraint_ids
     from captioning.generation.overrides import override_search
@@ -82,5 +86,7 @@ def search_of(
         length_rule=args.length_rule,
         max_positions=captioner.max_positions,
     )
-    constraint_ids(config, captioner.vocabulary)  # before the first image is read
+    constraint_ids(
+        config, captioner.vocabulary
+    )  # raises UserError for unknown words before the first image is read
     return config

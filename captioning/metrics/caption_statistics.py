@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tqdm import tqdm
-
 from captioning.text.tokenizer import tokenize
 from captioning.utils.files import fingerprint
+from captioning.utils.progress import progress
 
 UNKNOWN = "<unk>"
 UNMATCHED = (
@@ -30,7 +29,7 @@ class TrainingCaptions:
         """`captions`: raw text; captions with the same tokens are the same."""
         self.captions = {
             tuple(tokenize(text))
-            for text in tqdm(captions, desc="training captions", leave=False, disable=None, delay=2)
+            for text in progress(captions, desc="training captions", unit="caption", delay=2)
         }
         self.fingerprint = fingerprint(sorted(map(list, self.captions)))
 

@@ -7,13 +7,13 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.metrics import Scores, get_metric, score
 from captioning.metrics.base import AdditiveStatistics, Metric, MetricScore, mean_score, score_from_statistics
 from captioning.metrics.bleu import NUM_STATISTICS, bleu, closest_length_rank, pack_statistics
 from captioning.metrics.document_frequencies import DocumentFrequencies, inverse_document_frequencies
 from captioning.metrics.ngrams import MAX_ORDER, Floats, Ints, NgramCounts, ReferenceCounts, count_ngrams
+from captioning.utils.progress import progress
 
 Captions = Sequence[Sequence[Sequence[str]]]
 """For each of I images its n captions, each a sequence of tokens; n is the same for all and at least 2."""
@@ -180,9 +180,8 @@ def oracle_scores(
 
     Corpus BLEU is that of the captions with the best sentence BLEU.
     """
-    positions = range(len(captions[0]))
     runs: list[Scores] = []
-    for position in tqdm(positions, desc="oracle", unit="caption", leave=False, disable=None, delay=2):
+    for position in progress(range(len(captions[0])), desc="oracle", unit="caption", delay=2):
         candidates = [texts[position] for texts in captions]
         runs.append(score(references, candidates, metrics=metrics, frequencies=frequencies))
     return Scores.of({f"oracle-{metric.name}": _best_of(runs, metric) for metric in map(get_metric, metrics)})

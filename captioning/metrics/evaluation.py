@@ -133,20 +133,13 @@ def evaluate(
         of_all = caption_statistics(list(chain.from_iterable(sets)), training)
         statistics |= {f"all_{name}": value for name, value in of_all.items()}
         descriptions |= DESCRIPTIONS
-    signature = {
-        "split": split_name,
-        "split_fingerprint": references.fingerprint,
-        "predictions_fingerprint": fingerprint(sorted([str(key), predicted[key]] for key in image_ids)),
-        "coverage": _coverage(references, image_ids, predicted),
+    signature = _signature(references, image_ids, predicted) | {
         "captions_per_image": captions_per_image,
-        "tokenizer": _TOKENIZER,
         "variants": descriptions,
         "document_frequencies": _frequencies_text(frequencies, references),
         "training_captions": training and f"{training.fingerprint} of {len(training.captions)} captions",
-        "clean_up": "none",
         "search": None if search is None else dict(search),
         "notes": notes,
-        "code": code_version(),
     }
     scales = _scales(scores, statistics, chosen)
     return Evaluation(scores.corpus | statistics, signature, image_ids, scores, scales)
@@ -182,15 +175,24 @@ def _scales(scores: Scores, statistics: Mapping[str, float], metrics: Sequence[M
     return scales | {name: 1.0 if name.removeprefix("all_") in COUNTS else 100.0 for name in statistics}
 
 
-def _coverage(
+def _signature(
     references: ReferenceSet, scored: Sequence[ImageId], predicted: Mapping[ImageId, str]
-) -> dict[str, float]:
+) -> dict[str, Any]:
+    """The part of the signature that describes the images, the captions and the code."""
     images = len(references.image_ids)
     return {
-        "images": images,
-        "scored": len(scored),
-        "share": len(scored) / images,
-        "passed_over": len(predicted) - len(scored),
+        "split": references.split_name,
+        "split_fingerprint": references.fingerprint,
+        "predictions_fingerprint": fingerprint(sorted([str(key), predicted[key]] for key in scored)),
+        "coverage": {
+            "images": images,
+            "scored": len(scored),
+            "share": len(scored) / images,
+            "passed_over": len(predicted) - len(scored),
+        },
+        "tokenizer": _TOKENIZER,
+        "clean_up": "none",
+        "code": code_version(),
     }
 
 

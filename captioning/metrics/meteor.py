@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.metrics.base import AdditiveStatistics, Metric, MetricInput, MetricScore, Unavailable
 from captioning.metrics.java import JavaProgram, java_line, java_package
 from captioning.metrics.ngrams import Floats
+from captioning.utils.progress import progress
 
 NUM_STATISTICS = 23
 """Numbers that METEOR computes for an image. They add up over images.
@@ -39,10 +39,8 @@ class Meteor(Metric):
         command = ["-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
         with JavaProgram(self.name, command, folder=folder, heap=self.heap, limit=self.limit) as program:
             lines = []
-            total = len(captions.candidates)
-            for references, candidate in tqdm(
-                captions.pairs(), self.name, total, unit="image", leave=False, disable=None, delay=2
-            ):
+            pairs = list(captions.pairs())
+            for references, candidate in progress(pairs, desc=self.name, unit="image", delay=2):
                 fields = ["SCORE", *map(java_line, references), java_line(candidate)]
                 line = program.ask(" ||| ".join(fields))
                 if len(line.split()) != NUM_STATISTICS:

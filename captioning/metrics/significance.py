@@ -7,10 +7,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from captioning.metrics import Scores
 from captioning.metrics.ngrams import Floats, Ints
+from captioning.utils.progress import progress
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -101,7 +101,7 @@ def resample_scores(
         raise ValueError(f"scores of {' and of '.join(map(str, sorted(sizes)))} images: not the same images")
 
     chunks: list[Floats] = []
-    with tqdm(total=resamples, desc="resampling", leave=False, disable=None, delay=2) as progress:
+    with progress(total=resamples, desc="resampling", unit="resample", delay=2) as bar:
         for drawn in draw_resamples(sizes.pop(), resamples=resamples, seed=seed):
             counts, chunk = _image_counts(drawn), np.empty((len(systems), len(drawn), len(metrics)))
             for system_groups, out in zip(groups, chunk, strict=True):
@@ -110,7 +110,7 @@ def resample_scores(
                     for column, function in group.functions.items():
                         out[:, column] = function(sums)
             chunks.append(chunk)
-            progress.update(len(drawn))
+            bar.update(len(drawn))
     return np.concatenate(chunks, axis=1)
 
 
