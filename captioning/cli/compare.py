@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from pathlib import Path
 
 from captioning.cli.options import add_allow_code, positive
@@ -104,7 +103,10 @@ def run_study(options: argparse.Namespace) -> Path | None:
     from captioning.ops.cpu_kernels import keep_freed_memory
 
     keep_freed_memory()
-    log = functools.partial(print, flush=True)
+
+    def log(line: str) -> None:
+        print(line + "\n", end="", flush=True)  # in one piece: jobs print at the same time
+
     plan = make_plan(read_study(options.inputs[0], options.inputs[1:]))
     log("\n".join(describe_plan(plan, run_states(plan))))
     if options.dry_run:

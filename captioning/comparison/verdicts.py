@@ -163,9 +163,9 @@ CONTEXT_REASONS = {
 TRAINING = "LSTMs are computationally heavy to train"
 TRAINING_REASONS = {
     "yes": "At every length the LSTM takes clearly longer than the Transformer. {numbers}",
-    "no": "At no length does the LSTM take longer than the Transformer. {numbers}",
+    "no": f"At every length the LSTM takes at most {SIMILAR} times as long as the Transformer. {{numbers}}",
     "at some": "The LSTM takes clearly longer than the Transformer only at {lengths} words. {numbers}",
-    "slightly": "The LSTM takes longer than the Transformer, but at no length clearly longer. {numbers}",
+    "slightly": "The LSTM takes longer than the Transformer at some length, but clearly longer at none. {numbers}",
 }
 LONG = "Transformers are better for extremely long sequences"
 LONG_REASONS = {
