@@ -108,6 +108,7 @@ class Experiment:
         self.world = join(self.device)
         checkpoint = self._find_checkpoint(resume)
         with self._first_process_first():
+            self.log(f"loading the {self.config.dataset.kind} data set")
             collection = self.load_dataset()
             training, validation = of_split(collection, "train"), of_split(collection, "val")
             captions = (caption for record in training for caption in record.captions)

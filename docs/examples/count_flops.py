@@ -1,7 +1,7 @@
 import torch
 import torchvision
 
-from captioning.models.cost import counting, flops_of_decoding, flops_per_caption
+from captioning.models.cost import counting, decoding_flops, flops_per_caption
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
 
 for decoder in (SoftAttentionLSTMConfig(embedding=512, hidden=512, features=512), TransformerConfig()):
@@ -10,7 +10,7 @@ for decoder in (SoftAttentionLSTMConfig(embedding=512, hidden=512, features=512)
         decoder.kind,
         flops_per_caption(decoder, **size),
         flops_per_caption(decoder, **size, train=False),
-        flops_of_decoding(decoder, **size, width=5),
+        decoding_flops(decoder, **size, width=5),
     )
 with torch.device("meta"), torch.no_grad(), counting() as counter:
     torchvision.models.resnet101().eval()(torch.empty(1, 3, 448, 448))

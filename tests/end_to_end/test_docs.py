@@ -86,7 +86,7 @@ def test_options_in_the_documentation_exist(name):
             assert options <= known, f"{page}: captioning {command}"
 
 
-@pytest.mark.parametrize("snippet", ["caption_from_python", "score_from_python"])
+@pytest.mark.parametrize("snippet", ["caption_from_python", "count_flops", "score_from_python"])
 def test_python_snippets_run(snippet, workplace):
     path = ROOT / "docs" / "examples" / f"{snippet}.py"
     code = "import os, runpy, sys; os.chdir(sys.argv[1]); runpy.run_path(sys.argv[2])"
