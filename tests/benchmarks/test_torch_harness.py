@@ -1,12 +1,15 @@
 """FLOPs and summaries of the benchmarks of torch code."""
 
+import pytest
 import torch
 
 from captioning.benchmarks.torch_harness import count_flops, lines, summarize
-from captioning.ops.cpu_kernels import prepack_linear
+from captioning.ops.cpu_kernels import prepack_linear, probe
 
 
-def test_products_of_packed_weights_are_counted():
+@pytest.mark.parametrize("mkl", [True, False], ids=["mkl", "onednn"])
+def test_products_of_packed_weights_are_counted(mkl, monkeypatch):
+    monkeypatch.setattr(probe, "PREFERS_MKL", mkl)
     x, weight = torch.randn(3, 5, 7), torch.randn(11, 7)
     with torch.no_grad():
         packed = count_flops(lambda: prepack_linear(weight, 15)(x))

@@ -2,7 +2,7 @@
 
 | file | replaces | how it is faster |
 |---|---|---|
-| `packed_linear` | `nn.Linear` called many times | oneDNN lays the weight out once |
+| `packed_linear` | `nn.Linear` called many times | the weight is laid out once for MKL or oneDNN |
 | `vocab_projection` | `nn.Linear` to the vocabulary | oneDNN instead of MKL, which is slow for unaligned rows |
 | `deferred_grad_linear` | `nn.Linear` in a time loop | one product for the weight's gradient instead of T |
 | `additive_scores` | `tanh(keys + query) @ weight` | blocks that fit the cache, tanh computed as a sigmoid |

@@ -19,20 +19,18 @@ def prepack_linear(weight: Tensor, rows: int, bias: Tensor | None = None) -> Cal
     """`F.linear` with this weight and bias, for repeated calls with `x` (..., in) of about `rows` rows in all.
 
     A matrix product on a CPU first copies its factors into the order in which it reads them; with few rows that
-    takes as long as the product. Here oneDNN copies the weight once. Inputs that are not float32 on the CPU, or under
+    takes as long as the product. Here the weight is copied once. Inputs that are not float32 on the CPU, or under
     autocast, take the plain `F.linear`. No gradients are recorded.
     """
     weight = weight.detach()
-    if not probe.onednn_usable(weight):
+    if not _packable(weight):
         return lambda x: F.linear(x, weight, bias)
-    packed = probe.onednn_pack(weight, rows)
+    packed = (probe.mkl_linear if probe.PREFERS_MKL else probe.onednn_linear)(weight, rows, bias)
+    return lambda x: packed(x) if _packable(x) else F.linear(x, weight, bias)
 
-    def linear(x: Tensor) -> Tensor:
-        if probe.onednn_usable(x):
-            return probe.onednn_linear(x, packed, bias)
-        return F.linear(x, weight, bias)
 
-    return linear
+def _packable(tensor: Tensor) -> bool:
+    return (probe.HAS_MKL or probe.HAS_ONEDNN) and probe.usable(tensor, dtypes=(torch.float32,))
 
 
 class PackedLinear(nn.Module):
@@ -64,7 +62,7 @@ def prepack_module(module: Module, rows: int) -> Module:
 def _with_packed_layers(module: Module, rows: int) -> Module:
     children = {
         name: PackedLinear(child, rows)
-        if isinstance(child, nn.Linear) and probe.onednn_usable(child.weight)
+        if isinstance(child, nn.Linear) and _packable(child.weight)
         else child and _with_packed_layers(child, rows)
         for name, child in module._modules.items()
     }

@@ -19,18 +19,18 @@ class VocabProjection(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not probe.onednn_usable(x, self.weight):
+        if not probe.HAS_ONEDNN or not probe.usable(x, self.weight, dtypes=(torch.float32,)):
             return super().forward(x)
         if torch.is_grad_enabled():
             return _VocabProjection.apply(x, self.weight, self.bias)
-        return probe.onednn_linear(x, self.weight, self.bias)
+        return probe.onednn_product(x, self.weight, self.bias)
 
 
 class _VocabProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return probe.onednn_linear(x, weight, bias)
+        return probe.onednn_product(x, weight, bias)
 
     @staticmethod
     @once_differentiable

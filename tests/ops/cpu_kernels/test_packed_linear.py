@@ -10,6 +10,14 @@ from torch.nn import functional as F
 from captioning.ops.cpu_kernels import packed_linear, prepack_linear, prepack_module, probe
 
 
+@pytest.fixture(params=[True, False], ids=["mkl", "onednn"], autouse=True)
+def library(request, monkeypatch):
+    """Run every test with the library of either processor maker."""
+    if not (probe.HAS_MKL if request.param else probe.HAS_ONEDNN):
+        pytest.skip("this build of torch has no such operator")
+    monkeypatch.setattr(probe, "PREFERS_MKL", request.param)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [0, 1, 6, 35])
 def test_equals_linear_for_any_number_of_rows(dtype, rows):
@@ -20,12 +28,16 @@ def test_equals_linear_for_any_number_of_rows(dtype, rows):
     torch.testing.assert_close(multiply(x), F.linear(x, weight, bias))
 
 
-def test_only_a_float32_weight_is_packed(monkeypatch):
-    packed = []
-    monkeypatch.setattr(probe, "onednn_pack", lambda weight, rows: packed.append(weight.dtype) or weight)
+def test_a_float32_weight_is_packed(monkeypatch):
+    calls = []
+    for name in ("mkl_linear", "onednn_linear"):
+        original = getattr(probe, name)
+        monkeypatch.setattr(
+            probe, name, lambda *args, name=name, original=original: calls.append(name) or original(*args)
+        )
     prepack_linear(torch.randn(13, 11), 6)
     prepack_linear(torch.randn(13, 11, dtype=torch.float64), 6)
-    assert packed == [torch.float32]
+    assert calls == ["mkl_linear" if probe.PREFERS_MKL else "onednn_linear"]
 
 
 def test_a_transposed_view():

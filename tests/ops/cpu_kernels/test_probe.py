@@ -28,28 +28,28 @@ def test_usable_refuses_other_devices_dtypes_autocast_and_the_switch(monkeypatch
     assert not probe.usable(x)
 
 
-def missing(x, weight, bias):
-    return torch.ops.mkldnn._there_is_no_such_operator(x, weight, bias)
+def missing(weight, rows, bias):
+    return torch.ops.mkl._there_is_no_such_operator(weight)
 
 
-def refused(x, weight, bias):
+def refused(weight, rows, bias):
     raise RuntimeError("not supported on this processor")
 
 
-def wrong(x, weight, bias):
-    return x @ weight.t()  # without the bias
+def wrong(weight, rows, bias):
+    return lambda x: x @ weight.t()  # without the bias
 
 
-@pytest.mark.parametrize("product", [missing, refused, wrong])
-def test_a_missing_refused_or_wrong_operator_is_not_used(product):
-    assert not probe.agrees_with_linear(product)
-    assert probe.agrees_with_linear(lambda x, weight, bias: x @ weight.t() + bias)
+@pytest.mark.parametrize("kernel", [missing, refused, wrong])
+def test_a_missing_refused_or_wrong_kernel_is_not_used(kernel):
+    assert not probe._works(kernel)
+    assert probe._works(lambda weight, rows, bias: lambda x: x @ weight.t() + bias)
 
 
 def test_the_environment_variable_turns_every_kernel_off():
     code = (
         "import torch; from captioning.ops.cpu_kernels import probe; "
-        "print(probe.ENABLED, probe.HAS_ONEDNN, probe.usable(torch.zeros(2)))"
+        "print(probe.ENABLED, probe.HAS_MKL, probe.HAS_ONEDNN, probe.usable(torch.zeros(2)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -58,12 +58,12 @@ def test_the_environment_variable_turns_every_kernel_off():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["False"] * 3
+    assert done.stdout.split() == ["False"] * 4
 
 
 def test_with_the_switch_off_layers_are_plain(monkeypatch):
     monkeypatch.setattr(probe, "ENABLED", False)
-    for name in ("onednn_pack", "onednn_linear"):
+    for name in ("mkl_linear", "onednn_linear", "onednn_product"):
         monkeypatch.setattr(probe, name, None)  # a call would raise
     linear, vocabulary, x = nn.Linear(5, 7, bias=False), VocabProjection(5, 11), torch.randn(3, 5)
     assert torch.equal(DeferredGradLinear(linear)(x), linear(x))
