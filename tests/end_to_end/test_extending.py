@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -50,6 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_train(run: Run) -> None:
     assert run.train.code == 0, run.train.err
+    assert "best ROUGE-1" in run.train.out
     config = yaml.safe_load((run.folder / "runs/mine/model/config.yaml").read_text())
     assert [config[key]["kind"].partition(":")[0] for key in ("decoder", "encoder", "search")] == [
         "my_decoder", "my_encoder", "my_search",
@@ -81,6 +83,28 @@ def test_a_models_code_is_not_imported_unless_allowed(run: Run, monkeypatch: pyt
     monkeypatch.chdir(run.folder)
     with pytest.raises(UserError, match="allow_code=True"):
         Captioner.open(run.folder / "runs/mine/model")
+
+
+def test_evaluate_with_the_metric(run: Run) -> None:
+    done = run.command("evaluate", "runs/mine", "--split", "test", "--allow-code")
+    assert done.code == 0, done.err
+    results = json.loads((run.folder / "runs/mine/predictions_test.json").read_text())
+    shapes = datasets.load(
+        ShapesConfig(root=str(run.folder / "shapes"), train=24, val=7, test=3, unseen=2, size=32)
+    )
+    records = [record for record in shapes.records if record.split == "test"]
+    rows = [f"{record.image_id}.png,{caption}" for record in records for caption in record.captions]
+    (run.folder / "references.csv").write_text("\n".join(["file_name,caption", *rows]) + "\n")
+    truth = [{"image_id": f"{record.image_id}.png", "caption": record.captions[0]} for record in records]
+    (run.folder / "truth.json").write_text(json.dumps(truth))
+    (run.folder / "ours.json").write_text(json.dumps(results))
+    scores = ("--references", "references.csv", "--metric", "my_metric:Rouge1")
+    done = run.command("evaluate", "--predictions", "truth.json", *scores)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("ROUGE-1")]
+    assert float(line.split()[1]) == 100
+    done = run.command("evaluate", "--predictions", "truth.json", "--against", "ours.json", *scores)
+    assert done.code == 0 and "ROUGE-1" in done.out, done.err
 
 
 def test_prepare_the_data_set(run: Run) -> None:
