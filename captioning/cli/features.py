@@ -1,4 +1,4 @@
-"""Command line: encode images once and keep the features, or check a folder of them."""
+"""`captioning features`: encode images once and store their features, or verify a feature store."""
 
 from __future__ import annotations
 
@@ -16,65 +16,29 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   captioning features configs/flickr8k_lstm.yaml
-      the store that training with this config uses, for all its splits (training fills it by itself, too)
+      the store that training with this config uses, for all splits (training also creates it if it is missing)
   captioning features configs/flickr8k_lstm.yaml dataset.root=data/flickr8k features.dtype=float32
   captioning features --images photos --encoder mobilenet_v2 --weights default --out features/photos
-      all images below a folder; an image's id is its name, or its path below the folder
+      all images below a folder; an image's id is its path below the folder
   captioning features --verify features/photos
-      read everything and compare it with the checksums
+      read all features and compare them with their checksums
 
-A build that was stopped goes on where it was; images that came since are added. Images that cannot be read
-are listed in skipped.csv in the store's folder."""
+An interrupted build is continued, and new images are added. Images that cannot be read are listed in skipped.csv
+in the store's folder."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Encode images once and keep the features in memory-mapped files, or check such a store.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("config", nargs="?", help="a YAML file of configs/, or the config.yaml of a run")
-    add("overrides", nargs="*", metavar="section.key=value", help="settings to change")
-    add("--verify", metavar="FOLDER", help="check this store")
-    folder = parser.add_argument_group("a folder of images, without a config")
-    add = folder.add_argument
-    add("--images", metavar="DIR", help="the images")
-    add("--encoder", metavar="NAME", help="a CNN by its name in torchvision (mobilenet_v2, resnet101, ...)")
-    add(
-        "--weights",
-        metavar="WHAT",
-        help="none, default (torchvision's, downloaded) or a .safetensors / .pth file",
-    )
-    add("--out", metavar="FOLDER", help="the store")
-    add("--size", type=positive, metavar="PIXELS", help="side of the square that images are brought to")
-    add(
-        "--resize", metavar="HOW", help="stretch, short_side (the middle is kept) or long_side (with margins)"
-    )
-    add("--grid", type=positive, metavar="CELLS", help="average the regions to this many a side")
-    add("--dtype", choices=("float16", "float32"), help="precision")
-    add("--flip", action="store_true", default=None, help="also store the mirrored image")
-    add("--batch-size", type=positive, metavar="N", help="images encoded at a time")
-    add("--workers", type=int, metavar="N", help="processes that load images (0: none beside this one)")
-    add("--max-bad", type=float, metavar="SHARE", help="share of the images that may be unreadable")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_intermixed_args()
-    given = [name for name in ("config", "images", "verify") if getattr(args, name)]
-    if len(given) != 1:
-        parser.error("give one of: a config, --images DIR, --verify FOLDER")
-    if args.images and not (args.encoder and args.weights and args.out):
-        parser.error("--images needs --encoder, --weights and --out")
-
+    args = parse_arguments()
     if args.verify:
         from captioning.loaders.feature_store import FeatureStore
 
         store = FeatureStore.open(args.verify)
         store.verify()
-        print(f"sound: {_described(store)}")
+        print(f"verified: {_summary(store)}")
         return 0
     started = time.monotonic()
     store = _of_config(args) if args.config else _of_folder(args)
-    print(f"{_described(store)}; took {time.monotonic() - started:.0f} s")
+    print(f"{_summary(store)}; took {time.monotonic() - started:.0f} s")
     if store.skipped:
         print(
             f"{len(store.skipped)} images left out, listed in {store.folder / 'skipped.csv'}", file=sys.stderr
@@ -82,9 +46,46 @@ def main() -> int:
     return 0
 
 
-def _of_config(args: argparse.Namespace) -> FeatureStore:
-    """The store that training with the config opens."""
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Encode images once and store the features in memory-mapped files, or verify such a store.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", nargs="?", help="a YAML file of configs/, or the config.yaml of a run")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    add("--verify", metavar="FOLDER", help="verify this store")
+    folder = parser.add_argument_group("a folder of images, without a config")
+    add = folder.add_argument
+    add("--images", metavar="DIR", help="the folder of images")
+    add("--encoder", metavar="NAME", help="a CNN by its name in torchvision (mobilenet_v2, resnet101, ...)")
+    add(
+        "--weights",
+        metavar="WHAT",
+        help="none, default (torchvision's, downloaded) or a .safetensors / .pth file",
+    )
+    add("--out", metavar="FOLDER", help="the store")
+    add("--size", type=positive, metavar="PIXELS", help="side of the square that images are resized to")
+    add("--resize", metavar="HOW", help="stretch, short_side (crops the sides) or long_side (adds margins)")
+    add("--grid", type=positive, metavar="CELLS", help="average the regions to a grid of this many a side")
+    add("--dtype", choices=("float16", "float32"), help="precision")
+    add("--flip", action="store_true", default=None, help="also store the mirrored image")
+    add("--batch-size", type=positive, metavar="N", help="images encoded at once")
+    add("--workers", type=int, metavar="N", help="processes that load images (0: load in the main process)")
+    add("--max-bad", type=float, metavar="SHARE", help="largest share of images that may be unreadable")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_intermixed_args()
+    given = [name for name in ("config", "images", "verify") if getattr(args, name)]
+    if len(given) != 1:
+        parser.error("give one of: a config, --images DIR, --verify FOLDER")
+    if args.images and not (args.encoder and args.weights and args.out):
+        parser.error("--images needs --encoder, --weights and --out")
+    return args
 
+
+def _of_config(args: argparse.Namespace) -> FeatureStore:
+    """The store that training with the config uses."""
     import torch
 
     from captioning.config import read_config
@@ -92,10 +93,12 @@ def _of_config(args: argparse.Namespace) -> FeatureStore:
     from captioning.models import encoders
 
     experiment = Experiment(read_config(args.config, args.overrides, allow_code=True))
-    torch.manual_seed(experiment.config.seed)  # as training does, should the weights be random
+    torch.manual_seed(experiment.config.seed)  # as in training, in case the weights are random
     encoder = encoders.build(experiment.config.encoder).to(experiment.device)
     if not encoder.frozen:
-        raise UserError(f"{args.config}: its encoder is trained, so its features cannot be kept")
+        raise UserError(
+            f"{args.config}: the encoder is trained, so its features cannot be stored; freeze it in the config"
+        )
     return experiment.feature_store(encoder, experiment.load_dataset().records)
 
 
@@ -111,9 +114,9 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
 
     if not os.path.isdir(args.images):
         raise UserError(f"{args.images}: no such folder of images")
-    found = find_images([args.images])
-    if not found:
-        raise UserError(f"{args.images}: holds no images")
+    files = find_images([args.images])
+    if not files:
+        raise UserError(f"{args.images}: contains no images")
     try:
         config = TypeAdapter(encoders.TorchvisionConfig).validate_python(
             _given(name=args.encoder, weights=args.weights, grid=args.grid)
@@ -126,7 +129,7 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
             f"--{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
         ) from None
     return build_store(
-        [ImageRecord(each.image_id, each.path, (), "") for each in found],
+        [ImageRecord(file.image_id, file.path, (), "") for file in files],
         encoders.build(config),
         preprocessing,
         args.out,
@@ -141,11 +144,11 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Those that the user set; the others' defaults stand where they belong."""
+    """The options that the user set; the defaults of the others are those of the functions called."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _described(store: FeatureStore) -> str:
+def _summary(store: FeatureStore) -> str:
     regions, channels = store.shape
     size = sum(path.stat().st_size for path in store.folder.glob("*.npy")) / 1e9
     views = "" if store.views == 1 else ", as they are and mirrored"

@@ -496,7 +496,7 @@ def test_the_tool_on_a_folder(
     pixels = preprocess(load_image(images / "17.png"), Preprocessing(size=32)).flip(-1)
     expected = network.eval().features(pixels[None]).detach().numpy()[0, :, 0, 0]
     np.testing.assert_allclose(store.rows(["17.png"], views=[1])[0, 0], expected, atol=1e-3, rtol=1e-3)
-    assert tool("--verify", out)[1].startswith("sound: 23 images")
+    assert tool("--verify", out)[1].startswith("verified: 23 images")
     with open(out / "shard-00000.npy", "rb+") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x55\x55")
