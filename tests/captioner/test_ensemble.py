@@ -1,4 +1,4 @@
-"""An ensemble is a Decoder: of one it is its member, of several the average, in every search and at any length."""
+"""An ensemble is a decoder: of one member it equals the member, of several it averages, in every search."""
 
 import itertools
 import json
@@ -286,4 +286,4 @@ def test_other_words_are_told(folders, photo):
         str(folders / "other") in done.err and str(folders / "two") in done.err and "vocabulary" in done.err
     )
     done = tool("caption", photo, "--model", folders / "one", "--model", folders / "two", "--attention", "x")
-    assert done.code == 2 and "--attention is drawn of one model" in done.err
+    assert done.code == 2 and "--attention is for a single model" in done.err

@@ -1,4 +1,4 @@
-"""Beam search against exhaustive search and against a plain one in lists; when it stops. For every decoder."""
+"""Beam search against exhaustive search and a plain implementation on lists, and when it stops."""
 
 import math
 

@@ -1,6 +1,5 @@
-"""What holds for every search with any rules, over every decoder: claims read back, rules kept, independence."""
+"""Properties of every search with any constraints and decoder: log-probabilities, constraints, batch invariance."""
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from captioning.datasets.shapes import ShapesConfig
 from captioning.errors import UserError
-from captioning.generation import ConstraintIds, GreedyConfig, microbatch
+from captioning.generation import ConstraintIds
 from captioning.images.preprocessing import Preprocessing, preprocess
 from captioning.images.reading import load_image
 from captioning.models.encoders import SmallCNNConfig
@@ -85,23 +84,6 @@ def test_claims_are_those_of_reading_the_words_back_and_rules_are_kept(name, rul
             assert allowed(words, ids, low=config.min_length, high=config.max_length, no_repeat=size), words
         if not config.no_repeat and not ids.endings:
             assert listed  # these rules alone leave no caption
-
-
-@a_few_decoders
-def test_greedy_takes_the_likeliest_wanted_word_each_time(name):
-    decoder, features = make(name, seed=2, end=1.0), scene(7, seed=2)
-    found = run(decoder, features, GreedyConfig(min_length=2, max_length=7))
-    assert len({tuple(words) for words in found.ids[:, 0].tolist()}) > 1
-    for image in range(7):
-        words = []
-        while len(words) < 7 and END not in words:
-            logprob = read(decoder, one(features, image), torch.tensor([[words]], dtype=torch.int64))[
-                0, 0, -1
-            ]
-            logprob[[*SUPPRESSED, *([END] if len(words) < 2 else [])]] = -math.inf
-            words.append(int(logprob.argmax()))
-        assert found.ids[image, 0, : len(words)].tolist() == words
-        assert found.lengths[image, 0] == len(words)
 
 
 @a_few_decoders
@@ -240,36 +222,3 @@ def test_rules_with_words_need_their_ids(config):
     for ids in (ConstraintIds(prefix=(4,) * 7), ConstraintIds(forced=((4, 5, 6), (4, 7, 5, 6)))):
         with pytest.raises(ValueError, match=r"leaves no word|do not fit"):
             run(make("toy"), scene(1), config, constraints=ids)
-
-
-@each_search
-@pytest.mark.parametrize("name", ["transformer", "meshed_memory"])
-def test_a_few_images_at_a_time_have_the_captions_that_all_at_once_have(name, config, monkeypatch):
-    stepped, differ = [], False
-    kind = type(make(name))
-    step = kind.step
-
-    def watched(self, words, state, memory):
-        stepped.append(words.shape)
-        return step(self, words, state, memory)
-
-    monkeypatch.setattr(kind, "step", watched)
-    for seed, end in itertools.product((2, 4, 5), (2.0, 3.0, 4.0)):
-        decoder, features = make(name, seed=seed, end=end), scene(5, seed=seed)
-        features = features._replace(mask=torch.arange(3) < torch.tensor([3, 1, 2, 3, 2])[:, None])
-        with monkeypatch.context() as patched:
-            patched.setattr(microbatch, "ROWS", 5 * config.num_sequences)
-            whole = run(decoder, features, config)
-        assert {images for images, _ in stepped} == {5}
-        stepped.clear()
-        with monkeypatch.context() as patched:
-            patched.setattr(microbatch, "ROWS", 2 * config.num_sequences)
-            found = run(decoder, features, config)
-        assert {images for images, _ in stepped} == {1, 2}
-        assert max(width for _, width in stepped) <= config.num_sequences
-        stepped.clear()
-        for part, other in zip(found, whole, strict=True):
-            torch.testing.assert_close(part, other)
-        lengths = whole.lengths.amax(1).tolist()
-        differ |= len({max(lengths[:2]), max(lengths[2:4]), lengths[4]}) > 1
-    assert differ  # parts were as long as one another each time: nothing was seen of how they are joined

@@ -1,4 +1,4 @@
-"""What searches share, against plain definitions; the settings that are refused."""
+"""Next-token log-probabilities, top-k, length rules and config checks against plain definitions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Decoders, images, settings and oracles that the tests of searches share."""
+"""Decoders, images, search configs and independent implementations for the tests of searches."""
 
 import itertools
 import math
@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from captioning.generation import (
     BeamConfig,
     ConstraintIds,
-    DiverseBeamConfig,
     GreedyConfig,
-    SampleConfig,
-    StochasticBeamConfig,
+    SearchConfig,
     search,
 )
+from captioning.generation.base import option_names
 from captioning.models.decoders import (
     AdaptiveAttentionConfig,
     AoAConfig,
@@ -29,6 +28,7 @@ from captioning.models.decoders import (
 )
 from captioning.tensors import Features
 from captioning.text.vocabulary import SpecialTokens
+from captioning.utils.validation import members
 from tests.helpers.toy import Toy
 
 CONFIGS = {
@@ -243,7 +243,7 @@ ends = st.sampled_from([-2.0, 0.0, 2.0])
 
 @st.composite
 def ruled_searches(draw):
-    """A search of any kind with any rules that combine, and the ids of their words."""
+    """A search of any kind with any combination of constraints, and the ids of their words."""
     order = draw(st.permutations(range(4, VOCABULARY)))
     sizes = draw(st.sampled_from([(), (), (1,), (2,), (2, 1), (1, 1, 1)]))  # of the phrases
     ids = ConstraintIds(
@@ -254,45 +254,35 @@ def ruled_searches(draw):
     )
     fewest = len(ids.prefix) + sum(sizes) + 1
     high = draw(st.integers(fewest, 9))
-    common = {
+    width, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    many = width * groups
+    options = {
         "max_length": high,
         "min_length": draw(st.integers(0, high)),
         "no_repeat": draw(st.sampled_from([0, 0, 1, 2, 3])),
-    }
-    ranked = {
-        **common,
         "length_rule": draw(st.sampled_from(RULES)),
         "alpha": draw(st.sampled_from([0.0, 0.6, 2.0])),
-    }
-    patience = draw(st.sampled_from([0.5, 1.0, None]))
-    width, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    drawn = {
+        "patience": draw(st.sampled_from([0.5, 1.0, None])),
+        "width": many,
+        "groups": groups,
+        "n_best": draw(st.sampled_from([many, math.ceil(many / 2)])),
+        "diversity": 0.7,
         "samples": draw(st.integers(1, 5)),
         "seed": draw(st.integers(0, 99)),
         "temperature": draw(st.sampled_from([0.5, 1.0, 2.0])),
         "top_k": draw(st.sampled_from([None, None, 3])),
         "top_p": draw(st.sampled_from([None, None, 0.9])),
     }
-    many = width * groups
-    return ids, draw(
-        st.sampled_from(
-            [
-                GreedyConfig(**common),
-                BeamConfig(width=many, n_best=math.ceil(many / 2), patience=patience, **ranked),
-                DiverseBeamConfig(
-                    width=many, groups=groups, n_best=many, patience=patience, diversity=0.7, **ranked
-                ),
-                SampleConfig(**drawn, **ranked),
-                StochasticBeamConfig(**drawn, **ranked),
-            ]
-        )
-    )
+    search = draw(st.sampled_from(list(members(SearchConfig).values())))
+    return ids, search(**{name: options[name] for name in option_names(search) if name in options})
 
 
-ONE_OF_EACH = (
-    GreedyConfig(max_length=7),
-    BeamConfig(width=3, n_best=3, max_length=7, length_rule="gnmt"),
-    DiverseBeamConfig(width=4, groups=2, n_best=4, max_length=7),
-    SampleConfig(samples=3, max_length=7, temperature=0.8, top_p=0.95),
-    StochasticBeamConfig(samples=3, max_length=7),
+OPTIONS = {
+    "beam": {"width": 3, "n_best": 3, "length_rule": "gnmt"},
+    "diverse_beam": {"width": 4, "groups": 2, "n_best": 4},
+    "sample": {"samples": 3, "temperature": 0.8, "top_p": 0.95},
+    "stochastic_beam": {"samples": 3},
+}
+ONE_OF_EACH = tuple(
+    search(max_length=7, **OPTIONS.get(kind, {})) for kind, search in members(SearchConfig).items()
 )

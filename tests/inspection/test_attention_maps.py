@@ -1,4 +1,4 @@
-"""Where a captioner looks: the numbers, and where they lie on the photo."""
+"""Attention maps against step-by-step decoding, and their position on the photo."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Gradient norms by distance: beside finite differences, and on a linear network whose decay is known."""
+"""Gradient norms against finite differences, and the decay of a linear network against its known value."""
 
 import dataclasses
 import json
