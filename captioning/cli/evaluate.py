@@ -118,6 +118,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print a JSON object (for a RUN: one line for each split)")
     add("--out", metavar="PATH", help="file for the scores of --predictions; folder for an ensemble")
 
+    add_file_options(parser)
+    add_run_options(parser)
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("scoring files")
     files.add_argument("--predictions", metavar="FILE", help="COCO results to score")
     files.add_argument("--references", metavar="FILE", help="reference captions")
@@ -141,6 +147,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--allow-partial", action="store_true", help="score a part of the split; its size is printed"
     )
 
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     runs = parser.add_argument_group("evaluating a run")
     add_search(runs, default="the run's")
     runs.add_argument(
@@ -159,7 +167,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch", type=positive, default=32, metavar="N", help="images at a time (default: 32)"
     )
     add_allow_code(runs)
-    add("--debug", action="store_true", help="show the traceback of an error")
 
 
 def main() -> int:

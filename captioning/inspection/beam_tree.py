@@ -125,23 +125,6 @@ def search_steps(
         # candidates are in the order of the search, impossible ones last
         finished = [each for each in candidates[: config.width] if each.ids[-1] == vocabulary.end]
         continued = {each.parent for each in (*active, *finished)}
-        pruned = []
-        for rank, hypothesis in enumerate(before):
-            if rank in continued or not steps:
-                continue
-            following = next((each for each in candidates if each.parent == rank), None)
-            pruned.append(
-                {
-                    "rank": rank,
-                    "caption": text(hypothesis.ids),
-                    "logprob": hypothesis.logprob,
-                    "next": following
-                    and {"word": vocabulary.words[following.ids[-1]], "logprob": following.logprob},
-                    "lost_to": {"caption": text(active[-1].ids), "logprob": active[-1].logprob}
-                    if active
-                    else None,
-                }
-            )
         steps.append(
             {
                 "length": length,
@@ -165,13 +148,44 @@ def search_steps(
                     }
                     for each in finished
                 ],
-                "pruned": pruned,
+                "pruned": _pruned(before, active, candidates, continued, vocabulary) if steps else [],
                 "stopped": length == config.max_length
                 or bool((beam_step.beams.active.logprob[0] == IMPOSSIBLE).all()),
             }
         )
         before = active
     return steps
+
+
+def _pruned(
+    before: Sequence[_Hypothesis],
+    active: Sequence[_Hypothesis],
+    candidates: Sequence[_Hypothesis],
+    continued: set[int],
+    vocabulary: Vocabulary,
+) -> list[dict[str, Any]]:
+    """The hypotheses of the last step that were not continued, see `search_steps`."""
+
+    def text(ids: Ids) -> str:
+        return " ".join(vocabulary.decode(ids))
+
+    last = {"caption": text(active[-1].ids), "logprob": active[-1].logprob} if active else None
+    pruned = []
+    for rank, hypothesis in enumerate(before):
+        if rank in continued:
+            continue
+        following = next((each for each in candidates if each.parent == rank), None)
+        pruned.append(
+            {
+                "rank": rank,
+                "caption": text(hypothesis.ids),
+                "logprob": hypothesis.logprob,
+                "next": following
+                and {"word": vocabulary.words[following.ids[-1]], "logprob": following.logprob},
+                "lost_to": last,
+            }
+        )
+    return pruned
 
 
 def _continue(before: Sequence[_Hypothesis], candidates: Candidates) -> list[_Hypothesis]:

@@ -102,14 +102,12 @@ def evaluate(
         search: the search settings that made the captions, for the signature; None if they are not known.
         allow_partial: score only the images with captions, and ignore captions of other images.
         metrics: names or metrics, see `get_metric`. Those unavailable here are left out, with a note in the signature.
-        frequencies: document frequencies for CIDEr, for example the training split's. By default those of the whole
-            split, even if only a part of it is scored, so that an image's score stays the same.
+        frequencies: document frequencies for CIDEr; by default the whole split's, also if a part of it is scored.
         captions: n >= 2 captions of each image, the same n for all: adds their diversity.
         training: adds the rate of captions that are not among these.
 
     Raises:
-        UserError: an id is missing, unknown or repeated; the split is empty or an image has no reference; images
-            have different numbers of `captions`.
+        UserError: a missing, unknown or repeated id, an empty split, no references, unequal numbers of `captions`.
         ValueError: an unknown metric.
     """
     predicted = predictions_by_id(predictions, split_name)

@@ -35,7 +35,9 @@ def corpus(seed: int, images: int = 23) -> tuple[list[list[Tokens]], list[Tokens
     return references, candidates
 
 
-def yardstick(scorer: Any, references: list[list[Tokens]], candidates: list[Tokens]) -> tuple[Any, Any]:
+def reference_scores(
+    scorer: Any, references: list[list[Tokens]], candidates: list[Tokens]
+) -> tuple[Any, Any]:
     """A pycocoevalcap scorer's corpus and per-image figures."""
     gts = {i: [" ".join(tokens) for tokens in own] for i, own in enumerate(references)}
     res = {i: [" ".join(tokens)] for i, tokens in enumerate(candidates)}
@@ -52,12 +54,12 @@ def test_as_pycocoevalcap(seed: int) -> None:
 
     references, candidates = corpus(seed)
     ours = score(references, candidates)
-    whole, each = yardstick(Bleu(4), references, candidates)
+    whole, each = reference_scores(Bleu(4), references, candidates)
     for order, name in enumerate(NAMES[:4]):
         assert ours.corpus[name] == pytest.approx(whole[order], abs=1e-12)
         np.testing.assert_allclose(ours.per_image[name], each[order], atol=1e-12)
     for name, scorer in (("ROUGE-L", Rouge()), ("CIDEr-D", Cider())):  # its "Cider" is CIDEr-D
-        whole, each = yardstick(scorer, references, candidates)
+        whole, each = reference_scores(scorer, references, candidates)
         assert whole > 0.1
         assert ours.corpus[name] == pytest.approx(whole, abs=1e-12)
         np.testing.assert_allclose(ours.per_image[name], each, atol=1e-12)
