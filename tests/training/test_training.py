@@ -13,16 +13,9 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from captioning.captioner.captioner import Captioner
-from captioning.config import read_config
 from captioning.errors import Diverged, UserError
-from captioning.experiment import Experiment
-from captioning.images.augmentation import AugmentationConfig
-from captioning.images.preprocessing import Preprocessing
-from captioning.loaders.batches import BATCHES_PER_POOL, TrainingBatches, bucketed_batches, token_batches
-from captioning.loaders.captions import EncodedCaptions, pad_captions
-from captioning.loaders.images import PixelImages, RandomMirroring, StoredImages, mentions_left_right
+from captioning.loaders.batches import TrainingBatches
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
-from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig, step
@@ -39,74 +32,6 @@ from tests.helpers.training import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
-
-
-def test_order_is_a_function_of_seed_and_epoch_and_takes_each_image_once():
-    captions, _ = encoded_captions(301)
-    first = bucketed_batches(captions, size=7, seed=1, epoch=2)
-    assert sorted(np.concatenate(first)) == list(range(301))
-    assert {len(batch) for batch in first[:-1]} <= {7, 301 % 7}
-    again, other = (
-        bucketed_batches(captions, size=7, seed=1, epoch=2),
-        bucketed_batches(captions, size=7, seed=1, epoch=3),
-    )
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
-    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(first, other, strict=True))
-
-
-def test_order_puts_captions_of_like_length_together():
-    lengths = np.random.default_rng(0).integers(1, 20, 301)
-    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
-    vocabulary = Vocabulary.build(["dog"], min_count=1)
-    captions = EncodedCaptions.from_records(sentences, vocabulary, max_length=20)
-
-    def steps(batches):
-        return sum(
-            pad_captions(
-                [captions.sample_ids(i, 5, np.random.default_rng(0)) for i in b], captions_per_image=5, pad=0
-            )[0].shape[2]
-            for b in batches
-        )
-
-    shuffled = np.array_split(np.random.default_rng(0).permutation(301), 43)
-    assert steps(bucketed_batches(captions, size=7, seed=0, epoch=0)) < 0.75 * steps(shuffled)
-
-
-def test_a_batch_says_how_many_captions_still_run():
-    captions, _ = encoded_captions(11)
-    dataset = TrainingBatches(
-        list(range(11)),
-        captions,
-        lambda numbers, epoch: torch.zeros(len(numbers), 2, 3),
-        captions_per_image=3,
-        pad=0,
-        seed=0,
-        epoch=0,
-    )
-    batch = dataset[np.array([4, 0, 7])]
-    targets = batch.ids[..., 1:] != 0
-    assert batch.tokens == targets.sum()
-    assert batch.batch_sizes == tuple(targets.sum(1).amax(0).tolist())
-    for image in targets:  # longest first, so that those still running are the first ones
-        lengths = image.sum(1).tolist()
-        assert lengths == sorted(lengths, reverse=True)
-
-
-def test_a_cut_caption_has_no_end():
-    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    captions = EncodedCaptions.from_records(
-        [ImageRecord(1, "", (CAPTIONS[2],), "train")], vocabulary, max_length=3
-    )
-    assert captions.num_truncated == 1
-    assert captions.ids.tolist()[0] == vocabulary.start and len(captions.ids) == 4
-    assert vocabulary.end not in captions.ids
-
-
-def test_a_token_spelled_like_a_special_one_is_not_one():
-    vocabulary = Vocabulary.build(["a dog <pad> <end>"], min_count=1)
-    ids = vocabulary.encode(["<pad>", "a", "<end>"], max_length=9)
-    assert ids[1] == vocabulary.unk and ids[3] == vocabulary.unk
 
 
 def test_cross_entropy_against_the_formula():
@@ -244,42 +169,6 @@ def test_a_scaler_finds_its_scale_and_changes_no_update(tmp_path, monkeypatch):
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
-def test_an_image_whose_caption_names_a_side_is_not_mirrored(tmp_path):
-    texts = [
-        "a dog on the LEFT", "a dog", "the right-hand side", "bright light, leftovers", "a leftmost cup",
-        "all right", "copyright",
-    ]  # fmt: skip
-    found = [ImageRecord(n, f"{tmp_path}/{n}.png", ("a cat", text), "train") for n, text in enumerate(texts)]
-    mask = mentions_left_right(found)
-    assert mask.tolist() == [True, False, True, False, True, True, False]
-    from PIL import Image
-
-    for record in found:  # dark on its left, bright on its right
-        pixels = np.zeros((8, 8, 3), np.uint8)
-        pixels[:, 4:] = 255
-        Image.fromarray(pixels).save(record.path)
-    images = PixelImages(
-        [record.path for record in found],
-        Preprocessing(size=8),
-        augmentation=AugmentationConfig(flip=1.0),
-        seed=0,
-        fixed=mask,
-    )
-    pixels = images(np.arange(len(found)), 0)
-    assert (pixels[:, 0, 4, 0] > pixels[:, 0, 4, 7]).tolist() == [not side for side in mask]
-
-    class Store:
-        def places(self, ids):
-            return np.asarray(ids)
-
-        def rows_at(self, places, *, views):
-            return np.array([[[view]] for view in views], np.float32)
-
-    stored = StoredImages(Store(), range(len(found)), RandomMirroring(0, mask))
-    seen = np.array([stored(np.arange(len(found)), epoch).regions.flatten().tolist() for epoch in range(40)])
-    assert not seen[:, mask].any() and 0.3 < seen[:, ~mask].mean() < 0.7
-
-
 def test_average_is_in_place_only_inside_the_block():
     module = torch.nn.Linear(3, 2)
     average = EMA(module, 0.9)
@@ -295,61 +184,6 @@ def test_average_is_in_place_only_inside_the_block():
     average.update(10**6)
     with average.applied():
         torch.testing.assert_close(module.weight, 0.9 * (before + 0.1) + 0.1 * (before + 2.0))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_parses_and_builds(path):
-    lines = path.read_text().splitlines()
-    assert lines[0].startswith("# captioning "), "the first line gives the command"
-    config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
-    captioner = Experiment(config).build_captioner(Vocabulary.build(CAPTIONS, min_count=1))
-    channels, size = captioner.encoder.channels, config.preprocessing.size
-    given = config.encoder.precomputed  # what stands in files is no work of the encoder's
-    images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
-    with torch.inference_mode():
-        features = captioner.eval().features(images)
-        decoder, memory = captioner.decoder, captioner.decoder.encode_memory(features)
-        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.init_state(memory, 2), memory)
-        assert decoder.logits(step.hidden).shape == (1, 2, decoder.vocabulary_size)
-    assert features.regions.shape[2] == channels
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["decoder.dropuot=0.1"], r"decoder\.dropuot: unknown key; did you mean decoder\.dropout\?"),
-        (
-            ["decoder={kind: transformer, max_length: 7}", "search.max_length=5", "vocabulary.max_length=7"],
-            r"settings: the decoder reads no more than 7 words, but with vocabulary\.max_length up to 8; lower",
-        ),
-        (
-            ["decoder={kind: transformer}", "search.max_length=65"],
-            r"settings: the decoder reads no more than 64 words, but with search\.max_length up to 65; lower",
-        ),
-        (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
-        (
-            ["phases=[{epochs: 1}, {epoch: 2}]"],
-            r"phases\.1\.epoch: unknown key; did you mean phases\.1\.epochs\?",
-        ),
-        (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
-        (["training.epochs=0"], r"training\.epochs: .*got 0"),
-        (["search.width=0"], r"search\.width: .*got 0"),
-        (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
-        (["training"], "an override is written section.key=value"),
-    ],
-)
-def test_wrong_settings_are_told_in_one_sentence(overrides, message):
-    with pytest.raises(UserError, match=message) as caught:
-        read_config(ROOT / "configs" / "shapes.yaml", overrides)
-    assert "\n" not in str(caught.value)
-
-
-def test_yaml_that_would_run_code_is_refused(tmp_path):
-    path = tmp_path / "x.yaml"
-    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
-    with pytest.raises(UserError, match="broken YAML"):
-        read_config(path)
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("kind", ["soft_attention_lstm", "hard_attention_lstm", "transformer"])
@@ -496,7 +330,6 @@ def test_loss_of_a_batch_counts_only_its_tokens():
         torch.manual_seed(0)
         decoder = config.build(channels=3, vocabulary_size=len(vocabulary)).eval()
         features = torch.randn(5, 7, 3)
-        from captioning.tensors import Features
 
         dataset = TrainingBatches(
             list(range(5)),
@@ -520,57 +353,6 @@ def test_loss_of_a_batch_counts_only_its_tokens():
         )
         plain = F.cross_entropy(logits.flatten(0, 2), batch.ids[..., 1:].flatten(), ignore_index=0)
         torch.testing.assert_close(loss, plain)
-
-
-def slow_order(captions, *, tokens, width, seed, epoch):
-    """Batches by tokens, an image at a time, from the sizes that the padded words would have."""
-    images = len(captions.image_offsets) - 1
-    generator = np.random.default_rng((seed, epoch, 0))
-    own = [
-        [len(captions.caption(c)) for c in range(*captions.image_offsets[i : i + 2])] for i in range(images)
-    ]
-    usual = max(1, int(tokens / (width * np.mean([max(lengths) - 1 for lengths in own]))))
-    waiting, batches = generator.permutation(images).tolist(), []
-    while waiting:
-        pool, waiting = waiting[: usual * BATCHES_PER_POOL], waiting[usual * BATCHES_PER_POOL :]
-        batch = []
-        for image in sorted(pool, key=lambda i: max(own[i])):
-            more = [*batch, image]
-            if batch and len(more) * width * (max(max(own[i]) for i in more) - 1) > tokens:
-                batches.append(batch)
-                more = [image]
-            batch = more
-        batches.append(batch)
-    return [batches[i] for i in generator.permutation(len(batches))]
-
-
-@pytest.mark.parametrize(("tokens", "width"), [(61, 2), (200, 3), (3, 5), (10**6, 5)])
-def test_batches_by_tokens_against_a_slow_way(tokens, width):
-    captions, _ = encoded_captions(301)
-    for seed, epoch in ((1, 2), (1, 3), (0, 2)):
-        found = token_batches(captions, max_tokens=tokens, captions_per_image=width, seed=seed, epoch=epoch)
-        assert [batch.tolist() for batch in found] == slow_order(
-            captions, tokens=tokens, width=width, seed=seed, epoch=epoch
-        )
-        assert sorted(np.concatenate(found)) == list(range(301))  # each once
-        for batch in found:  # as they are then packed
-            chosen = [captions.sample_ids(i, width, np.random.default_rng(epoch)) for i in batch]
-            words, _, _ = pad_captions(chosen, captions_per_image=width, pad=0)
-            assert words[..., 1:].numel() <= tokens or len(batch) == 1
-
-
-def test_batches_by_tokens_waste_less_than_batches_of_as_many_images():
-    lengths = np.random.default_rng(0).integers(1, 40, 997)
-    sentences = [ImageRecord(i, "", ("dog " * n,), "train") for i, n in enumerate(lengths)]
-    captions = EncodedCaptions.from_records(sentences, Vocabulary.build(["dog"], min_count=1), max_length=40)
-
-    def most(batches):
-        """Words of the largest batch, which decides the memory it takes."""
-        return max(len(batch) * (lengths[batch].max() + 1) for batch in batches)
-
-    filled = token_batches(captions, max_tokens=400, captions_per_image=1, seed=0, epoch=0)
-    size = -(-997 // len(filled))  # as many batches of images
-    assert most(filled) <= 400 < 0.6 * most(bucketed_batches(captions, size=size, seed=0, epoch=0))
 
 
 MIXED = {

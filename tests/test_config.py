@@ -1,0 +1,75 @@
+"""Settings of a run: every shipped config builds, and a wrong setting is one sentence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning.config import read_config
+from captioning.errors import UserError
+from captioning.experiment import Experiment
+from captioning.tensors import Features
+from captioning.text.vocabulary import Vocabulary
+from tests.helpers.training import (
+    CAPTIONS,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("study_"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_builds(path):
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# captioning "), "the first line gives the command"
+    config = read_config(path, ["encoder.weights=none"] if "torchvision" in path.read_text() else [])
+    captioner = Experiment(config).build_captioner(Vocabulary.build(CAPTIONS, min_count=1))
+    channels, size = captioner.encoder.channels, config.preprocessing.size
+    given = config.encoder.precomputed  # what stands in files is no work of the encoder's
+    images = Features(torch.zeros(1, 7, channels)) if given else torch.zeros(1, 3, size, size)
+    with torch.inference_mode():
+        features = captioner.eval().features(images)
+        decoder, memory = captioner.decoder, captioner.decoder.encode_memory(features)
+        step, _ = decoder.step(torch.zeros(1, 2, dtype=torch.int64), decoder.init_state(memory, 2), memory)
+        assert decoder.logits(step.hidden).shape == (1, 2, decoder.vocabulary_size)
+    assert features.regions.shape[2] == channels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["decoder.dropuot=0.1"], r"decoder\.dropuot: unknown key; did you mean decoder\.dropout\?"),
+        (
+            ["decoder={kind: transformer, max_length: 7}", "search.max_length=5", "vocabulary.max_length=7"],
+            r"settings: the decoder reads no more than 7 words, but with vocabulary\.max_length up to 8; lower",
+        ),
+        (
+            ["decoder={kind: transformer}", "search.max_length=65"],
+            r"settings: the decoder reads no more than 64 words, but with search\.max_length up to 65; lower",
+        ),
+        (["trainign.epochs=3"], r"trainign: unknown key; did you mean training\?"),
+        (
+            ["phases=[{epochs: 1}, {epoch: 2}]"],
+            r"phases\.1\.epoch: unknown key; did you mean phases\.1\.epochs\?",
+        ),
+        (["training.epochs=many"], r"training\.epochs: .*got 'many'"),
+        (["training.epochs=0"], r"training\.epochs: .*got 0"),
+        (["search.width=0"], r"search\.width: .*got 0"),
+        (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
+        (["training"], "an override is written section.key=value"),
+    ],
+)
+def test_wrong_settings_are_told_in_one_sentence(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_config(ROOT / "configs" / "shapes.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    with pytest.raises(UserError, match="broken YAML"):
+        read_config(path)
+    assert not (tmp_path / "ran").exists()
