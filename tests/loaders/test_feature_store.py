@@ -547,7 +547,7 @@ features: {{root: {tmp_path / "features"}}}
     assert len(source.readable(records)) == IMAGES and str(folder) in source.location
     assert (folder / "index.json").stat().st_mtime_ns == written
     code, _, errors = tool(config, "encoder.trainable_from=3")
-    assert code == 2 and "its encoder is trained" in errors
+    assert code == 2 and "the encoder is trained" in errors
 
 
 def test_the_tools_help_does_not_wait_for_torch():
