@@ -30,7 +30,7 @@ def test_help_is_fast_and_gives_examples(command):
     done = python(MEASURE, *command, "--help")
     assert done.err == "0 [] True\n"
     assert done.out.startswith(" ".join(["usage: captioning", *command]))
-    assert "\nexamples" in done.out and f"\n  {' '.join(['captioning', *command])} " in done.out
+    assert f"\n  {' '.join(['captioning', *command])} " in done.out
 
 
 def test_help_lists_every_command():
