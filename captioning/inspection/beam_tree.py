@@ -114,78 +114,75 @@ def search_steps(
     """
     before = [_Hypothesis(0, prefix, 0.0, 0.0)]
     steps: list[dict[str, Any]] = []
-
-    def text(ids: Ids) -> str:
-        return " ".join(vocabulary.decode(ids))
-
     for beam_step in beam_steps:
-        length = beam_step.beams.active.ids.shape[-1]
         active = _continue(before, beam_step.chosen)
         candidates = _continue(before, beam_step.candidates)
         # candidates are in the order of the search, impossible ones last
-        finished = [each for each in candidates[: config.width] if each.ids[-1] == vocabulary.end]
-        continued = {each.parent for each in (*active, *finished)}
-        steps.append(
-            {
-                "length": length,
-                "active": [
-                    {
-                        "rank": rank,
-                        "parent": each.parent,
-                        "word": vocabulary.words[each.ids[-1]],
-                        "word_logprob": each.word_logprob,
-                        "logprob": each.logprob,
-                        "caption": text(each.ids),
-                    }
-                    for rank, each in enumerate(active)
-                ],
-                "finished": [
-                    {
-                        "parent": each.parent,
-                        "logprob": each.logprob,
-                        "score": _score(each.logprob, length, config),
-                        "caption": text(each.ids),
-                    }
-                    for each in finished
-                ],
-                "pruned": _pruned(before, active, candidates, continued, vocabulary) if steps else [],
-                "stopped": length == config.max_length
-                or bool((beam_step.beams.active.logprob[0] == IMPOSSIBLE).all()),
-            }
-        )
+        finished = [item for item in candidates[: config.width] if item.ids[-1] == vocabulary.end]
+        step = _describe_step(beam_step, active, finished, config, vocabulary)
+        # the prefix has no alternatives, so nothing is pruned in the first step
+        continued = {item.parent for item in (*active, *finished)} if steps else range(len(before))
+        step["pruned"] = [
+            _describe_pruned(rank, hypothesis, candidates, active, vocabulary)
+            for rank, hypothesis in enumerate(before)
+            if rank not in continued
+        ]
+        steps.append(step)
         before = active
     return steps
 
 
-def _pruned(
-    before: Sequence[_Hypothesis],
+def _describe_step(
+    beam_step: BeamStep,
     active: Sequence[_Hypothesis],
-    candidates: Sequence[_Hypothesis],
-    continued: set[int],
+    finished: Sequence[_Hypothesis],
+    config: BeamConfig,
     vocabulary: Vocabulary,
-) -> list[dict[str, Any]]:
-    """The hypotheses of the last step that were not continued, see `search_steps`."""
-
-    def text(ids: Ids) -> str:
-        return " ".join(vocabulary.decode(ids))
-
-    last = {"caption": text(active[-1].ids), "logprob": active[-1].logprob} if active else None
-    pruned = []
-    for rank, hypothesis in enumerate(before):
-        if rank in continued:
-            continue
-        following = next((each for each in candidates if each.parent == rank), None)
-        pruned.append(
+) -> dict[str, Any]:
+    length = beam_step.beams.active.ids.shape[-1]
+    no_active = bool((beam_step.beams.active.logprob[0] == IMPOSSIBLE).all())
+    return {
+        "length": length,
+        "active": [
             {
                 "rank": rank,
-                "caption": text(hypothesis.ids),
+                "parent": hypothesis.parent,
+                "word": vocabulary.words[hypothesis.ids[-1]],
+                "word_logprob": hypothesis.word_logprob,
                 "logprob": hypothesis.logprob,
-                "next": following
-                and {"word": vocabulary.words[following.ids[-1]], "logprob": following.logprob},
-                "lost_to": last,
+                "caption": _text(hypothesis.ids, vocabulary),
             }
-        )
-    return pruned
+            for rank, hypothesis in enumerate(active)
+        ],
+        "finished": [
+            {
+                "parent": hypothesis.parent,
+                "logprob": hypothesis.logprob,
+                "score": _score(hypothesis.logprob, length, config),
+                "caption": _text(hypothesis.ids, vocabulary),
+            }
+            for hypothesis in finished
+        ],
+        "stopped": length == config.max_length or no_active,
+    }
+
+
+def _describe_pruned(
+    rank: int,
+    hypothesis: _Hypothesis,
+    candidates: Sequence[_Hypothesis],
+    active: Sequence[_Hypothesis],
+    vocabulary: Vocabulary,
+) -> dict[str, Any]:
+    following = next((candidate for candidate in candidates if candidate.parent == rank), None)
+    worst = active[-1] if active else None
+    return {
+        "rank": rank,
+        "caption": _text(hypothesis.ids, vocabulary),
+        "logprob": hypothesis.logprob,
+        "next": following and {"word": vocabulary.words[following.ids[-1]], "logprob": following.logprob},
+        "lost_to": worst and {"caption": _text(worst.ids, vocabulary), "logprob": worst.logprob},
+    }
 
 
 def _continue(before: Sequence[_Hypothesis], candidates: Candidates) -> list[_Hypothesis]:
@@ -242,3 +239,7 @@ def _compare(prediction: Prediction, best: Prediction) -> dict[str, Any]:
 
 def _score(logprob: float, length: int, config: BeamConfig) -> float:
     return float(config.score(torch.tensor(logprob), length))
+
+
+def _text(ids: Ids, vocabulary: Vocabulary) -> str:
+    return " ".join(vocabulary.decode(ids))
