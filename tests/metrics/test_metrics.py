@@ -115,6 +115,14 @@ def test_cider_and_cider_d_differ_where_words_repeat() -> None:
     assert scores["CIDEr-D"][2] == pytest.approx(10 * 2 / 4)
 
 
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_cider_is_never_below_cider_d(seed: int) -> None:
+    """Clipping and the length penalty only lower a score."""
+    per_image = score(*corpus(seed)).per_image
+    assert (per_image["CIDEr"] >= per_image["CIDEr-D"] - 1e-12).all()
+    assert (per_image["CIDEr"] > per_image["CIDEr-D"] + 0.01).any()
+
+
 def test_cider_of_one_image_is_zero() -> None:
     assert score([[["a", "dog"], ["a", "cat"]]], [["a", "dog"]]).corpus["CIDEr-D"] == 0
 
