@@ -20,7 +20,7 @@ MIN_UNIFORM = 0.1
 _ZEROS_AT_END = 32  # bytes; compressed WebP data does not end so
 
 
-def incomplete(data: bytes, kind: str) -> str | None:
+def find_damage(data: bytes, kind: str) -> str | None:
     """Why `data`, the bytes of an image file of format `kind` (Pillow's name), is not a whole picture; None if it is.
 
     JPEG and MPO: every component has all its scans (ITU T.81, annex G). PNG: the checksums of all critical chunks, and as
@@ -54,7 +54,9 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
         (length,) = struct.unpack_from(">I", data, at)
         name, body = data[at + 4 : at + 8], view[at + 8 : at + 8 + length]
         checksum = view[at + 8 + length : at + 12 + length]
-        intact = len(checksum) == 4 and zlib.crc32(view[at + 4 : at + 8 + length]) == int.from_bytes(checksum, "big")
+        intact = len(checksum) == 4 and zlib.crc32(view[at + 4 : at + 8 + length]) == int.from_bytes(
+            checksum, "big"
+        )
         yield _Chunk(name, at, body, intact)
         if name == b"IEND" or not intact:
             return
@@ -64,6 +66,13 @@ def _chunks(data: bytes) -> Iterator[_Chunk]:
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"acTL", b"IEND")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def png_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a PNG file from its first bytes; None for another file."""
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or len(head) < 24:
+        return None
+    return struct.unpack_from(">II", head, 16)
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -105,7 +114,11 @@ def _png_size(width: int, height: int, bits: int, interlaced: bool) -> int:
 
     if not interlaced:
         return rows(width, height)
-    return sum(rows(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _ADAM7 if width > x and height > y)
+    return sum(
+        rows(-(-(width - x) // dx), -(-(height - y) // dy))
+        for x, y, dx, dy in _ADAM7
+        if width > x and height > y
+    )
 
 
 def _webp_problem(data: bytes) -> str | None:
@@ -119,11 +132,14 @@ def _webp_problem(data: bytes) -> str | None:
         if len(body) < size:
             return "the data ends before the picture does"
         tail = body[-_ZEROS_AT_END:]
-        if name in (b"VP8 ", b"VP8L") and len(tail) == _ZEROS_AT_END and tail in (bytes(len(tail)), b"\xff" * len(tail)):
+        if (
+            name in (b"VP8 ", b"VP8L")
+            and len(tail) == _ZEROS_AT_END
+            and tail in (bytes(len(tail)), b"\xff" * len(tail))
+        ):
             return "the data ends before the picture does"
         at += 8 + size + size % 2
     return None
-
 
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
@@ -168,18 +184,23 @@ def _note_scan(header: bytes, remaining: dict[int, np.ndarray], progressive: boo
 
 
 def uniform_part(image: Image.Image) -> str:
-    """"lower 40 % is one colour", "upper ...", or "" where at least 90 % of the rows differ.
+    """Which part of an RGB image has one colour: "lower 40 % is one colour", "upper ..."; "" if under `MIN_UNIFORM`.
 
-    A file whose end was lost may look so, and so may a whole picture.
+    A file whose end was lost may look so, and so may a complete picture. An image of one colour altogether gives "".
     """
     pixels = np.asarray(image)
-    spread = np.ptp(pixels.reshape(len(pixels), -1, pixels.shape[-1] if pixels.ndim == 3 else 1), axis=1).max(-1)
-    flat = spread <= 2
-    if flat.all():
-        return ""
-    for name, rows in (("lower", flat[::-1]), ("upper", flat)):
-        count = int(rows.argmin())
-        edge = pixels[-count:] if name == "lower" else pixels[:count]
-        if count >= MIN_UNIFORM * len(pixels) and int(np.ptp(edge.reshape(-1, edge.shape[-1]), axis=0).max()) <= 2:
+    for name, rows in (("lower", pixels[::-1]), ("upper", pixels)):
+        count = _uniform_rows(rows)
+        if MIN_UNIFORM * len(pixels) <= count < len(pixels):
             return f"{name} {100 * count // len(pixels)} % is one colour"
     return ""
+
+
+def _uniform_rows(rows: np.ndarray) -> int:
+    """How many of the first rows (height, width, 3) have one colour, up to 2 of 255."""
+    low, high = rows[0, 0].astype(int), rows[0, 0].astype(int)
+    for count, row in enumerate(rows):
+        low, high = np.minimum(low, row.min(0)), np.maximum(high, row.max(0))
+        if (high - low).max() > 2:
+            return count
+    return len(rows)

@@ -14,12 +14,14 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 
 from captioning.errors import UserError
+from captioning.images.integrity import find_damage, png_size, uniform_part, without_metadata
 from captioning.utils.file_slice import FileSlice, read_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """The accepted formats. PostScript would run programs, and decoders of rare formats are rarely maintained."""
 
 MAX_PIXELS = 50_000_000
+_BLOCK_PIXELS = 1 << 20
 
 ImageSource = str | os.PathLike[str] | BinaryIO
 
@@ -127,6 +129,10 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
     if problem := format_problem(head):
         raise BadImage(name, problem)
     limit = f"over {max_pixels / 1e6:g} megapixels; scale it down first"
+    data = b""
+    if (size := png_size(head)) and size[0] * size[1] <= max_pixels:
+        data = file.read()
+        file, start = io.BytesIO(without_metadata(data)), 0
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:  # Pillow's own limit, which is higher
@@ -138,10 +144,13 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
     with image:
         if image.width * image.height > max_pixels:
             raise BadImage(name, f"{image.width} x {image.height} pixels, {limit}")
-        image_format = image.format
+        image_format = image.format or ""
         try:
+            file.seek(start)
+            if problem := find_damage(data or file.read(), image_format):
+                raise OSError(problem)
             image.load()
-            if image_format == "JPEG" and _is_incomplete_jpeg(file, start, image):
+            if image_format in ("JPEG", "MPO") and _is_incomplete_jpeg(file, start, image):
                 raise OSError("the data ends before the image does")
             rgb = _apply_orientation(to_rgb(image), image)
         except _UnsupportedMode as error:
@@ -150,7 +159,10 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
             raise BadImage(name, f"truncated or corrupt {image_format} ({_one_line(error)})") from None
         # MPO is a camera's JPEG followed by previews of the same picture
         has_frames = image_format != "MPO" and _has_further_frames(image)
-    return LoadedImage(rgb, f"{name}: has several frames, the first is used" if has_frames else "")
+    notes = ["has several frames, the first is used"] if has_frames else []
+    if uniform := uniform_part(rgb):
+        notes.append(f"{uniform}; the file may have lost its end")
+    return LoadedImage(rgb, f"{name}: {'; '.join(notes)}" if notes else "")
 
 
 def _is_incomplete_jpeg(file: BinaryIO, start: int, image: Image.Image) -> bool:
@@ -276,15 +288,23 @@ def _scale_deep(image: Image.Image) -> Image.Image:
 
     White is 65535 for integers and 1 for floats, or the largest value if that is greater.
     """
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    default_white = 1.0 if image.mode == "F" else 65535.0
-    white = max(default_white, float(values.max(initial=0.0)))
-    grey = np.clip(values / white, 0.0, 1.0)
+    values = np.asarray(image)
+    white = 1.0 if image.mode == "F" else 65535.0
+    rows = max(1, _BLOCK_PIXELS // max(1, image.width))
+    blocks = [
+        values[first : first + rows] for first in range(0, len(values), rows)
+    ]  # views; bounds the memory
+    for block in blocks:
+        white = max(white, float(np.max(block, initial=0.0, where=np.isfinite(block))))
+    grey = np.empty(values.shape, np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # this grey value marks transparent pixels
-        grey[values == transparent] = 1.0
-    return Image.fromarray(np.round(grey * 255).astype(np.uint8)).convert("RGB")
+    for number, block in enumerate(blocks):
+        finite = np.nan_to_num(block.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        scaled = np.clip(finite / white, 0.0, 1.0)
+        if isinstance(transparent, int):  # this grey value marks transparent pixels
+            scaled[finite == transparent] = 1.0
+        grey[number * rows : number * rows + rows] = np.round(scaled * 255)
+    return Image.fromarray(grey).convert("RGB")
 
 
 _TRANSPOSE = {

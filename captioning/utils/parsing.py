@@ -32,7 +32,9 @@ class _StrictLoader(yaml.SafeLoader):
             return self._compose_alias(parent, index, event)
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"nested more than {MAX_DEPTH} deep", event.start_mark
+            )
         before = self._nodes
         self._count(1, event.start_mark)
         node = super().compose_node(parent, index)
@@ -41,7 +43,9 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _compose_alias(self, parent: yaml.Node | None, index: int, event: yaml.AliasEvent) -> yaml.Node | None:
+    def _compose_alias(
+        self, parent: yaml.Node | None, index: int, event: yaml.AliasEvent
+    ) -> yaml.Node | None:
         node = super().compose_node(parent, index)
         if id(node) not in self._sizes:
             raise yaml.composer.ComposerError(None, None, "an alias inside its own anchor", event.start_mark)
@@ -70,7 +74,9 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"duplicate key {key!r}", key_node.start_mark
+                    )
                 seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from captioning.images.integrity import incomplete, uniform_part, without_metadata
+from captioning.images.integrity import find_damage, uniform_part, without_metadata
 from captioning.images.reading import BadImage, load_image
 
 END = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
@@ -45,7 +45,7 @@ def test_a_lost_end_is_refused_or_noted(case):
     for seed in range(3):
         data = encoded(picture(seed), kind, mode, options)
         whole = load_image(io.BytesIO(data))
-        assert incomplete(data, kind) is None and not uniform_part(whole)
+        assert find_damage(data, kind) is None and not uniform_part(whole)
         for share in (0.3, 0.6, 0.85):
             cut = int(share * len(data))
             for tail in (bytes(len(data) - cut), b"\xff" * (len(data) - cut), END.get(kind, b"")):
@@ -71,7 +71,7 @@ def test_a_whole_png_of_any_kind_is_complete(mode, size, interlace):
         image = Image.fromarray(dice.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
     image.save(file, "PNG")
     data = interlaced(image, file.getvalue()) if interlace else file.getvalue()
-    assert incomplete(data, "PNG") is None
+    assert find_damage(data, "PNG") is None
 
 
 def interlaced(image: Image.Image, data: bytes) -> bytes:
@@ -79,15 +79,38 @@ def interlaced(image: Image.Image, data: bytes) -> bytes:
     header = bytearray(data[16:29])
     header[12] = 1
     width, height = image.size
-    bits = {(1, 0): 1, (2, 3): 2, (4, 3): 4, (8, 3): 8, (8, 0): 8, (8, 4): 16, (8, 2): 24, (8, 6): 32, (16, 0): 16}[
-        header[8], header[9]
-    ]
+    bits = {
+        (1, 0): 1,
+        (2, 3): 2,
+        (4, 3): 4,
+        (8, 3): 8,
+        (8, 0): 8,
+        (8, 4): 16,
+        (8, 2): 24,
+        (8, 6): 32,
+        (16, 0): 16,
+    }[header[8], header[9]]
     size = 0
-    for x0, y0, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+    for x0, y0, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
         columns, rows = len(range(x0, width, dx)), len(range(y0, height, dy))
         size += rows * (1 + -(-columns * bits // 8)) if columns else 0
-    chunk = lambda name, body: len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")  # noqa: E731
-    return data[:8] + chunk(b"IHDR", bytes(header)) + chunk(b"IDAT", zlib.compress(bytes(size))) + chunk(b"IEND", b"")
+    chunk = lambda name, body: (
+        len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+    )
+    return (
+        data[:8]
+        + chunk(b"IHDR", bytes(header))
+        + chunk(b"IDAT", zlib.compress(bytes(size)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_large_metadata_is_left_out_and_pixels_stay():
@@ -97,7 +120,7 @@ def test_large_metadata_is_left_out_and_pixels_stay():
     image = picture(1)
     image.save(file, "PNG", pnginfo=info, icc_profile=bytes(3_000_000))
     small = without_metadata(file.getvalue())
-    assert incomplete(file.getvalue(), "PNG") is None
+    assert find_damage(file.getvalue(), "PNG") is None
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(small))), np.asarray(image))
     assert b"zTXt" not in small and b"iCCP" not in small
 
@@ -105,7 +128,7 @@ def test_large_metadata_is_left_out_and_pixels_stay():
 def test_a_jpeg_of_thousands_of_scans_is_refused():
     data = encoded(picture(2), "JPEG", "RGB", {"progressive": True})
     last = data.rindex(b"\xff\xda")
-    assert "scans" in incomplete(data[:-2] + data[last:-2] * 200 + b"\xff\xd9", "JPEG")
+    assert "scans" in find_damage(data[:-2] + data[last:-2] * 200 + b"\xff\xd9", "JPEG")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ with folder_lock(sys.argv[1], advice="choose another name"):
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -50,7 +52,9 @@ def test_a_child_that_outlives_the_killed_owner_is_no_obstacle(tmp_path):
     """Loader processes inherit the lock and notice their parent's death a little later."""
     code = "import os\nif os.fork() == 0:\n    time.sleep(1.5)\n    os._exit(0)\n"
     program = HOLDER.replace("    print", f"    {code.strip().replace(chr(10), chr(10) + '    ')}\n    print")
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     process.kill()
     process.wait()
