@@ -17,15 +17,15 @@ MAX_SCANS = 100
 MIN_UNIFORM = 0.1
 """Share of the rows from which a part of one colour is worth a note."""
 
-_ZEROS_AT_END = 32  # bytes; compressed WebP data does not end so
+_FILLED_END = 32  # zeros or 0xff at the end; compressed WebP data does not end so
 
 
 def find_damage(data: bytes, kind: str) -> str | None:
     """Why `data`, the bytes of an image file of format `kind` (Pillow's name), is not a whole picture; None if it is.
 
-    JPEG and MPO: every component has all its scans (ITU T.81, annex G). PNG: the checksums of all critical chunks, and as
-    much pixel data as the header announces (PNG specification, sections 5 and 7). WebP: the length in the RIFF header, and
-    compressed data that does not end in zeros.
+    JPEG and MPO: every component has all its scans (ITU T.81, annex G). PNG: the checksums of the chunks that decide
+    the pixels, and as much pixel data as the header announces (PNG specification, sections 5 and 7). WebP: the length
+    in the RIFF header, and compressed data that does not end in zeros. Other formats have nothing to check.
     """
     if kind in ("JPEG", "MPO"):
         return _jpeg_problem(data)
@@ -114,11 +114,8 @@ def _png_size(width: int, height: int, bits: int, interlaced: bool) -> int:
 
     if not interlaced:
         return rows(width, height)
-    return sum(
-        rows(-(-(width - x) // dx), -(-(height - y) // dy))
-        for x, y, dx, dy in _ADAM7
-        if width > x and height > y
-    )
+    sizes = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in _ADAM7]
+    return sum(rows(columns, lines) for columns, lines in sizes)
 
 
 def _webp_problem(data: bytes) -> str | None:
@@ -131,12 +128,7 @@ def _webp_problem(data: bytes) -> str | None:
         body = data[at + 8 : at + 8 + size]
         if len(body) < size:
             return "the data ends before the picture does"
-        tail = body[-_ZEROS_AT_END:]
-        if (
-            name in (b"VP8 ", b"VP8L")
-            and len(tail) == _ZEROS_AT_END
-            and tail in (bytes(len(tail)), b"\xff" * len(tail))
-        ):
+        if name in (b"VP8 ", b"VP8L") and body.endswith((bytes(_FILLED_END), b"\xff" * _FILLED_END)):
             return "the data ends before the picture does"
         at += 8 + size + size % 2
     return None

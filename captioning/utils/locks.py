@@ -48,8 +48,8 @@ class Owner(NamedTuple):
 def folder_lock(folder: str | os.PathLike[str], *, advice: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock of `folder`, which is made where it is missing.
 
-    The operating system releases the lock of a process that ends in any way. On a file system without locks a marker file
-    is used instead.
+    The operating system releases the lock of a process that ends in any way. On a file system without locks a
+    marker file is used instead.
 
     Args:
         advice: what the user can do about a second writer; the end of the message.

@@ -1,4 +1,4 @@
-"""Strict YAML and JSON: duplicate keys, alias bombs, deep nesting and impossible numbers are refused in one sentence."""
+"""Strict YAML and JSON: duplicate keys, alias bombs, deep nesting and impossible numbers are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._open: set[int] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             return self._compose_alias(parent, index, event)
         self._depth += 1
@@ -52,7 +52,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._count(self._sizes[id(node)], event.start_mark)
         return node
 
-    def _count(self, nodes: int, mark: yaml.Mark) -> None:
+    def _count(self, nodes: int, mark: Any) -> None:
         self._nodes += nodes
         if self._nodes > MAX_NODES:
             raise yaml.composer.ComposerError(

@@ -74,6 +74,10 @@ def test_a_whole_png_of_any_kind_is_complete(mode, size, interlace):
     assert find_damage(data, "PNG") is None
 
 
+def chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
 def interlaced(image: Image.Image, data: bytes) -> bytes:
     """The PNG's header with the interlace flag, and pixel data of as many bytes as the specification says (Adam7)."""
     header = bytearray(data[16:29])
@@ -102,9 +106,6 @@ def interlaced(image: Image.Image, data: bytes) -> bytes:
     ):
         columns, rows = len(range(x0, width, dx)), len(range(y0, height, dy))
         size += rows * (1 + -(-columns * bits // 8)) if columns else 0
-    chunk = lambda name, body: (
-        len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
-    )
     return (
         data[:8]
         + chunk(b"IHDR", bytes(header))

@@ -75,9 +75,12 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise NotImplementedError("no locks here")
 
     monkeypatch.setattr(locks.filelock.FileLock, "_acquire", missing)
-    with folder_lock(tmp_path, advice="go away"):
-        with pytest.raises(UserError, match="go away"), folder_lock(tmp_path, advice="go away"):
-            pass
+    with (
+        folder_lock(tmp_path, advice="go away"),
+        pytest.raises(UserError, match="go away"),
+        folder_lock(tmp_path, advice="go away"),
+    ):
+        pass
     with folder_lock(tmp_path, advice="go away"):
         pass
 

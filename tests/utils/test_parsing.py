@@ -59,7 +59,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
 )
 def test_yaml_that_is_refused(text, said):
-    with pytest.raises(UserError, match="f.yaml: broken YAML") as caught:
+    with pytest.raises(UserError, match=r"f\.yaml: broken YAML") as caught:
         parse_yaml(text, where="f.yaml")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
@@ -88,7 +88,7 @@ def test_an_alias_bomb_costs_neither_time_nor_memory():
     ],
 )
 def test_json_that_is_refused(text, said):
-    with pytest.raises(UserError, match="f.json: broken JSON") as caught:
+    with pytest.raises(UserError, match=r"f\.json: broken JSON") as caught:
         parse_json(text, where="f.json")
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
