@@ -43,9 +43,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _compose_alias(
-        self, parent: yaml.Node | None, index: int, event: yaml.AliasEvent
-    ) -> yaml.Node | None:
+    def _compose_alias(self, parent: yaml.Node | None, index: int, event: Any) -> yaml.Node | None:
         node = super().compose_node(parent, index)
         if id(node) not in self._sizes:
             raise yaml.composer.ComposerError(None, None, "an alias inside its own anchor", event.start_mark)
