@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from captioning.datasets import DatasetConfig, ShapesConfig
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, SearchConfig
@@ -23,6 +21,7 @@ from captioning.text.vocabulary import VocabularyConfig
 from captioning.training import TrainingConfig
 from captioning.training.tracking import TrackingConfig
 from captioning.utils.files import fingerprint
+from captioning.utils.parsing import parse_yaml_value
 from captioning.utils.paths import shipped_configs
 from captioning.utils.validation import dump, read_yaml, validate
 
@@ -130,10 +129,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"{override!r}: an override is written section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not YAML") from None
+    value = parse_yaml_value(text, where=repr(override))
     *parents, name = key.split(".")
     section = values
     for parent in parents:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from captioning.ops.cpu_kernels import keep_freed_memory
 from captioning.tensors import Features
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention, target_logits
+from captioning.utils.parsing import parse_yaml_value
 from captioning.utils.progress import progress
 from captioning.utils.validation import members, validate
 
@@ -60,7 +60,7 @@ def decoder_config(kind: str, options: Sequence[str] = ()) -> DecoderConfig:
         if not sign or name not in known - DETERMINISTIC.keys():
             settings = ", ".join(sorted(known - DETERMINISTIC.keys()))
             raise UserError(f"--decoder-option {option}: write KEY=VALUE; {kind} has {settings}")
-        values[name] = yaml.safe_load(text)
+        values[name] = parse_yaml_value(text, where=f"--decoder-option {option}")
     values.update({name: value for name, value in DETERMINISTIC.items() if name in known})
     return validate(KINDS[kind], values, where="", section="decoder")
 

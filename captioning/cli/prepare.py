@@ -155,9 +155,8 @@ def list_data_sets() -> int:
 
 def read_settings(kind: str, root: str | None, settings: list[str]) -> BaseDatasetConfig:
     """The data set's config. Raises UserError for an unknown data set, an unknown key or a wrong value."""
-    import yaml
-
     from captioning.datasets import DatasetConfig
+    from captioning.utils.parsing import parse_yaml_value
     from captioning.utils.validation import validate
 
     values: dict[str, Any] = {"kind": kind, **({} if root is None else {"root": os.path.expanduser(root)})}
@@ -165,10 +164,7 @@ def read_settings(kind: str, root: str | None, settings: list[str]) -> BaseDatas
         key, sign, text = setting.partition("=")
         if not sign:
             raise UserError(f"{setting!r}: write a setting as KEY=VALUE, for example splits=random")
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"{setting!r}: the value is not YAML; quote it") from None
+        values[key] = parse_yaml_value(text, where=repr(setting))
     return validate(DatasetConfig, values, where=kind, allow_code=True)
 
 

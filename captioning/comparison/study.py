@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from captioning.config import find_config
 from captioning.errors import UserError
+from captioning.utils.parsing import parse_yaml_value
 from captioning.utils.validation import read_yaml, validate
 
 
@@ -127,7 +127,7 @@ def _nested(override: str) -> dict[str, Any]:
     key, sign, text = override.partition("=")
     if not sign or not key:
         raise UserError(f"{override!r}: an override is written section.key=value")
-    value = yaml.safe_load(text)
+    value = parse_yaml_value(text, where=repr(override))
     for name in reversed(key.split(".")):
         value = {name: value}
     return value

@@ -6,12 +6,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from captioning.errors import UserError
 from captioning.generation import BeamConfig, GreedyConfig, SearchConfig
 from captioning.generation.base import option_names, shared_options
 from captioning.generation.scores import LengthRule
+from captioning.utils.parsing import parse_yaml_value
 from captioning.utils.validation import dump, find_kind, validate
 
 
@@ -77,10 +76,7 @@ def _parse(option: str) -> tuple[str, Any]:
     key, sign, text = option.partition("=")
     if not sign or not key:
         raise UserError(f"--search-option {option}: write it KEY=VALUE, as in max_length=12")
-    try:
-        return key.removeprefix("search."), yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--search-option {option}: the value is not YAML") from None
+    return key.removeprefix("search."), parse_yaml_value(text, where=f"--search-option {option}")
 
 
 def _validate(target: type[Any], values: Mapping[str, Any], given: Mapping[str, Any]) -> SearchConfig:

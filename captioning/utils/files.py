@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.errors import UserError
+from captioning.utils.parsing import parse_json
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -42,14 +43,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: as `read_text`, or the JSON is broken (with line and column).
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{path}: JSON nested too deeply to be read") from None
+    return parse_json(read_text(path), where=str(path))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
@@ -61,12 +55,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: broken JSON at line {number}, column {error.colno}: {error.msg}"
-            ) from None
+        yield number, parse_json(line, where=str(path), line=number)
 
 
 @contextlib.contextmanager

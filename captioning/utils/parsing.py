@@ -100,6 +100,20 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise UserError(f"{where}: broken YAML: nested more than {MAX_DEPTH} deep") from None
 
 
+def parse_yaml_value(text: str, *, where: str) -> Any:
+    """The value of a setting on the command line, such as the right side of `training.epochs=10`.
+
+    Raises:
+        UserError: as `parse_yaml`, in the words of a user who wrote no YAML file.
+    """
+    try:
+        return parse_yaml(text, where="")
+    except UserError as error:
+        raise UserError(
+            f"{where}: the value is not YAML ({str(error).split(': ', 2)[-1]}); quote it"
+        ) from None
+
+
 def parse_json(text: str, *, where: str, line: int | None = None) -> Any:
     """The value of a JSON document.
 

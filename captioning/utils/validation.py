@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import core_schema
 
 from captioning.errors import UserError
 from captioning.utils.files import read_text
+from captioning.utils.parsing import parse_yaml
 from captioning.utils.plugins import load_object
 
 T = TypeVar("T")
@@ -96,12 +96,7 @@ def find_kind(union: Any, kind: str, *, where: str, allow_code: bool = False) ->
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file of plain values. Raises UserError if it is anything else."""
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: broken YAML{place}; only plain values are read") from None
+    values = parse_yaml(read_text(path), where=str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values at the root, found {type(values).__name__}")
     return values

@@ -22,6 +22,7 @@ from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import atomic_write, fingerprint, safe_join, sha256, write_json, write_jsonl
+from captioning.utils.parsing import parse_json
 from captioning.utils.progress import progress
 
 IMAGES = frozenset(("jpg", "jpeg", "png", "gif", "webp", "bmp", "tif", "tiff", "ppm", "pgm"))
@@ -296,9 +297,10 @@ def _parse_description(tar: Path, name: str, data: bytes) -> dict[str, Any]:
     """Captions, id and split of a JSON or text member, as far as it contains them."""
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text) if name.lower().endswith("json") else {"captions": text.splitlines()}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{tar}: {name!r}: not UTF-8 text or broken JSON ({error})") from None
+    is_json = name.lower().endswith("json")
+    value = parse_json(text, where=f"{tar}: {name!r}") if is_json else {"captions": text.splitlines()}
     if not isinstance(value, dict):
         raise UserError(f"{tar}: {name!r}: expected an object, found {json_type(value)}")
     if type(value.get("image_id", "")) not in (int, str) or type(value.get("split", "")) is not str:

@@ -124,7 +124,7 @@ GOOD = [member("a.jpg"), member("a.json", b'{"captions": ["a dog"]}')]
         ([member("a.jpg"), member("a.png")], "sample 'a' has 2 images or features"),
         ([member("a.json", b"{}")], "sample 'a' has 0 images"),
         ([member("a.jpg"), member("a.json", b"[1]")], "'a.json': expected an object, found a list"),
-        ([member("a.jpg"), member("a.json", b"[" * 100_000)], "'a.json': not UTF-8 text or broken JSON"),
+        ([member("a.jpg"), member("a.json", b"[" * 100_000)], "'a.json': broken JSON: nested too deeply"),
         ([member("a.jpg"), member("a.json", b'{"split": [1]}')], "split a name"),
         ([member("a.jpg"), member("a.txt", b"\xff\xfe\xff")], "not UTF-8"),
         ([member("a.jpg"), member("a.txt", b"a" * (MAX_TEXT_BYTES + 1))], "larger than"),
