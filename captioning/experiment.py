@@ -29,6 +29,7 @@ from captioning.training.model_card import environment, model_card
 from captioning.training.tracking import Tracker
 from captioning.training.validation import Validator
 from captioning.utils.files import write_json, write_text
+from captioning.utils.locks import folder_lock
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import timestamped
 
@@ -104,8 +105,21 @@ class Experiment:
 
         Under torchrun all processes train one model. The first of them draws or encodes what is missing on disk
         while the others wait.
+
+        Raises:
+            UserError: another process trains in the run's folder; and as `_find_checkpoint`, `_load_start_weights`.
         """
         self.world = join(self.device)
+        with self._run_lock():
+            return self._load_and_train(resume)
+
+    def _run_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs out of the run's folder; held by the first process."""
+        if not self.world.first:
+            return contextlib.nullcontext()
+        return folder_lock(self.folder, advice="wait until it has ended, or choose another name=...")
+
+    def _load_and_train(self, resume: bool) -> Progress:
         checkpoint = self._find_checkpoint(resume)
         with self._first_process_first():
             self.log(f"loading the {self.config.dataset.kind} data set")

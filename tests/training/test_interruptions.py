@@ -289,3 +289,21 @@ def test_a_second_phase_begins_with_the_best_model_and_counts_on(tmp_path):
     assert (progress.phase, progress.epoch, progress.step) == (1, 1, 15)
     assert [each["epoch"] for each in progress.history] == [1, 2, 3]
     assert progress.history[-1]["CIDEr-D"] == pytest.approx(best[0], abs=1e-6)  # hardly moved from the best
+
+
+def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(tmp_path, monkeypatch):
+    run, refused = small_run(tmp_path, epochs=1), []
+    forward = CrossEntropy.forward
+
+    def try_another(*args):
+        if not refused:
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on .*choose another name=") as caught:
+                small_run(tmp_path, epochs=1).train()
+            refused.append(caught.value)
+        return forward(*args)
+
+    monkeypatch.setattr(CrossEntropy, "forward", try_another)
+    run.train()
+    alone = small_run(tmp_path, "alone", epochs=1)
+    alone.train()
+    assert refused and weights(run) == weights(alone)
