@@ -43,7 +43,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: as `read_text`, or the JSON is broken (with line and column).
     """
-    return parse_json(read_text(path), where=str(path))
+    return parse_json(read_text(path), where=str(path), surrogates=True)
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
@@ -55,7 +55,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        yield number, parse_json(line, where=str(path), line=number)
+        yield number, parse_json(line, where=str(path), line=number, surrogates=True)
 
 
 @contextlib.contextmanager

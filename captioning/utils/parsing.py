@@ -114,12 +114,13 @@ def parse_yaml_value(text: str, *, where: str) -> Any:
         ) from None
 
 
-def parse_json(text: str, *, where: str, line: int | None = None) -> Any:
+def parse_json(text: str, *, where: str, line: int | None = None, surrogates: bool = False) -> Any:
     """The value of a JSON document.
 
     Args:
         where: the file's name for the message.
         line: the document's line in its file (JSON Lines).
+        surrogates: accept text with half of a surrogate pair, which cannot be written as UTF-8.
 
     Raises:
         UserError: broken JSON, a duplicate key, NaN or infinity, an integer of over 4,300 digits, nesting too deep
@@ -137,7 +138,7 @@ def parse_json(text: str, *, where: str, line: int | None = None) -> Any:
         raise UserError(f"{where}: broken JSON{place}: nested too deeply to be read") from None
     except ValueError:  # Python's limit on integers
         raise UserError(f"{where}: broken JSON{place}: an integer of over 4,300 digits") from None
-    if _SURROGATE.search(text) and not _encodable(value):
+    if not surrogates and _SURROGATE.search(text) and not _encodable(value):
         raise UserError(f"{where}: broken JSON{place}: text with half of a Unicode surrogate pair")
     return value
 

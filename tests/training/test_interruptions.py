@@ -297,7 +297,9 @@ def test_a_second_run_in_the_folder_is_refused_and_harms_nothing(tmp_path, monke
 
     def try_another(*args):
         if not refused:
-            with pytest.raises(UserError, match=rf"process {os.getpid()} on .*choose another name=") as caught:
+            with pytest.raises(
+                UserError, match=rf"process {os.getpid()} on .*choose another name="
+            ) as caught:
                 small_run(tmp_path, epochs=1).train()
             refused.append(caught.value)
         return forward(*args)

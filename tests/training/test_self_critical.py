@@ -281,7 +281,10 @@ def test_a_run_starts_from_a_finished_one(tmp_path):
             torch.testing.assert_close(one[name], other[name], atol=1e-8, rtol=0)
 
     for change, message in (
-        ({"vocabulary": {"min_count": 9}}, r"start: .*model has \d+ words, these .*; use that run's dataset"),
+        (
+            {"vocabulary": {"min_count": 9}},
+            r"start: the vocabulary of .*model \(\d+ words\) is not that of these .*; use that run's dataset",
+        ),
         ({"preprocessing": {"size": 32, "crop": 0.9}}, r"start: .*other preprocessing"),
         ({"decoder": {"kind": "show_tell", "hidden": 16}}, r"weight .* is (missing|not in this)"),
         ({"start": str(tmp_path)}, r"not a model folder"),

@@ -93,6 +93,10 @@ def test_json_that_is_refused(text, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_half_a_surrogate_pair_is_read_where_it_is_checked_later():
+    assert parse_json('["\\ud800"]', where="f", surrogates=True) == ["\ud800"]
+
+
 def test_a_whole_surrogate_pair_is_text():
     assert parse_json('["\\ud83d\\ude00"]', where="f") == ["\U0001f600"]
 
