@@ -90,7 +90,7 @@ def train_phase(
         captioner.train()
         throughput = train_epoch(updates, step, progress, total=total, steps_per_epoch=steps_per_epoch)
         if run.tracker:
-            run.tracker.time(throughput.as_metrics(run.device), step=progress.step)
+            run.tracker.log_timings(throughput.as_metrics(run.device), step=progress.step)
 
         validate = (progress.epoch + 1) % config.validate_every == 0 or progress.epoch + 1 == config.epochs
         lines = (
