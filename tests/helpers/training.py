@@ -24,6 +24,17 @@ CAPTIONS = [
     "dog dog dog dog dog",
 ]
 
+ALL_OPTIONS = {
+    "scheduled_sampling": {"start": 0.3, "increase": 0.3, "every": 1, "most": 0.6, "passes": 2},
+    "caption_weights": {"kind": "consensus", "strength": 0.5},
+    "word_weights": {"kind": "frequency"},
+    "r_drop": 1.0,
+    "embedding_dropout": 0.1,
+    "max_tokens": 300,
+    "accumulate": 2,
+}
+"""Every option of cross-entropy that any decoder can use."""
+
 
 def records(count: int) -> list[ImageRecord]:
     """Records with one to four of `CAPTIONS` each; no image files."""
@@ -73,6 +84,25 @@ def tiny_settings(
 def experiment(values: dict[str, Any], log: Callable[[str], None] = lambda _: None) -> Experiment:
     """The run with these settings, silent by default."""
     return Experiment(parse(values, where="test"), log=log)
+
+
+def small_run(
+    folder: Path,
+    name: str = "run",
+    *,
+    log: Callable[[str], None] = lambda _: None,
+    epochs: int = 2,
+    **training: Any,
+) -> Experiment:
+    """The run of `tiny_settings` with other training settings."""
+    values = tiny_settings(folder, name, epochs=epochs)
+    values["training"] |= training
+    return experiment(values, log)
+
+
+def checkpoint_weights(run: Experiment) -> bytes:
+    """The weights in the last checkpoint."""
+    return (run.folder / "checkpoints" / "last" / "model.safetensors").read_bytes()
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

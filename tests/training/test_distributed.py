@@ -1,4 +1,4 @@
-"""Two processes (gloo, by torchrun) train and validate as one does."""
+"""Two processes (gloo, started by torchrun) train and validate as one does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from captioning.training.distributed import World
-from tests.helpers.training import metrics_of, tiny_settings
+from tests.helpers.training import experiment, metrics_of, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def start(config: Path, *, processes=2, restarts=0):
 
 
 def settings(folder, name, **training):
-    """Nothing drawn and no BatchNorm: what one process computes, two must."""
+    """A file of settings without random draws and BatchNorm, so that two processes compute what one does."""
     values = tiny_settings(folder, name, epochs=4)
     values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
     values["features"] = {"root": str(folder / "features"), "dtype": "float32"}
@@ -42,70 +42,90 @@ def settings(folder, name, **training):
     return path, folder / "runs" / name
 
 
-def lines(run):
-    return metrics_of(run)
-
-
-def test_shares_put_together_are_the_whole():
+def test_shards_are_even_and_complete():
     items = list(range(7))
     for size in (1, 2, 3):
         parts = [list(World(rank, size).shard(items)) for rank in range(size)]
         assert sorted(itertools.chain(*parts)) == items and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("images", [5, 1])
-def test_two_processes_train_as_one(tmp_path, images):
-    """24 images in batches of 5 leave one of 4: shares of 3 + 2 and 2 + 2; batches of 1 leave one process idle."""
-    epochs = 4 if images == 5 else 1
-    runs = []
-    for name, processes in (("one", 1), ("two", 2)):
-        path, run = settings(tmp_path, name, batch_size=images, epochs=epochs)
-        process = start(path, processes=processes)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-        runs.append(run)
-    one, two = map(lines, runs)
-    assert len(one) == len(two) == (24 if images == 5 else 25)  # 20 steps and 4 validations; 24 steps and 1
-    for mine, other in zip(one, two, strict=True):
-        assert mine == pytest.approx(other, rel=1e-6, abs=1e-6), mine["step"]
-
-
-def test_two_processes_weigh_and_fill_batches_as_one_does(tmp_path):
-    weighing = {
-        "caption_weights": {},
-        "word_weights": {"kind": "effective_number", "beta": 0.9},
-        "r_drop": 1.0,
-    }
-    runs = []
-    for name, processes in (("one", 1), ("two", 2)):
-        path, run = settings(tmp_path, name, max_tokens=300, epochs=2, **weighing)
-        process = start(path, processes=processes)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-        runs.append(run)
-    one, two = map(lines, runs)
-    assert len(one) == len(two) > 8
-    for mine, other in zip(one, two, strict=True):
-        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6), mine["step"]
-
-
-def test_a_killed_process_restarts_and_ends_as_if_nothing_had_been(tmp_path):
-    path, whole = settings(tmp_path, "whole", save_every=1)
+def run_two_processes(folder, name, **training):
+    """The folder of a run by two processes."""
+    path, run = settings(folder, name, **training)
     process = start(path)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    path, cut = settings(tmp_path, "cut", save_every=1)
+    return run
+
+
+def run_one_process(folder, name, **training):
+    """The folder of the same run, in this process."""
+    path, run = settings(folder, name, **training)
+    experiment(json.loads(path.read_text())).train()
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A run by two processes. 24 images in batches of 5 leave one of 4: shares of 3 + 2 and 2 + 2."""
+    return run_two_processes(folder, "whole", save_every=1)
+
+
+def assert_close(one, two, *, rel):
+    for entry, other in zip(one, two, strict=True):
+        assert entry == pytest.approx(other, rel=rel, abs=1e-6), entry["step"]
+
+
+def test_two_processes_train_as_one(folder, whole):
+    one, two = metrics_of(run_one_process(folder, "one", save_every=1)), metrics_of(whole)
+    assert len(one) == 24  # 20 steps and 4 validations
+    assert_close(one, two, rel=1e-6)
+
+
+def test_an_idle_process_changes_nothing(folder):
+    """Batches of one image leave one process without any."""
+    runs = [
+        run(folder, f"idle{n}", batch_size=1, epochs=1)
+        for n, run in enumerate((run_one_process, run_two_processes))
+    ]
+    one, two = map(metrics_of, runs)
+    assert len(one) == 25  # 24 steps and 1 validation
+    assert_close(one, two, rel=1e-6)
+
+
+def test_two_processes_with_weights_and_token_batches_train_as_one(folder):
+    options = {
+        "caption_weights": {},
+        "word_weights": {"kind": "effective_number", "beta": 0.9},
+        "r_drop": 1.0,
+        "max_tokens": 300,
+        "epochs": 2,
+    }
+    runs = [
+        run(folder, f"weights{n}", **options) for n, run in enumerate((run_one_process, run_two_processes))
+    ]
+    one, two = map(metrics_of, runs)
+    assert len(one) > 8
+    assert_close(one, two, rel=1e-5)
+
+
+def test_a_killed_process_restarts_and_the_run_ends_the_same(folder, whole):
+    path, cut = settings(folder, "cut", save_every=1)
     process = start(path, restarts=1)
     deadline = time.monotonic() + 200
     while not (cut / "checkpoints" / "last").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     ranks = subprocess.run(["pgrep", "-f", f"two_processes.py {path}"], capture_output=True, text=True).stdout
-    victims = [int(each) for each in ranks.split() if int(each) != process.pid]
+    victims = [int(pid) for pid in ranks.split() if int(pid) != process.pid]
     os.kill(max(victims), signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (cut / "checkpoints/last" / name).read_bytes() == (
-            whole / "checkpoints/last" / name
-        ).read_bytes()
+        one, other = (run / "checkpoints" / "last" / name for run in (cut, whole))
+        assert one.read_bytes() == other.read_bytes()

@@ -5,8 +5,6 @@ import pytest
 import torch
 
 from captioning.captioner.captioner import Captioner
-from captioning.config import parse
-from captioning.errors import UserError
 from captioning.loaders.captions import pad_captions
 from captioning.models.decoders.base import unroll
 from captioning.tensors import Batch, Features
@@ -19,7 +17,6 @@ from captioning.training.scheduled_sampling import mix_in_predictions
 from tests.helpers.decoders import CONFIGS, VOCABULARY, make, scene
 from tests.helpers.models import tiny_captioner
 from tests.helpers.toy import Toy
-from tests.helpers.training import tiny_settings
 
 WORDS = Vocabulary(words=(*SPECIALS, *(f"w{n}" for n in range(VOCABULARY - len(SPECIALS)))))
 
@@ -138,14 +135,3 @@ def test_probability_0_changes_no_number(kind):
         losses.append(goal(batch, BatchStats.of(batch, 0)._replace(epoch=epoch)).value.item())
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
-
-
-def test_settings_of_cross_entropy_are_refused_where_nothing_would_read_them(tmp_path):
-    values = tiny_settings(tmp_path, "run")
-    values["training"] |= {"self_critical": {}, "scheduled_sampling": {}}
-    with pytest.raises(UserError, match=r"scheduled_sampling is an option of cross-entropy; leave it out"):
-        parse(values, where="test")
-    values = tiny_settings(tmp_path, "run")
-    values["training"]["scheduled_sampling"] = {"start": 0.5}
-    with pytest.raises(UserError, match=r"start cannot be above most, got 0\.5 and 0\.25"):
-        parse(values, where="test")

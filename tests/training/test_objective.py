@@ -1,29 +1,27 @@
-"""Weights of captions and words, R-Drop, embedding dropout: beside slow ways of the same."""
+"""Cross-entropy with its options against loops over tokens; torch.compile."""
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from captioning.config import parse
+from captioning.errors import UserError
 from captioning.loaders.batches import TrainingBatches
 from captioning.loaders.captions import EncodedCaptions
 from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
-from captioning.records import ImageRecord
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig
 from captioning.training.batch_stats import BatchStats
-from captioning.training.config import ConsensusConfig, EffectiveNumberConfig, FrequencyConfig
-from captioning.training.loss_weights import compute_loss_weights, consensus
-from captioning.training.losses import cross_entropy, divergence
-from captioning.training.objective import CrossEntropy
-from tests.helpers.training import CAPTIONS, records
-from tests.training.test_rewards import WORDS, drawn, encoded, slow_cider
+from captioning.training.loss_weights import Weights
+from captioning.training.objective import CrossEntropy, build_objective
+from tests.helpers.training import CAPTIONS, encoded_captions, experiment, records, tiny_settings
 
-NAMES = Vocabulary(words=("<pad>", "<start>", "<end>", "<unk>", *(f"w{n}" for n in range(WORDS - 4))))
 DECODERS = {
     "lstm": SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.0),
     "transformer": TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0, tied=True),
@@ -41,7 +39,7 @@ class Holder(torch.nn.Module):
         return images
 
 
-def made(kind, *, seed=0, **changes):
+def small_model(kind, *, seed=0, **changes):
     """A small model, and batches of 5 images with up to 3 captions; `weights` are of all captions."""
     torch.manual_seed(seed)
     vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
@@ -85,111 +83,49 @@ def plain_loss(holder, batch, *, word_weights, caption_weights, smoothing):
     return total / tokens
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_weighted_cross_entropy_equals_torch(smoothing):
-    generator = torch.Generator().manual_seed(3)
-    start = torch.randn(5, 11, dtype=torch.double, generator=generator)
-    weights, targets = torch.tensor([0.5, 0.0, 2.0, 1.0, 3.0]).double(), torch.tensor([1, 0, 10, 4, 4])
-    values, gradients = [], []
-    for way in (
-        lambda x: cross_entropy(x, targets, smoothing=smoothing, weights=weights),
-        lambda x: weights @ F.cross_entropy(x, targets, label_smoothing=smoothing, reduction="none"),
+def test_loss_of_a_batch_counts_only_its_tokens():
+    """Against the plain way: all positions scored, padding ignored."""
+    from captioning.training.objective import BatchStats, CrossEntropy
+
+    captions, vocabulary = encoded_captions(5)
+    for config in (
+        SoftAttentionLSTMConfig(embedding=7, hidden=11, attention_size=5, dropout=0.0),
+        TransformerConfig(hidden=14, feed_forward=23, heads=2, layers=2, dropout=0.0),
     ):
-        logits = start.clone().requires_grad_()
-        value = way(logits)
-        (0.7 * value).backward()
-        values.append(value.detach())
-        gradients.append(logits.grad)
-    torch.testing.assert_close(*values)
-    torch.testing.assert_close(*gradients)
+        torch.manual_seed(0)
+        decoder = config.build(channels=3, vocabulary_size=len(vocabulary)).eval()
+        features = torch.randn(5, 7, 3)
+        from captioning.tensors import Features
 
-
-def test_divergence_is_the_mean_of_both_ways():
-    torch.manual_seed(0)
-    one, other = torch.randn(2, 5, 11, dtype=torch.double)
-    p, q = torch.softmax(one, -1), torch.softmax(other, -1)
-    wanted = sum(
-        (a * (a / b).log() + b * (b / a).log()) / 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)
-    )
-    torch.testing.assert_close(divergence(one, other), wanted)
-    assert divergence(one, one) == 0
-
-
-def test_captions_are_drawn_longest_first_each_once():
-    rng = np.random.default_rng(1)
-    lengths = rng.integers(1, 9, (7, 4))
-    sentences = [ImageRecord(i, "", tuple("dog " * n for n in own), "train") for i, own in enumerate(lengths)]
-    captions = EncodedCaptions.from_records(sentences, Vocabulary.build(["dog"], min_count=1), max_length=20)
-    for image, width in [(0, 4), (3, 9), (6, 3), (2, 1)]:
-        numbers = captions.sample(image, width, np.random.default_rng(image))
-        assert len(set(numbers)) == min(width, 4) and all(image * 4 <= n < image * 4 + 4 for n in numbers)
-        found = [lengths[image, n - 4 * image] for n in numbers]
-        assert found == sorted(found, reverse=True)
-        own = captions.sample_ids(image, width, np.random.default_rng(image))
-        assert [len(ids) - 2 for ids in own] == found
-
-
-def test_consensus_against_slow_python():
-    references, _, _ = drawn()
-    references[3] = [[5, 6, 7, 2]]  # alone
-    found = consensus(encoded(references), vocabulary_size=WORDS)
-    raw = [
-        [
-            slow_cider(references, image, caption, among=[*own[:k], *own[k + 1 :]]) if len(own) > 1 else None
-            for k, caption in enumerate(own)
-        ]
-        for image, own in enumerate(references)
-    ]
-    flat = [score for own in raw for score in own]
-    mean = np.mean([score for score in flat if score is not None])
-    assert found == pytest.approx([1.0 if score is None else score / mean for score in flat], abs=1e-9)
-    assert np.std(found) > 0.2
-
-
-@pytest.mark.parametrize("captions", [None, ConsensusConfig(strength=0.7)])
-@pytest.mark.parametrize("words", [None, FrequencyConfig(power=0.5), EffectiveNumberConfig(beta=0.9)])
-def test_weights_are_1_in_the_mean_over_tokens(captions, words):
-    references, _, _ = drawn(1)
-    config = TrainingConfig(caption_weights=captions, word_weights=words)
-    weights = compute_loss_weights(encoded(references), NAMES, config)
-    assert (weights.captions is None) == (captions is None) and (weights.words is None) == (words is None)
-    tokens, number, counts = [], 0, {}
-    for own in references:
-        for caption in own:
-            for word in caption:
-                counts[word] = counts.get(word, 0) + 1
-                tokens.append(
-                    (1 if captions is None else weights.captions[number])
-                    * (1 if words is None else weights.words[word])
-                )
-            number += 1
-    assert np.mean(tokens) == pytest.approx(1, abs=1e-5)
-    if words:  # between two words as the formula says; `<end>` is left out of it
-        rare, common = (pick(range(4, WORDS), key=lambda word: counts[word]) for pick in (min, max))
-        a, b = counts[rare], counts[common]
-        if isinstance(words, FrequencyConfig):
-            ratio = (b / a) ** 0.5
-        else:
-            ratio = (1 - 0.9**b) / (1 - 0.9**a)
-        assert a < b
-        assert weights.words[rare] / weights.words[common] == pytest.approx(ratio, rel=1e-5)
-
-
-def test_the_end_weighs_what_words_weigh_in_the_mean():
-    references, _, _ = drawn(2)
-    weights = compute_loss_weights(
-        encoded(references), NAMES, TrainingConfig(word_weights=FrequencyConfig(power=1.0))
-    )
-    said = np.array([word for own in references for caption in own for word in caption])
-    assert weights.words[NAMES.end] == pytest.approx(1)
-    assert weights.words[said[said > 3]].mean() == pytest.approx(1)
+        dataset = TrainingBatches(
+            list(range(5)),
+            captions,
+            lambda numbers, epoch, f=features: Features(f[numbers]),
+            captions_per_image=5,
+            pad=0,
+            seed=0,
+            epoch=0,
+        )
+        batch = dataset[np.arange(5)]
+        holder = type(
+            "Holder",
+            (),
+            {"decoder": decoder, "vocabulary": vocabulary, "features": staticmethod(lambda x: x)},
+        )()
+        goal = CrossEntropy(holder, TrainingConfig(label_smoothing=0.0))
+        loss = goal(batch, BatchStats.of(batch, 0)).value
+        logits = decoder.logits(
+            decoder(batch.ids[..., :-1], decoder.encode_memory(Features(features))).hidden
+        )
+        plain = F.cross_entropy(logits.flatten(0, 2), batch.ids[..., 1:].flatten(), ignore_index=0)
+        torch.testing.assert_close(loss, plain)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("r_drop", [0.0, 3.0])
 def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
     """Without dropout the two readings of R-Drop are one, and the loss is that without it."""
-    holder, captions, batch = made(kind)
+    holder, captions, batch = small_model(kind)
     rng = np.random.default_rng(0)
     own = rng.uniform(0, 2, captions.image_offsets[-1]).astype(np.float32)
     words = torch.from_numpy(rng.uniform(0, 2, len(holder.vocabulary)).astype(np.float32))
@@ -213,7 +149,7 @@ def test_a_weighted_loss_against_a_loop_over_tokens(kind, r_drop):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_weighted_parts_add_up_to_the_whole(kind):
     """So accumulated batches, and those of several processes, are one large batch."""
-    holder, captions, batch = made(kind)
+    holder, captions, batch = small_model(kind)
     own = np.random.default_rng(0).uniform(0, 2, captions.image_offsets[-1]).astype(np.float32)
     whole = batch(range(5), own)
     size = BatchStats.of(whole, 0)
@@ -223,8 +159,8 @@ def test_weighted_parts_add_up_to_the_whole(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_r_drop_draws_two_readings_of_one_memory_together(kind):
-    holder, _, batch = made(kind, dropout=0.4)
+def test_r_drop_pulls_two_passes_over_one_memory_together(kind):
+    holder, _, batch = small_model(kind, dropout=0.4)
     whole, decoder, calls = batch(range(5)), holder.decoder.train(), []
     encode_memory = decoder.encode_memory
     decoder.encode_memory = lambda features: calls.append(1) or encode_memory(features)
@@ -253,9 +189,9 @@ def test_r_drop_draws_two_readings_of_one_memory_together(kind):
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_embedding_dropout_takes_whole_words(kind):
+def test_embedding_dropout_drops_all_occurrences_of_a_word(kind):
     """As with a matrix in which their rows are zero; a tied one stays whole where words are chosen."""
-    holder, _, batch = made(kind)
+    holder, _, batch = small_model(kind)
     whole = batch(range(5))
     found = loss_of(holder, whole, seed=5, embedding_dropout=0.5).value
     found.backward()
@@ -272,3 +208,89 @@ def test_embedding_dropout_takes_whole_words(kind):
     if kind == "lstm":
         assert not gradient[dropped].any() and gradient.any()
     assert found != loss_of(holder, whole).value
+
+
+def objective_of(holder, captions, log, **settings):
+    return build_objective(
+        holder,
+        TrainingConfig(**settings),
+        ids=list(range(5)),
+        captions=captions,
+        weights=Weights(),
+        seed=0,
+        log=log,
+    )
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU; there is none"
+)
+def test_a_compiled_decoder_gives_the_same_loss_and_gradients():
+    holder, captions, batch = small_model("transformer", layers=1)
+    holder.float()
+    said, found = [], []
+    keys = list(holder.state_dict())
+    for settings in ({}, {"compile": True}):
+        goal = objective_of(holder, captions, said.append, **settings)
+        assert not settings or goal.compiled_forward is not None
+        losses, slopes = [], []
+        for numbers in ([0, 1, 2, 3, 4], [1, 3]):  # of several sizes; compiled once
+            each = batch(np.array(numbers))
+            each = each._replace(images=each.images._replace(regions=each.images.regions.float()))
+            loss = goal(each, BatchStats.of(each, 0)).value
+            holder.zero_grad()
+            loss.backward()
+            losses.append(loss.detach())
+            slopes.append(torch.cat([p.grad.flatten() for p in holder.parameters() if p.grad is not None]))
+        found.append((torch.stack(losses), torch.stack(slopes)))
+    assert said == []
+    torch.testing.assert_close(*(losses for losses, _ in found), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*(slopes for _, slopes in found), rtol=1e-3, atol=1e-5)
+    assert list(holder.state_dict()) == keys
+
+
+def test_without_a_compiler_the_run_logs_one_line_and_continues(tmp_path, monkeypatch):
+    def broken(function, **_):
+        def fails(*_):
+            raise RuntimeError("No working C++ compiler found.\nTraceback of many lines")
+
+        return fails
+
+    runs = []
+    for name, settings in (("plain", {}), ("compiled", {"compile": True})):
+        values, said = tiny_settings(tmp_path, name, "transformer", epochs=1), []
+        values["training"] |= settings
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "compile", broken)
+            run = experiment(values, said.append)
+            run.train()
+        runs.append(run.folder)
+    told = [line for line in said if "compile" in line]
+    assert told == [
+        "training.compile: nothing is compiled, torch.compile does not work here (No working C++ compiler found.)"
+    ]
+    one, other = (folder / "checkpoints" / "last" / "model.safetensors" for folder in runs)
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_decoders_that_cannot_be_compiled_are_refused(tmp_path):
+    holder, captions, _ = small_model("lstm")
+    with pytest.raises(
+        UserError, match=r"training\.compile: this decoder runs one time step after the other"
+    ):
+        objective_of(holder, captions, print, compile=True)
+    values = tiny_settings(tmp_path, "run", "transformer")
+    values["training"] |= {"compile": True, "embedding_dropout": 0.1}
+    with pytest.raises(UserError, match=r"does not work with embedding_dropout"):
+        parse(values, where="test")
+
+
+def test_unused_options_of_cross_entropy_are_refused(tmp_path):
+    values = tiny_settings(tmp_path, "run")
+    values["training"] |= {"self_critical": {}, "scheduled_sampling": {}}
+    with pytest.raises(UserError, match=r"scheduled_sampling is an option of cross-entropy; leave it out"):
+        parse(values, where="test")
+    values = tiny_settings(tmp_path, "run")
+    values["training"]["scheduled_sampling"] = {"start": 0.5}
+    with pytest.raises(UserError, match=r"start cannot be above most, got 0\.5 and 0\.25"):
+        parse(values, where="test")
