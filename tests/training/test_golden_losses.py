@@ -1,6 +1,6 @@
-"""Fifty updates of each phase beside stored losses: a change that should leave numbers alone is seen to.
+"""Fifty updates of each phase against stored losses, which a refactoring must not change.
 
-python tests/test_golden_losses.py     # stores them anew, for a change that should move them
+`python tests/training/test_golden_losses.py` stores them anew, after a change that should move them.
 """
 
 from __future__ import annotations
