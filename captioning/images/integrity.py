@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+CHECKED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+"""Formats in which `find_damage` finds something to check; files of others need not be read for it."""
+
 MAX_SCANS = 100
 """Scans of a JPEG. Encoders write about ten; a file with thousands costs minutes to decode."""
 

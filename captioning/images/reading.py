@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 
 from captioning.errors import UserError
-from captioning.images.integrity import find_damage, png_size, uniform_part, without_metadata
+from captioning.images.integrity import CHECKED_FORMATS, find_damage, png_size, uniform_part, without_metadata
 from captioning.utils.file_slice import FileSlice, read_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -146,9 +146,10 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
             raise BadImage(name, f"{image.width} x {image.height} pixels, {limit}")
         image_format = image.format or ""
         try:
-            file.seek(start)
-            if problem := find_damage(data or file.read(), image_format):
-                raise OSError(problem)
+            if image_format in CHECKED_FORMATS:
+                file.seek(start)
+                if problem := find_damage(data or file.read(), image_format):
+                    raise OSError(problem)
             image.load()
             if image_format in ("JPEG", "MPO") and _is_incomplete_jpeg(file, start, image):
                 raise OSError("the data ends before the image does")
