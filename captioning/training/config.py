@@ -129,8 +129,10 @@ class TrainingConfig:
             took minutes to compile and was no faster; on a GPU it was not measured. A resumed run then equals an
             uninterrupted one up to rounding. Cross-entropy only.
         self_critical: self-critical training; null: cross-entropy.
-        label_smoothing, doubly_stochastic: cross-entropy only; the second is lambda of Xu et al. 2015, eq. 14, on the
-            mean over captions and regions.
+        label_smoothing: probability spread over all words but `<pad>`, `<start>` and `<unk>` (Szegedy et al. 2016).
+            Cross-entropy only.
+        doubly_stochastic: lambda of Xu et al. 2015, eq. 14, on the mean over captions and each image's regions.
+            Cross-entropy only.
         caption_weights, word_weights: weights in the cross-entropy that average 1 over the training tokens (null:
             all 1).
         r_drop: alpha of R-Drop (Liang et al. 2021): two forward passes with different dropout whose distributions are

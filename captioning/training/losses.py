@@ -45,17 +45,26 @@ def teacher_forced_loss(
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, *, smoothing: float, weights: Tensor | None = None
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    smoothing: float,
+    suppress_ids: Sequence[int] = (),
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over positions of the cross-entropy with label smoothing (Szegedy et al. 2016), in nats.
+
+    Differs: the paper spreads `smoothing` over all V words; here `suppress_ids` get none of it, so the model does not
+    learn to predict ids that no search generates.
 
     Args:
         logits: (M, V).
         targets: (M,) int64.
-        smoothing: probability that the target distribution spreads evenly over all V words.
+        smoothing: probability that the target distribution spreads evenly over the words outside `suppress_ids`.
+        suppress_ids: distinct ids, see `SpecialTokens`.
         weights: (M,), factor of each position; None: 1.
     """
-    return _CrossEntropy.apply(logits, targets, smoothing, weights)
+    return _CrossEntropy.apply(logits, targets, smoothing, tuple(suppress_ids), weights)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -63,29 +72,38 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        suppress_ids: tuple[int, ...],
+        weights: Tensor | None,
     ) -> Tensor:
         probabilities = torch.softmax(logits, -1)
         ctx.save_for_backward(probabilities, targets)
-        ctx.smoothing, ctx.weights = smoothing, weights
+        ctx.smoothing, ctx.suppress_ids, ctx.weights = smoothing, suppress_ids, weights
         logsumexp = logits.amax(-1) - probabilities.amax(-1).log()
         loss = logsumexp + (smoothing - 1) * logits.gather(1, targets[:, None])[:, 0]  # (M,)
         if smoothing:
-            loss = loss - smoothing / logits.shape[1] * logits.sum(1)
+            total = logits.sum(1) - sum(logits[:, number] for number in suppress_ids)
+            loss = loss - smoothing / (logits.shape[1] - len(suppress_ids)) * total
         return loss.sum() if weights is None else (weights * loss).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         probabilities, targets = ctx.saved_tensors
         if ctx.weights is not None:
             grad_output = grad_output * ctx.weights[:, None]
-        # softmax - (1 - smoothing) one_hot(target) - smoothing / V
+        # softmax - (1 - smoothing) one_hot(target) - smoothing / (V - S) outside the S suppressed ids
         gradient = probabilities * grad_output
         if ctx.smoothing:
-            gradient.sub_(ctx.smoothing / probabilities.shape[1] * grad_output)
+            spread = ctx.smoothing / (probabilities.shape[1] - len(ctx.suppress_ids)) * grad_output
+            gradient.sub_(spread)
+            for number in ctx.suppress_ids:
+                gradient[:, number : number + 1].add_(spread)
         at_target = ((ctx.smoothing - 1) * grad_output).expand(len(targets), 1)
-        return gradient.scatter_add_(1, targets[:, None], at_target), None, None, None
+        return gradient.scatter_add_(1, targets[:, None], at_target), None, None, None, None
 
 
 def divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
@@ -98,18 +116,23 @@ def divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     return ((logp.exp() - logq.exp()) * (logp - logq)).sum() / 2
 
 
-def doubly_stochastic(attention: Tensor, valid: Tensor) -> Tensor:
-    """Sum over captions of the mean over regions of (1 - sum_t alpha_ti)^2 (Xu et al. 2015, eq. 14).
+def doubly_stochastic(attention: Tensor, valid: Tensor, regions: Tensor | None) -> Tensor:
+    """Sum over captions of the mean over the image's regions of (1 - sum_t alpha_ti)^2 (Xu et al. 2015, eq. 14).
 
-    Eq. 14 sums over regions; reproductions scale it by their mean, beside a loss per token. Training divides by the
-    captions of the update, as it divides the cross-entropy by the tokens.
+    Differs: eq. 14 sums over regions; reproductions scale it by their mean, beside a loss per token. Training divides
+    by the captions of the update, as it divides the cross-entropy by the tokens.
 
     Args:
         attention: (B, K, T, N).
         valid: (B, K, T) bool, False at padding.
+        regions: the mask (B, N) bool of the features, False at padding, where attention is 0; None: no padding.
     """
-    total = (attention * valid[..., None]).sum(2)  # (B, K, N)
-    return ((1 - total).square().mean(-1) * valid.any(2)).sum()
+    penalty = (1 - (attention * valid[..., None]).sum(2)).square()  # (B, K, N)
+    if regions is None:
+        means = penalty.mean(-1)
+    else:
+        means = (penalty * regions[:, None]).sum(-1) / regions.sum(-1, keepdim=True)
+    return (means * valid.any(2)).sum()
 
 
 def caption_logprobs(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

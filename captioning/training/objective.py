@@ -67,7 +67,8 @@ class CrossEntropy(nn.Module):
         decoder, pad = captioner.decoder, captioner.vocabulary.pad
         device = next(decoder.parameters()).device
         ids = batch.ids.to(device, non_blocking=True)
-        memory = decoder.encode_memory(captioner.features(to_device(batch.images, device)))
+        features = captioner.features(to_device(batch.images, device))
+        memory = decoder.encode_memory(features)
         inputs = self._scheduled_inputs(ids[..., :-1], memory, batch.batch_sizes, epoch=update.epoch)
         targets, batch_sizes = ids[..., 1:], batch.batch_sizes
         passes = 2 if config.r_drop else 1
@@ -79,7 +80,11 @@ class CrossEntropy(nn.Module):
         scored = scored._replace(logits=scored.logits.float())
         weights = self._weights(scored, batch, targets, passes=passes)
         entropy = cross_entropy(
-            scored.logits, scored.targets, smoothing=config.label_smoothing, weights=weights
+            scored.logits,
+            scored.targets,
+            smoothing=config.label_smoothing,
+            suppress_ids=captioner.vocabulary.special_tokens.suppress_ids,
+            weights=weights,
         )
         value = entropy / passes / update.tokens
         sums = {"loss": entropy.detach() / passes}
@@ -98,7 +103,7 @@ class CrossEntropy(nn.Module):
                 raise UserError(
                     "training.doubly_stochastic needs a decoder that returns attention in training"
                 )
-            penalty = doubly_stochastic(output.attention, targets != pad)
+            penalty = doubly_stochastic(output.attention, targets != pad, features.mask)
             value = value + config.doubly_stochastic / passes / update.captions * penalty
         return Loss(value, sums, batch.tokens)
 

@@ -15,6 +15,33 @@ def test_cross_entropy_against_the_formula():
     torch.testing.assert_close(cross_entropy(logits, targets, smoothing=0.1), wanted)
 
 
+def test_smoothing_leaves_out_what_is_never_generated():
+    """Against F.cross_entropy with the whole target distribution; one target is itself left out."""
+    start, targets, left_out = (
+        torch.randn(5, 11, dtype=torch.double),
+        torch.tensor([2, 3, 10, 4, 4]),
+        (0, 1, 3),
+    )
+    weights = torch.tensor([0.5, 0.2, 2.0, 1.0, 3.0]).double()
+    distribution = torch.zeros(5, 11, dtype=torch.double)
+    for row, target in enumerate(targets.tolist()):
+        for word in range(11):
+            distribution[row, word] = 0.9 * (word == target) + (word not in left_out) * 0.1 / 8
+    torch.testing.assert_close(distribution.sum(1), torch.ones(5, dtype=torch.double))
+    values, gradients = [], []
+    for way in (
+        lambda x: cross_entropy(x, targets, smoothing=0.1, suppress_ids=left_out, weights=weights),
+        lambda x: weights @ F.cross_entropy(x, distribution, reduction="none"),
+    ):
+        logits = start.clone().requires_grad_()
+        value = way(logits)
+        (0.7 * value).backward()
+        values.append(value.detach())
+        gradients.append(logits.grad)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_gradients_equal_torch(smoothing):
     torch.manual_seed(0)
@@ -73,4 +100,4 @@ def test_doubly_stochastic_against_a_plain_loop():
             if length:
                 total = attention[b, k, :length].sum(0)
                 parts.append(((1 - total) ** 2).mean())
-    torch.testing.assert_close(doubly_stochastic(attention, counts), sum(parts))
+    torch.testing.assert_close(doubly_stochastic(attention, counts, None), sum(parts))

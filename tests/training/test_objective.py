@@ -13,13 +13,19 @@ from captioning.config import parse
 from captioning.errors import UserError
 from captioning.loaders.batches import TrainingBatches
 from captioning.loaders.captions import EncodedCaptions
-from captioning.models.decoders import SoftAttentionLSTMConfig, TransformerConfig
+from captioning.models.decoders import (
+    HardAttentionLSTMConfig,
+    SoftAttentionLSTMConfig,
+    TransformerConfig,
+    build,
+)
 from captioning.tensors import Features
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import TrainingConfig
 from captioning.training.batch_stats import BatchStats
 from captioning.training.loss_weights import Weights
 from captioning.training.objective import CrossEntropy, build_objective
+from tests.helpers.decoders import CHANNELS, CONFIGS
 from tests.helpers.training import CAPTIONS, encoded_captions, experiment, records, tiny_settings
 
 DECODERS = {
@@ -77,7 +83,8 @@ def plain_loss(holder, batch, *, word_weights, caption_weights, smoothing):
         if not target:
             continue
         logprob = torch.log(torch.softmax(decoder.logits(hidden[b, k, t][None])[0].float(), -1))
-        nats = -(1 - smoothing) * logprob[target] - smoothing * logprob.mean()
+        # <pad>, <start> and <unk> get no share of the smoothing
+        nats = -(1 - smoothing) * logprob[target] - smoothing * logprob[[2, *range(4, len(logprob))]].mean()
         total = total + float(word_weights[target]) * float(caption_weights[b, k]) * nats
         tokens += 1
     return total / tokens
@@ -156,6 +163,38 @@ def test_weighted_parts_add_up_to_the_whole(kind):
     settings = {"r_drop": 1.0, "doubly_stochastic": 0.0 if kind == "transformer" else 0.5}
     parts = [loss_of(holder, batch(numbers, own), size, **settings).value for numbers in ([0, 3], [1, 2, 4])]
     torch.testing.assert_close(sum(parts), loss_of(holder, whole, **settings).value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padded_regions_change_no_loss(name):
+    """Images with 3, 7 and 5 regions, one by one and padded to 11 in one batch, with every term that applies."""
+    config = CONFIGS[name]
+    if isinstance(config, HardAttentionLSTMConfig):  # else padding would change the sampled regions
+        config = dataclasses.replace(config, expected=1.0)
+    torch.manual_seed(0)
+    captions, vocabulary = encoded_captions(3)
+    decoder = build(config, channels=CHANNELS, vocabulary_size=len(vocabulary))
+    sizes = torch.tensor([3, 7, 5])
+    features = Features(torch.randn(3, 11, CHANNELS), torch.arange(11) < sizes[:, None])
+
+    def batch(numbers, features):
+        return TrainingBatches(
+            range(3), captions, lambda n, epoch: features, captions_per_image=3, pad=0, seed=0, epoch=0
+        )[np.asarray(numbers)]
+
+    holder, whole = Holder(decoder, vocabulary), batch(range(3), features)
+    attended = decoder(whole.ids[..., :-1], decoder.encode_memory(features)).attention is not None
+    settings = {"doubly_stochastic": 2.0 if attended else 0.0, "r_drop": 0.5}
+    alone = [
+        loss_of(
+            holder,
+            batch([n], Features(features.regions[n : n + 1, :size])),
+            BatchStats.of(whole, 0),
+            **settings,
+        ).value
+        for n, size in enumerate(sizes.tolist())
+    ]
+    torch.testing.assert_close(loss_of(holder, whole, **settings).value, sum(alone), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
