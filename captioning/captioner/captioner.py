@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class ModelConfig:
     decoder: DecoderConfig
     vocabulary: str  # fingerprint
     search: SearchConfig = field(default_factory=BeamConfig)
+    encoder_fingerprint: str | None = None  # of a frozen encoder whose weights are not in the folder
     format: int = FORMAT
 
 
@@ -114,17 +115,29 @@ class Captioner(nn.Module):
         """Maximum number of tokens that the decoder can read, including `<end>`; None: no limit."""
         return self.config.decoder.max_positions
 
-    def save(self, folder: str | os.PathLike[str], *, card: str) -> None:
+    def save(self, folder: str | os.PathLike[str], *, card: str, compact: bool = False) -> None:
         """Write the model folder atomically, replacing an existing one.
 
         Args:
             card: the model card, Markdown.
+            compact: write the decoder in float16, and no encoder: opening the folder needs its default weights.
+
+        Raises:
+            UserError: `compact`, but the encoder is trained or its weights are not the default ones.
         """
+        config, state = self.config, self.state_dict()
+        if compact:
+            if not self.encoder.frozen or getattr(config.encoder, "weights", None) != "default":
+                raise UserError(
+                    "a compact model folder holds no encoder, so it needs a frozen one with encoder.weights=default"
+                )
+            config = replace(config, encoder_fingerprint=self.encoder.fingerprint())
+            state = {name: tensor.half() for name, tensor in self.decoder.state_dict().items()}
         with atomic_folder(folder) as temporary:
-            write_text(temporary / "config.yaml", yaml.safe_dump(dump(self.config), sort_keys=False))
+            write_text(temporary / "config.yaml", yaml.safe_dump(dump(config), sort_keys=False))
             self.vocabulary.save(str(temporary / "vocabulary.json"))
             write_text(temporary / "README.md", card)
-            save_weights(self.state_dict(), temporary / "model.safetensors")
+            save_weights(state, temporary / "model.safetensors")
             write_manifest(temporary)
 
     @classmethod
@@ -154,15 +167,21 @@ class Captioner(nn.Module):
                 f"{folder}: the vocabulary is {vocabulary.fingerprint}, but the model was trained with "
                 f"{config.vocabulary}; restore the model's own vocabulary.json"
             )
+        compact = config.encoder_fingerprint is not None
         captioner = cls.build(
-            encoder=config.encoder.without_weights(),
+            encoder=config.encoder if compact else config.encoder.without_weights(),
             preprocessing=config.preprocessing,
             decoder=config.decoder,
             search=config.search,
             vocabulary=vocabulary,
         )
         captioner.config = config
-        load_weights(captioner, folder / "model.safetensors")
+        if compact and captioner.encoder.fingerprint() != config.encoder_fingerprint:
+            raise UserError(
+                f"{folder}: the encoder's weights are {captioner.encoder.fingerprint()}, but the model was trained "
+                f"with {config.encoder_fingerprint}; install the version of its weights that the model card names"
+            )
+        load_weights(captioner.decoder if compact else captioner, folder / "model.safetensors")
         return captioner.to(device).eval()
 
 

@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioning.cli.models import caption_batch, choose_device, model_folder
+from captioning.captioner.pretrained import DEFAULT, find_model
 from captioning.cli.options import add_allow_code, add_search, positive, search_of
+from captioning.cli.running import caption_batch, choose_device
 from captioning.errors import UserError
 from captioning.utils.paths import STDIN, ImageFile, find_images
 from captioning.utils.prefetch import prefetch
@@ -35,6 +36,8 @@ PHOTO_SIZE = 448
 
 EXAMPLES = """\
 Captions:
+  captioning caption photo.jpg                                 with the model that comes with the package
+  captioning caption photo.jpg --model flickr8k-transformer    another one; `captioning models` lists them
   captioning caption photo.jpg --model runs/shapes             the best model of a run
   captioning caption photos/ 'more/*.png' --model MODEL        folders with their subfolders; quoted patterns
   curl -s URL | captioning caption - --model MODEL             an image from standard input
@@ -79,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Caption images with a trained model.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s IMAGE|DIR|GLOB|- [...] --model FOLDER [options]",
+        usage="%(prog)s IMAGE|DIR|GLOB|- [...] [--model MODEL] [options]",
     )
     add_options(parser)
     args = parser.parse_args()
@@ -99,10 +102,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE|DIR|GLOB|-", help="files, folders, quoted patterns; - for stdin")
     add(
         "--model",
-        required=True,
         action="append",
-        metavar="FOLDER",
-        help="a run (runs/NAME) or a model folder; several are an ensemble",
+        default=[],
+        metavar="MODEL",
+        help="a run (runs/NAME), a model folder, or a model of the package by its name (default: "
+        f"{DEFAULT}); several are an ensemble",
     )
     add(
         "--average",
@@ -144,7 +148,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     args = parse_arguments()
-    folders = [model_folder(Path(name)) for name in args.model]
+    folders = [find_model(name) for name in args.model or [DEFAULT]]
+    if not args.model:
+        print(f"model: {DEFAULT}; --model NAME or RUN chooses another", file=sys.stderr)
     if args.out:
         check_writable(args.out)
     files = find_images(args.images)

@@ -332,7 +332,7 @@ def caption_split(
     """Captions of all records, in their order, and for `--errors` a verdict on each."""
     import torch
 
-    from captioning.cli.models import caption_batch
+    from captioning.cli.running import caption_batch
     from captioning.inspection.rescoring import judge
     from captioning.training.validation import to_device
     from captioning.utils.prefetch import prefetch

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioning.cli.models import choose_device, model_folder
+from captioning.captioner.pretrained import find_model
 from captioning.cli.options import add_allow_code, add_search, positive
+from captioning.cli.running import choose_device
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     from captioning.utils.files import write_json
 
     run = Path(args.runs[0])
-    folder = model_folder(run)
+    folder = find_model(run)
     base = output_folder(args, run) / Path(args.image).stem
     image = load_image(args.image)
     captioner = Captioner.open(folder, device=choose_device(args.device), allow_code=args.allow_code)
@@ -278,7 +279,7 @@ def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False)
     runs: list[Run] = []
     labels: dict[str, DecoderConfig] = {}
     for folder in folders:
-        model = model_folder(folder)
+        model = find_model(folder)
         if model == folder:
             raise UserError(f"{folder}: is a model folder, without a data set; give the folder of its run")
         config = read_config(folder / "config.yaml", allow_code=allow_code)

@@ -15,6 +15,7 @@ COMMANDS = {
     "features": "encode the images of a data set once, for all later runs",
     "train": "train a model from a config",
     "caption": "caption photographs with a trained model",
+    "models": "list the models that come with the package, or pack one of your own",
     "evaluate": "caption and score a split with a trained model, or score a file of captions",
     "compare": "compare systems: train and report a study, or report finished runs",
     "inspect": "plot attention, gates, states and gradients of a trained model",

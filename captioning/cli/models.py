@@ -1,70 +1,79 @@
-"""Model folders, devices and captioning of batches for the commands that run a model."""
+"""`captioning models`: the models that come with the package, and compact copies of trained ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from captioning.captioner.pretrained import DEFAULT, find_model, pretrained_models
 from captioning.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
+EXAMPLES = """\
+examples:
+  captioning models                                   the models that come with the package
+  captioning models flickr8k-lstm                     the model card of one: data, licence, scores, limits
+  captioning models runs/mine --pack mine             a compact copy: the decoder in float16, no encoder
 
+A compact copy takes a few megabytes. It needs a frozen encoder with encoder.weights=default, which must be
+installed (or downloaded) where the copy is used."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="List the models that come with the package, show a model's card, or pack a model.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a run, a model folder or a model's name")
+    parser.add_argument("--pack", metavar="FOLDER", help="write a compact copy of MODEL to FOLDER")
+    parser.add_argument(
+        "--card", metavar="FILE", help="with --pack: the copy's model card (default: the model's)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args()
+    if args.pack and not args.model:
+        parser.error("--pack needs a MODEL")
+    if args.card and not args.pack:
+        parser.error("--card needs --pack")
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.pack:
+        pack(find_model(args.model), Path(args.pack), card=args.card)
+    elif args.model:
+        folder = find_model(args.model)
+        print(f"{folder}\n\n{(folder / 'README.md').read_text(encoding='utf-8').strip()}")
+    else:
+        list_models()
+    return 0
+
+
+def list_models() -> None:
+    """Print name, size and description of the models that come with the package."""
+    models = pretrained_models()
+    if not models:
+        print("no models come with this installation; train one: captioning train --help")
+        return
+    for model in models:
+        default = ", the default of `captioning caption`" if model.name == DEFAULT else ""
+        print(f"{model.name}  ({model.bytes / 1e6:.1f} MB{default})")
+        print(textwrap.indent(textwrap.fill(model.description, 96), "  "))
+    print(
+        f"\nuse: captioning caption photo.jpg --model {models[-1].name}   card: captioning models {models[0].name}"
+    )
+
+
+def pack(source: Path, target: Path, *, card: str | None) -> None:
+    """Write a compact copy of the model folder `source` to the new folder `target`."""
     from captioning.captioner.captioner import Captioner
-    from captioning.captioner.ensemble import EnsembleCaptioner
-    from captioning.generation import SearchConfig
-    from captioning.records import ImageId, Prediction
+    from captioning.utils.files import read_text
 
-
-def model_folder(run: Path) -> Path:
-    """The model folder: `run` itself, or `run/model`.
-
-    Raises:
-        UserError: neither is a model folder.
-    """
-    if (run / "manifest.json").is_file():
-        return run
-    if (run / "model").is_dir() or (run / ".model.old").is_dir():  # the latter: see `files.recover_folder`
-        return run / "model"
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; give a run (runs/NAME) or a model folder")
-    raise UserError(f"{run}: holds no model (no manifest.json, no model/); give a finished run")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of `--device`: "auto" is a GPU if there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not available here ({reason}); use --device cpu") from None
-
-
-def caption_batch(
-    captioner: Captioner | EnsembleCaptioner, images: Any, image_ids: Sequence[ImageId], search: SearchConfig
-) -> list[Prediction]:
-    """The captions of a batch of images on the captioner's device, in order.
-
-    Raises:
-        UserError: memory ran out.
-    """
-    import torch
-
-    from captioning.captioner.predict import generate_captions
-
-    try:
-        return generate_captions(captioner, images, image_ids, config=search)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise UserError(f"out of memory with {len(image_ids)} images at a time; lower --batch") from None
-        raise
+    if target.exists():
+        raise UserError(f"{target}: exists already; name a new folder")
+    text = read_text(card if card else source / "README.md")
+    Captioner.open(source).save(target, card=text, compact=True)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"packed {source}: {target} ({size / 1e6:.1f} MB)")

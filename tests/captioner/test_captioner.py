@@ -3,10 +3,12 @@
 import pytest
 import torch
 import yaml
+from torchvision.models import get_model
 
 from captioning.captioner.captioner import FORMAT, Captioner
 from captioning.captioner.predict import generate_captions
 from captioning.errors import UserError
+from captioning.models.encoders import TorchvisionConfig, torchvision_cnn
 from captioning.utils.files import write_manifest
 from tests.helpers.models import save_tiny_model, tiny_captioner
 
@@ -48,3 +50,45 @@ def test_a_vocabulary_of_another_model_is_refused(tmp_path):
     write_manifest(folder)
     with pytest.raises(UserError, match="the model was trained with"):
         Captioner.open(folder)
+
+
+@pytest.fixture
+def squeezenet_weights(monkeypatch):
+    """Stands in for the download of torchvision's weights; the seed can be changed."""
+    seed = [0]
+
+    def weights(name):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed[0])
+            return get_model(name).state_dict()
+
+    monkeypatch.setattr(torchvision_cnn, "_default_weights", weights)
+    return seed
+
+
+def test_a_compact_folder_has_no_encoder_and_the_same_captions(tmp_path, squeezenet_weights):
+    saved = tiny_captioner("lstm", encoder=TorchvisionConfig(name="squeezenet1_1", grid=3, weights="default"))
+    saved.save(tmp_path / "whole", card="# Card\n")
+    saved.save(tmp_path / "compact", card="# Card\n", compact=True)
+    whole, compact = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "compact"))
+    parameters = sum(parameter.numel() for parameter in saved.decoder.parameters())
+    assert 2 * parameters < compact < 2.5 * parameters + 2000 < whole
+    opened = Captioner.open(tmp_path / "compact")
+    images = torch.randn(5, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    expected = generate_captions(saved, images, range(5))
+    for prediction, other in zip(generate_captions(opened, images, range(5)), expected, strict=True):
+        assert prediction.caption == other.caption and prediction.score == pytest.approx(
+            other.score, abs=0.01
+        )
+    assert next(opened.parameters()).dtype == torch.float32
+
+    squeezenet_weights[0] = 1
+    with pytest.raises(UserError, match="the encoder's weights are"):
+        Captioner.open(tmp_path / "compact")
+
+
+@pytest.mark.parametrize("encoder", ["small", "frozen"])
+def test_a_compact_folder_needs_a_frozen_encoder_with_default_weights(tmp_path, encoder):
+    with pytest.raises(UserError, match=r"encoder.weights=default"):
+        tiny_captioner("lstm", encoder=encoder).save(tmp_path / "model", card="", compact=True)
+    assert not (tmp_path / "model").exists()

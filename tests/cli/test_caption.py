@@ -334,7 +334,10 @@ def test_a_mistyped_model_needs_no_torch():
     )
     done = python(code)
     assert done.out == "2 False\n"
-    assert done.err == "error: runs/no-such-run: no such folder; give a run (runs/NAME) or a model folder\n"
+    assert done.err == (
+        "error: runs/no-such-run: no such folder; give a run (runs/NAME), a model folder or a name that "
+        "`captioning models` lists\n"
+    )
 
 
 def test_natural_order():

@@ -10,8 +10,8 @@ from tests.helpers.running import tool
 def test_the_small_quickstart_runs_all_stages(tmp_path):
     first = tool("quickstart", "--small", cwd=tmp_path)
     assert first.code == 0, first.err
-    stages = [line.split(" ")[1] for line in first.out.splitlines() if re.match(r"\[\d/4\] ", line)]
-    assert stages == ["Drawing", "Training", "Captioning", "Results"]
+    stages = [line.split(" ")[1] for line in first.out.splitlines() if re.match(r"\[\d/5\] ", line)]
+    assert stages == ["Captioning", "Drawing", "Training", "Captioning", "Results"]
 
     run = tmp_path / "runs" / "shapes_small"
     assert len(Captioner.open(run / "model").vocabulary) > 50
@@ -46,4 +46,4 @@ def test_a_failing_stage_ends_the_quickstart(tmp_path):
     done = tool("quickstart", "--small", "dataset.train=8", "dataset.val=2", cwd=tmp_path)
     assert done.code == 2
     assert "--resume" in done.err and len(done.err.splitlines()) == 1
-    assert "[3/4]" not in done.out
+    assert "[4/5]" not in done.out

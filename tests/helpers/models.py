@@ -46,7 +46,7 @@ ATTENDING = [kind for kind in DECODERS if kind != "show_tell"]  # those that sho
 def tiny_captioner(
     kind: str = "lstm",
     *,
-    encoder: str = "small",
+    encoder: str | EncoderConfig = "small",
     search: SearchConfig | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> Captioner:
@@ -54,7 +54,7 @@ def tiny_captioner(
     with torch.random.fork_rng():
         torch.manual_seed({"transformer": 1, "adaptive_attention": 12, "att2in": 5}.get(kind, 0))
         captioner = Captioner.build(
-            encoder=ENCODERS[encoder],
+            encoder=ENCODERS[encoder] if isinstance(encoder, str) else encoder,
             preprocessing=preprocessing,
             decoder=DECODERS[kind],
             search=search or BeamConfig(width=3, max_length=9),

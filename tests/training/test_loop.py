@@ -71,7 +71,7 @@ def test_epoch_lines_have_losses_scores_and_minutes(tmp_path):
 
 
 def test_one_line_a_minute_within_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_FIRST_LINES", 0.0)
     monkeypatch.setattr("sys.stderr", io.StringIO())  # no terminal
     lines = []
     small_run(tmp_path, log=lines.append, epochs=1).train()
