@@ -27,8 +27,8 @@ class DiverseBeamConfig(BeamSearchConfig):
     any, up to `n_best`, ranked by score.
 
     Attributes:
-        diversity: subtracted from a word's log-probability for each hypothesis of an earlier group that has
-            the word at the same position (Hamming diversity).
+        diversity: subtracted from a word's log-probability for each active hypothesis of an earlier group that
+            has the word at the same position (Hamming diversity).
     """
 
     kind: Literal["diverse_beam"] = "diverse_beam"
@@ -58,8 +58,9 @@ def diverse_beam_search(prefill: Prefill, config: DiverseBeamConfig) -> Hypothes
 
     Diverse beam search (Vijayakumar et al. 2018, algorithm 1). The decoder processes the hypotheses of all
     groups at once; only the choice of words goes group by group. The penalty affects the choice but no
-    log-probability, so hypotheses are compared without the penalties of earlier steps. A group that is done
-    (see `advance_beams`) penalises no other group any more.
+    log-probability, so hypotheses are compared without the penalties of earlier steps. Only hypotheses that go on
+    count: `<end>` is never penalised, and a group that is done (see `advance_beams`) penalises no other group any
+    more. Differs: common implementations also count hypotheses that end at this position.
     """
     decoder, memory, processors, state, last_ids, ids, word_logprobs, _ = prefill
     images, groups, width = len(ids), config.groups, config.width // config.groups
@@ -79,6 +80,7 @@ def diverse_beam_search(prefill: Prefill, config: DiverseBeamConfig) -> Hypothes
             active.logprob.to(scores.dtype).reshape(images, groups, per_group),
             width,
             config.diversity,
+            end=processors.end,
         )
         del scores  # as in `beam_search`
         beams, chosen = advance_beams(beams, candidates, group_config, end=processors.end)
@@ -89,23 +91,28 @@ def diverse_beam_search(prefill: Prefill, config: DiverseBeamConfig) -> Hypothes
     return trim(_merge_groups(finalize_beams(beams, group_config), groups, config.n_best))
 
 
-def _group_candidates(scores: Tensor, logprob: Tensor, width: int, diversity: float) -> Candidates:
+def _group_candidates(
+    scores: Tensor, logprob: Tensor, width: int, diversity: float, *, end: int
+) -> Candidates:
     """The candidates of each group, (B x G, C), in the order of its choice.
 
     Args:
         scores: (B, G, W, V).
         logprob: (B, G, W).
-        width: number of words of a group that later groups are penalised for.
+        width: hypotheses of a group that go on, for whose words later groups are penalised.
     """
-    counts = torch.zeros_like(scores[:, 0, :1])  # (B, 1, V): how often earlier groups chose a word
+    counts = torch.zeros_like(
+        scores[:, 0, :1]
+    )  # (B, 1, V): active hypotheses of earlier groups with the word
     groups = []
     for group in range(scores.shape[1]):
         group_scores, before = scores[:, group], logprob[:, group]
         top = best(group_scores - diversity * counts if group else group_scores, before, 2 * width)
         word_logprobs = group_scores.flatten(1).gather(1, top.parents * group_scores.shape[-1] + top.ids)
         top = top._replace(word_logprobs=word_logprobs, logprob=before.gather(1, top.parents) + word_logprobs)
-        possible = (top.logprob[:, :width] != IMPOSSIBLE).to(counts.dtype)
-        counts[:, 0].scatter_add_(1, top.ids[:, :width], possible)
+        active = (top.ids != end) & (top.logprob != IMPOSSIBLE)
+        active &= active.cumsum(1) <= width  # as in `advance_beams`
+        counts[:, 0].scatter_add_(1, top.ids, active.to(counts.dtype))
         groups.append(top)
     return Candidates(*(torch.stack(fields, 1).flatten(0, 1) for fields in zip(*groups, strict=True)))
 

@@ -1,5 +1,6 @@
 """Diverse beam search against a plain implementation on lists."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -40,7 +41,7 @@ def plain_diverse_beam(decoder, features, config):
             ways.sort(key=lambda way: -way[2])
             ended[group] += [way for way in ways[:width] if way[0][-1] == END]
             live[group] = [way[:2] for way in ways if way[0][-1] != END][:width]
-            said.update(way[0][-1] for way in ways[:width])
+            said.update(words[-1] for words, _ in live[group])
             kept = sorted(scored(way[1], len(way[0]), *by) for way in ended[group])[-width:]
             hope = max((scored(logprob, config.max_length, *by) for _, logprob in live[group]), default=0)
             if len(kept) == width and hope <= kept[0] and length < config.max_length:
@@ -85,6 +86,27 @@ def test_diverse_beam_is_the_plain_one(name, width, groups, diversity, high, rul
                 expected[caption[0]] = caption
         ordered = sorted(expected.values(), key=lambda caption: (not caption[1], -caption[2]))
         assert_same(captions(found, image), ordered)
+
+
+@pytest.mark.parametrize(("factor", "wanted"), [(10, "AC"), (2, "A"), (1.1, "A")])
+def test_words_of_hypotheses_that_go_on_are_penalised(factor, wanted):
+    """On paper: two groups of two choose one word, with p(<end>) = .4, A .25, B .15, C .11, D .09.
+
+    The first ends with <end>, its best, and goes on with A and B, whose shares the second group divides by `factor`.
+    The second ends with <end> too, at no cost, and goes on with C and D if A falls to .025, or else with A and another.
+    Of each group <end> and the better of the two that go on are returned.
+    """
+    decoder, words = make("toy"), {END: 0.4, 4: 0.25, 5: 0.15, 6: 0.11, 7: 0.09}
+    decoder.output_weight.data.zero_()
+    decoder.bias.data.fill_(-1e9)
+    for word, share in words.items():
+        decoder.bias.data[word] = math.log(share)
+    config = DiverseBeamConfig(
+        width=4, groups=2, n_best=4, diversity=math.log(factor), max_length=1, min_length=0, length_rule="sum"
+    )
+    expected = [((END,), True, math.log(0.4))]
+    expected += [((word,), False, math.log(words[word])) for word in (4, 6) if "ABC"[word - 4] in wanted]
+    assert_same(captions(run(decoder, scene(1), config), 0), expected)
 
 
 @a_few_decoders
