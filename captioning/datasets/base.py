@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
+from captioning.utils.files import unify_line_ends
 
 UNSPLIT = "all"
 """The split of the records of a caption file that names no splits."""
@@ -108,7 +110,7 @@ class CaptionFile(NamedTuple):
             raise UserError(f"{path}: is a folder; name the file of captions in it")
         try:
             with open(path, "rb") as file:
-                return cls(path, file.read(HEAD_BYTES).decode("utf-8-sig", "replace").replace("\r\n", "\n"))
+                return cls(path, unify_line_ends(file.read(HEAD_BYTES).decode("utf-8-sig", "replace")))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except OSError as error:
@@ -136,8 +138,8 @@ class CaptionFile(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The fields of the first line, as those of a CSV header in lower case."""
-        return [column.strip().strip('"').lower() for column in self.first_line.split(",")]
+        """The fields of the first line, as those of a CSV header in lower case, whatever separates them."""
+        return [column.strip().strip('"').lower() for column in re.split("[,;\t]", self.first_line)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
@@ -15,6 +16,14 @@ from captioning.utils.files import atomic_write, read_text
 
 MAX_EXAMPLES = 5
 """Number of offending values that a message lists."""
+
+MISSING = object()
+"""In place of a caption that its file does not contain."""
+
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""A letter of a script without spaces between words: Thai, Lao, Burmese, Khmer, Japanese or Chinese."""
+
+MAX_UNSPACED_WORD = 4
 
 LabelledCaptions = dict[str, list[tuple[str, object]]]
 """Image name -> its captions, each with a label that locates it in its file."""
@@ -38,12 +47,35 @@ class Entry(NamedTuple):
 def caption_problem(caption: object) -> str | None:
     """Why `caption` cannot be used, in a few words, or None if it can."""
     if not isinstance(caption, str):
-        return "caption is null" if caption is None else f"caption is not a string ({type(caption).__name__})"
+        if caption is MISSING:
+            return "caption is missing"
+        if caption is None:
+            return "caption is null"
+        if isinstance(caption, list) and _is_token_list(caption):
+            return "caption is a list of words; join them with spaces"
+        return f"caption is not a string ({type(caption).__name__})"
+    if caption.startswith(("['", '["')) and caption.endswith("]"):
+        return "caption is a list written as text; write one caption a row, or its words with spaces between them"
     if not caption.isascii() and any("\ud800" <= character <= "\udfff" for character in caption):
         return "caption is not valid Unicode (half of a surrogate pair)"
     if any(map(str.isalnum, caption)):
         return None
     return "caption has no words, only punctuation" if caption.strip() else "caption is empty"
+
+
+def list_captions(value: object) -> list[object]:
+    """The captions in a value that is one caption or a list of them. A list of words stays one (unusable) caption."""
+    return value if isinstance(value, list) and not _is_token_list(value) else [value]
+
+
+def _is_token_list(values: list[object]) -> bool:
+    """Whether the values look like the words of one caption: two strings or more, all of them single words."""
+    return len(values) > 1 and all(isinstance(value, str) and _is_word(value) for value in values)
+
+
+def _is_word(text: str) -> bool:
+    # a whole sentence has no spaces in these scripts, but is longer than a word
+    return len(text.split()) == 1 and (len(text) <= MAX_UNSPACED_WORD or not UNSPACED.search(text))
 
 
 def build_records(entries: Iterable[Entry], images: ImageFolder, skipped: Sequence[Skip] = ()) -> Collection:
@@ -57,7 +89,7 @@ def build_records(entries: Iterable[Entry], images: ImageFolder, skipped: Sequen
     for entry in entries:
         path = images.path(entry.name, entry=entry.location)
         if images.missing(path):
-            all_skipped.append(Skip(path, "no such image file"))
+            all_skipped.append(Skip(path, images.why_missing(path)))
             all_skipped.extend(Skip(label, f"caption without image: {path}") for label, _ in entry.captions)
             continue
         captions: list[str] = []

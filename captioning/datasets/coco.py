@@ -155,7 +155,9 @@ def _entries(path: str, split: str, skipped: list[Skip]) -> Iterator[Entry]:
             skipped.extend(Skip(_label(path, annotation), reason) for annotation in entries)
     for number, image in enumerate(index.imgs.values()):
         entries = index.imgToAnns.get(image["id"], ())
-        captions = [(_label(path, annotation), annotation.get("caption")) for annotation in entries]
+        captions = [
+            (_label(path, annotation), annotation.get("caption", checks.MISSING)) for annotation in entries
+        ]
         yield Entry(image["id"], image["file_name"], split, captions, f"{path}: images entry {number}")
 
 

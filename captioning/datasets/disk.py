@@ -1,16 +1,14 @@
-"""Find a data set's files and list its images; CSV files, split lists and random splits."""
+"""Find a data set's files and list its images; random splits."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from captioning.errors import UserError
-from captioning.utils.files import read_text, safe_join
+from captioning.utils.files import safe_join
 
 AUTO = "auto"
 """Value of a config's `images`: search for the folder under its usual names."""
@@ -87,6 +85,7 @@ class ImageFolder:
     def __init__(self, folder: str | None) -> None:
         self.folder = folder
         self._listings: dict[str, set[str]] = {}
+        self._stems: dict[str, dict[str, str]] = {}
 
     def path(self, name: str, *, entry: str) -> str:
         """Path of the image `name`.
@@ -100,12 +99,35 @@ class ImageFolder:
 
     def missing(self, path: str) -> bool:
         """Whether no file (or only a broken link) exists at `path`, a result of the method `path`."""
-        if self.folder is None:
-            return False
-        folder, _, name = path.rpartition("/")
+        folder, name = os.path.split(path)
+        return self.folder is not None and name not in self._listing(folder)
+
+    def _listing(self, folder: str) -> set[str]:
         if folder not in self._listings:
             self._listings[folder] = list_files(folder or os.curdir)
-        return name not in self._listings[folder]
+        return self._listings[folder]
+
+    def why_missing(self, path: str) -> str:
+        """Why there is no file at `path`, as far as its folder can tell."""
+        folder, name = os.path.split(path)
+        if "\\" in name:
+            return "no such image file, its path has backslashes; write / between folders"
+        if self.folder is not None and os.path.basename(self.folder) == os.path.basename(folder):
+            parent = os.path.dirname(folder)
+            if parent == self.folder and name in self._listing(parent):
+                return f"no such image file, only without the leading {os.path.basename(folder)}/"
+        if folder not in self._stems:
+            self._stems[folder] = {_stem(present): present for present in sorted(self._listing(folder))}
+        near = self._stems[folder].get(_stem(name))
+        if near is None:
+            return "no such image file"
+        if near.lower() == name.lower():
+            return f"no such image file, only with other capital letters: {near}"
+        return f"no such image file, only with another extension: {near}"
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].lower()
 
 
 def list_files(folder: str) -> set[str]:
@@ -127,21 +149,6 @@ def json_type(value: object) -> str:
     """JSON's name for the type of `value`, with its article: "an object", "a list" ..."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def read_csv(path: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Line numbers (of a row's last line, from 1) and fields of a CSV file, header included, blank rows not.
-
-    Raises:
-        UserError: as `read_text`, or a quote is unclosed or misplaced (with the line).
-    """
-    reader = csv.reader(io.StringIO(read_text(path), newline="\n"), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if any(field.strip() for field in row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}: broken CSV at line {reader.line_num}: {error}; check its quotes") from None
 
 
 def random_splits(names: Iterable[str], *, seed: int, val: int, test: int) -> dict[str, str]:

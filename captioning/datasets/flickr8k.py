@@ -19,6 +19,7 @@ from captioning.datasets import checks, disk
 from captioning.datasets.base import BaseDatasetConfig, CaptionFile, Guide
 from captioning.datasets.checks import Entry, LabelledCaptions
 from captioning.datasets.flickr import KARPATHY_CAPTIONS, is_token_line, read_tokens, unsplit_records
+from captioning.datasets.tables import read_csv, refuse_other_separator
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.files import read_text
@@ -153,8 +154,9 @@ def read_pairs(path: str) -> tuple[LabelledCaptions, list[Skip]]:
     """
     captions: LabelledCaptions = {}
     skipped: list[Skip] = []
-    rows = disk.read_csv(path)
+    rows = read_csv(path)
     _, header = next(rows, (1, []))
+    refuse_other_separator(path, header)
     if [field.strip().lower() for field in header] != ["image", "caption"]:
         raise UserError(
             f"{path}: expected the header image,caption, found {','.join(header)[:80]!r}; correct the first line"

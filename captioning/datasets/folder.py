@@ -15,12 +15,14 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from captioning.datasets import checks, disk
 from captioning.datasets.base import UNSPLIT, BaseDatasetConfig, CaptionFile, Guide
 from captioning.datasets.checks import Entry, LabelledCaptions
+from captioning.datasets.tables import read_table, require_columns
 from captioning.errors import UserError
 from captioning.records import Collection, Skip
 from captioning.utils.files import read_jsonl
 
 IMAGE_FOLDERS = ("images", ".")
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+COLUMNS = ("file_name", "caption")
 RANDOM = "random"
 
 GUIDE = Guide(
@@ -84,7 +86,7 @@ class FolderConfig(BaseDatasetConfig):
                 )
             name = row.file_name
             first_line.setdefault(name, row.line)
-            texts = row.caption if isinstance(row.caption, list) else [row.caption]
+            texts = checks.list_captions(row.caption)
             captions.setdefault(name, []).extend((label, text) for text in texts)
             if row.split and row.split.strip():
                 splits.setdefault(name, {})[row.split.strip()] = None
@@ -111,7 +113,7 @@ class FolderConfig(BaseDatasetConfig):
 
 
 class Row(NamedTuple):
-    """A row of the caption file, its values unchecked; a missing caption or split is None."""
+    """A row of the caption file, its values unchecked; a missing split is None."""
 
     line: int
     file_name: Any
@@ -120,36 +122,17 @@ class Row(NamedTuple):
 
 
 def _csv_rows(path: str) -> Iterator[Row]:
-    rows = disk.read_csv(path)
-    _, header = next(rows, (1, []))
-    columns = {field.strip().lower(): index for index, field in enumerate(header)}
-    _require_columns(path, columns)
-    for number, row in rows:
-        if len(row) > len(header):
-            raise UserError(
-                f"{path}: line {number} has {len(row)} columns, its header {len(header)}; "
-                "put captions that contain commas in double quotes"
-            )
-        values = dict(zip(columns, row, strict=False))
-        yield Row(number, values.get("file_name"), values.get("caption"), values.get("split"))
+    for line, cells in read_table(path, COLUMNS):
+        yield Row(line, cells["file_name"], cells["caption"], cells.get("split"))
 
 
 def _jsonl_rows(path: str) -> Iterator[Row]:
-    for number, value in read_jsonl(path):
+    for line, value in read_jsonl(path):
+        where = f"{path}: line {line}"
         if not isinstance(value, dict):
             raise UserError(
-                f"{path}: line {number}: expected an object with file_name and caption, "
-                f"found {type(value).__name__}"
+                f"{where}: expected an object with file_name and caption, found {type(value).__name__}"
             )
         if "file_name" not in value:
-            _require_columns(f"{path}: line {number}", value)
-        yield Row(number, value["file_name"], value.get("caption"), value.get("split"))
-
-
-def _require_columns(where: str, columns: dict[str, Any]) -> None:
-    missing = [name for name in ("file_name", "caption") if name not in columns]
-    if missing:
-        raise UserError(
-            f"{where}: {' and '.join(missing)} missing (found {', '.join(list(columns)[:8]) or 'nothing'}); "
-            "rename the columns to file_name,caption and, optionally, split"
-        )
+            require_columns(where, list(value), COLUMNS)
+        yield Row(line, value["file_name"], value.get("caption", checks.MISSING), value.get("split"))

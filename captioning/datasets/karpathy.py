@@ -137,7 +137,10 @@ def _find_captions(config: KarpathyConfig) -> str:
 def _entries(path: str, images: list[dict[str, Any]], names: list[str]) -> Iterator[Entry]:
     for number, (image, name) in enumerate(zip(images, names, strict=True)):
         captions = [
-            (f"{path}: sentence {sentence.get('sentid', f'{index} of entry {number}')}", sentence.get("raw"))
+            (
+                f"{path}: sentence {sentence.get('sentid', f'{index} of entry {number}')}",
+                sentence.get("raw", checks.MISSING),
+            )
             for index, sentence in enumerate(image["sentences"])
         ]
         split = "train" if image["split"] == RESTVAL else image["split"]

@@ -34,7 +34,13 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UserError(
             f"{path}: not UTF-8 at byte {error.start}; convert it, for example with iconv"
         ) from None
-    return text.replace("\r\n", "\n")
+    return unify_line_ends(text)
+
+
+def unify_line_ends(text: str) -> str:
+    """The text with `\\n` for `\\r\\n`, and for `\\r` if there is no `\\n` (spreadsheets on a Mac write that)."""
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

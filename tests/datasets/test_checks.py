@@ -25,8 +25,11 @@ from tests.helpers.datasets import (
     write_json_file,
 )
 
+LIST_AS_TEXT = (
+    "caption is a list written as text; write one caption a row, or its words with spaces between them"
+)
 BAD_CAPTIONS = [
-    ("missing", "caption is null"),
+    ("missing", "caption is missing"),
     (None, "caption is null"),
     ("", "caption is empty"),
     (" \t\n", "caption is empty"),
@@ -34,6 +37,12 @@ BAD_CAPTIONS = [
     ("¡¿…“”?!", "caption has no words, only punctuation"),
     (17, "caption is not a string (int)"),
     (["a dog"], "caption is not a string (list)"),
+    (["a", "dog"], "caption is a list of words; join them with spaces"),
+    (["Straßenüberquerung", "am", "Fluß"], "caption is a list of words; join them with spaces"),
+    (["一只", "狗"], "caption is a list of words; join them with spaces"),
+    (["一只狗在草地上跑", "狗"], "caption is not a string (list)"),
+    ("['a', 'dog']", LIST_AS_TEXT),
+    ('["a dog", "two dogs"]', LIST_AS_TEXT),
     ({"raw": "a dog"}, "caption is not a string (dict)"),
     (True, "caption is not a string (bool)"),
     ("a dog \ud83d", "caption is not valid Unicode (half of a surrogate pair)"),
@@ -54,7 +63,7 @@ def test_bad_captions_are_skipped_and_listed(tmp_path: Path) -> None:
     expected = [[f"{path}: annotation {5000 + n}", reason] for n, (_, reason) in enumerate(BAD_CAPTIONS)]
     assert skipped_rows(tmp_path / "out" / "skipped.csv") == [["item", "reason"], *expected]
     assert [list(skip) for skip in collection.skipped] == expected
-    with pytest.raises(UserError, match=r"11 of 1013 images and captions are bad, more than max_bad = 0\.01"):
+    with pytest.raises(UserError, match=r"17 of 1019 images and captions are bad, more than max_bad = 0\.01"):
         load(CocoConfig(root=str(tmp_path), val=None, images=None))
 
 

@@ -13,7 +13,7 @@ from captioning.datasets import (
     CocoConfig,
     load,
 )
-from captioning.datasets.disk import random_splits
+from captioning.datasets.disk import ImageFolder, random_splits
 from captioning.errors import UserError
 from tests.helpers.datasets import (
     coco_annotation,
@@ -53,6 +53,25 @@ def test_names_outside_the_root_are_refused(tmp_path: Path, name: str) -> None:
     for folder in ("auto", None):
         with pytest.raises(UserError, match=r"images entry 1: .* points outside the data root"):
             load(CocoConfig(root=str(tmp_path), val=None, images=folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("b.jpg", "no such image file"),
+        ("A.JPG", "no such image file, only with other capital letters: a.jpg"),
+        ("a.jpeg", "no such image file, only with another extension: a.jpg"),
+        ("sub\\b.jpg", "no such image file, its path has backslashes; write / between folders"),
+        ("images/a.jpg", "no such image file, only without the leading images/"),
+        ("sub/a.jpg", "no such image file"),
+    ],
+)
+def test_why_an_image_is_missing(tmp_path: Path, name: str, reason: str) -> None:
+    touch(tmp_path / "images", "a.jpg", "sub/b.jpg")
+    images = ImageFolder(str(tmp_path / "images"))
+    path = images.path(name, entry="")
+    assert images.missing(path) and images.why_missing(path) == reason
+    assert not images.missing(images.path("sub/b.jpg", entry=""))
 
 
 def test_folders_are_listed_once_and_images_are_not_opened(tmp_path: Path, monkeypatch: Any) -> None:

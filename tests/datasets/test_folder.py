@@ -60,13 +60,25 @@ def test_random_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("file_name,,,caption\nx.jpg,,,a\n", r"column 2 has no name \(header 'file_name,,,caption'\)"),
+        ("file_name,caption,\nx.jpg,a,\n", r"column 3 has no name"),
+        ("file_name,caption,Caption\nx.jpg,a,b\n", r"the header names 'caption' twice"),
+        ("file_name,caption,split\nx.jpg,a,train\nx.jpg,b\n", r"line 3 has 2 columns, its header 3"),
+        ("file_name;caption\nx.jpg;a, b\n", r"separated by semicolons \(header 'file_name;caption'\)"),
+        ("file_name\tcaption\nx.jpg\ta\n", r"separated by tabs"),
+        (
+            'file_name,caption\nx.jpg,a\n\nx.jpg,"b\nx.jpg,c\nx.jpg,d\n',
+            r"broken CSV at line 4: a quote is opened",
+        ),
+        ('file_name,caption\nx.jpg,"a\nx.jpg,"b"\n', r"broken CSV at line 2: ',' expected after '\"'"),
+        ('file_name,caption\nx.jpg,"a\n' + "x.jpg,b\n" * 30_000, r"broken CSV at line 2: a quote is opened"),
+        ("file_name,caption\nx.jpg,a\rx.jpg,b\n", r"broken CSV at line 2: a lone carriage return"),
         ("image,caption\nx.jpg,a\n", r"file_name missing \(found image, caption\); rename"),
         ("", r"file_name and caption missing \(found nothing\)"),
         (
             "file_name,caption\nx.jpg,a, b\n",
             r"line 2 has 3 columns, its header 2; put captions that contain commas",
         ),
-        ('file_name,caption\nx.jpg,"open\ny.jpg,b\n', r"broken CSV at line 3"),
         (
             "file_name,caption,split\nx.jpg,a,train\nx.jpg,b,val\n",
             r"leakage: 1 images are in two splits by id",
@@ -86,6 +98,38 @@ def test_broken_csv_is_refused(tmp_path: Path, content: str, message: str) -> No
     with pytest.raises(UserError, match=message) as caught:
         load(FolderConfig(root=str(tmp_path), split="train"))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_row_counts_as_its_first_line(tmp_path: Path) -> None:
+    write_file(tmp_path / "captions.csv", 'file_name,caption\nx.jpg,"on\ntwo lines"\n\nx.jpg,!\n')
+    collection = load(FolderConfig(root=str(tmp_path), images=None, max_bad=0.5))
+    assert collection.skipped[0].item.endswith("captions.csv: line 5")
+
+
+def test_lines_may_end_in_carriage_returns(tmp_path: Path) -> None:
+    """A CSV file as spreadsheets save it "for Macintosh", and one for Windows with a byte order mark."""
+    for end in ("\r", "\r\n"):
+        (tmp_path / "captions.csv").write_bytes(
+            f"\ufefffile_name,caption{end}x.jpg,a dog{end}x.jpg,two dogs{end}".encode()
+        )
+        (record,) = load(FolderConfig(root=str(tmp_path), images=None)).records
+        assert record.captions == ("a dog", "two dogs")
+
+
+def test_a_list_of_words_is_no_list_of_captions(tmp_path: Path) -> None:
+    lines = ['{"file_name": "x.jpg", "caption": ["a", "dog", "runs"]}'] * 2
+    lines += ['{"file_name": "x.jpg", "caption": [["a", "dog"], ["the", "dog"]]}']
+    write_file(tmp_path / "captions.jsonl", "\n".join(lines))
+    message = r"4 caption is a list of words; join them with spaces \(first .*captions\.jsonl: line 1\)"
+    with pytest.raises(UserError, match=message):
+        load(FolderConfig(root=str(tmp_path), images=None))
+    good = ['["a dog", "dogs"]', '["dog"]', '["一只狗在草地上跑", "两只狗在雪地里跑"]', '"dog"']
+    write_file(
+        tmp_path / "captions.jsonl",
+        "".join(f'{{"file_name": "x.jpg", "caption": {text}}}\n' for text in good),
+    )
+    (record,) = load(FolderConfig(root=str(tmp_path), images=None)).records
+    assert record.captions == ("a dog", "dogs", "dog", "一只狗在草地上跑", "两只狗在雪地里跑", "dog")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_lists_beside_a_token_file_give_its_splits(tmp_path: Path) -> None:
         ("x.json", '[{"image_id": 1, "caption": "a dog"}]', "look like results"),
         ("x.csv", "file_name,caption\na.jpg,?\n", r"x\.csv: 2 of 2 images and captions are bad"),
         ("x.jsonl", '{"caption": "a dog"}', "file_name missing"),
+        ("x.csv", "file_name;caption\na.jpg;a dog\n", "separated by semicolons"),
+        ("x.csv", "image;caption\na.jpg;a dog\n", "separated by semicolons"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from captioning.datasets.checks import list_captions
 from captioning.datasets.disk import json_type
 from captioning.datasets.shards import FEATURE_SUFFIX, FORMAT, INDEX, length_problem, read_index
 from captioning.errors import UserError
@@ -186,7 +187,7 @@ def _list_tar(root: Path, name: str, skipped: list[list[str]], *, allow_features
                 )
             split = description.get("split", default_split)
             counts[split] = counts.get(split, 0) + 1
-            captions = description.get("captions", description.get("caption"))
+            captions = description.get("captions", description.get("caption", []))
             yield {
                 "id": description.get("image_id", f"{tar.stem}/{key}"),
                 "name": part.name,
@@ -194,7 +195,7 @@ def _list_tar(root: Path, name: str, skipped: list[list[str]], *, allow_features
                 "size": part.size,
                 "crc": f"{part.crc:08x}",
                 "split": split,
-                "captions": captions if isinstance(captions, list) else [captions],
+                "captions": list_captions(captions),
             }
 
     write_jsonl(listing, lines())
@@ -260,6 +261,11 @@ def _check_member(info: tarfile.TarInfo, where: str) -> tuple[str, str]:
         raise UserError(f"{where}: {info.name!r} is {kind}; a shard may contain plain files only")
     folder, slash, name = info.name.rpartition("/")
     stem, _, extension = name.partition(".")  # as in webdataset, the key ends at the first dot
+    if extension.rpartition(".")[2].lower() in EXTENSIONS and "." in extension:
+        raise UserError(
+            f"{where}: the key of {info.name!r} ends at its first dot, as in webdataset, so its extension is "
+            f"{extension!r}; write the tar again with keys without dots"
+        )
     if extension.lower() not in EXTENSIONS:
         raise UserError(
             f"{where}: {info.name!r} is not accepted; a shard may contain only {', '.join(sorted(EXTENSIONS))}"

@@ -101,6 +101,22 @@ def member(
     return info, data
 
 
+def test_a_list_of_words_is_no_list_of_captions(tmp_path):
+    texts = (b'{"captions": ["a", "dog"]}', b'{"caption": [["a", "dog"]]}', b'{"caption": null}', b"{}")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, text in enumerate(texts):
+            for info, data in (member(f"{number}.jpg"), member(f"{number}.json", text)):
+                tar.addfile(info, io.BytesIO(data))
+    adopt(tmp_path)
+    collection = ShardsConfig(root=str(tmp_path)).load()
+    assert collection.records == []
+    words = "caption is a list of words; join them with spaces"
+    none = "image without captions"
+    assert [skip.reason for skip in collection.skipped] == [
+        words, none, words, none, "caption is null", none, none,
+    ]  # fmt: skip
+
+
 GOOD = [member("a.jpg"), member("a.json", b'{"captions": ["a dog"]}')]
 
 
@@ -119,6 +135,7 @@ GOOD = [member("a.jpg"), member("a.json", b'{"captions": ["a dog"]}')]
         ([*GOOD, member("a.pt", b"PICKLE")], "'a.pt' is not accepted"),
         ([*GOOD, member("a.jpg.pyd", b"PICKLE")], "'a.jpg.pyd' is not accepted"),
         ([*GOOD, member("b")], "'b' is not accepted"),
+        ([*GOOD, member("b.1.png", b"x")], r"key of 'b\.1\.png' ends at its first dot, .* is '1\.png'; write"),
         ([*GOOD, member("a.jpg")], "'a.jpg' occurs twice"),
         ([*GOOD, member("b.jpg"), member("a.png")], "'a.png' is apart from its sample"),
         ([member("a.jpg"), member("a.png")], "sample 'a' has 2 images or features"),
