@@ -10,12 +10,13 @@ from torch import Tensor
 
 from captioning.models.decoders.base import Decoder
 from captioning.text.vocabulary import Vocabulary
+from captioning.training.no_grad import no_grad
 
 _CHUNK = 1 << 12
 """Positions whose logits are computed at a time: they need no gradient, so chunks bound the memory."""
 
 
-@torch.no_grad()
+@no_grad()
 def mix_in_predictions(
     decoder: Decoder,
     memory: Any,

@@ -21,6 +21,7 @@ from captioning.tensors import Batch, Hypotheses
 from captioning.text.vocabulary import Vocabulary
 from captioning.training.batch_stats import BatchStats, Loss
 from captioning.training.config import SelfCriticalConfig
+from captioning.training.no_grad import no_grad
 from captioning.training.rewards import References
 from captioning.training.validation import to_device
 
@@ -88,7 +89,7 @@ class SelfCritical(nn.Module):
         return torch.from_numpy(self.config.cider * rewards.cider + self.config.bleu * rewards.bleu)
 
 
-@torch.no_grad()
+@no_grad()
 def longest_first(
     decoder: Decoder, memory: Any, config: SearchConfig, vocabulary: Vocabulary, ids: Sequence[ImageId]
 ) -> Hypotheses:
