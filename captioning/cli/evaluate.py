@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioning.cli.options import add_allow_code, add_search, not_negative, positive, search_of
+from captioning.cli.options import add_allow_code, add_search, not_negative, positive, search_of, share
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ two-sided, Holm's p is corrected for the number of metrics in the table.
 
 exit code: 0 success; 2 the input was refused, with the reason on stderr"""
 
-FILE_OPTIONS = ("allow_partial", "against", "training", "several")
+FILE_OPTIONS = ("allow_partial", "against", "training", "several", "max_bad")
 RUN_OPTIONS = ("search", "search_option", "beam", "max_length", "length_rule", "device", "errors")
 
 
@@ -92,7 +92,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--resamples and --seed are for --against")
     foreign = (*FILE_OPTIONS, *(() if ensemble else ("out",))) if args.run else RUN_OPTIONS
     for name in foreign:
-        if getattr(args, name):
+        value = getattr(args, name)
+        if value or type(value) is float:  # a share of 0 was given as well
             parser.error(f"--{name.replace('_', '-')} is for {'--predictions' if args.run else 'a RUN'}")
     return args
 
@@ -145,6 +146,13 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     )
     files.add_argument(
         "--allow-partial", action="store_true", help="score a part of the split; its size is printed"
+    )
+    files.add_argument(
+        "--max-bad",
+        type=share,
+        metavar="SHARE",
+        help="largest share of the references that may be unusable (default: 0.01); with --out they are listed "
+        "beside that file",
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from captioning.cli.options import positive
+from captioning.cli.options import positive, share
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="also store the mirrored image")
     add("--batch-size", type=positive, metavar="N", help="images encoded at once")
     add("--workers", type=int, metavar="N", help="processes that load images (0: load in the main process)")
-    add("--max-bad", type=float, metavar="SHARE", help="largest share of images that may be unreadable")
+    add("--max-bad", type=share, metavar="SHARE", help="largest share of images that may be unreadable")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_intermixed_args()
     given = [name for name in ("config", "images", "verify") if getattr(args, name)]

@@ -25,6 +25,16 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Type of an option: a number from 0 to 1."""
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
+
+
 def add_allow_code(parser: Any) -> None:
     """Add the option that consents to importing code outside the package."""
     parser.add_argument(

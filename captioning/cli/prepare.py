@@ -326,7 +326,7 @@ def shard(args: argparse.Namespace) -> int:
         index = shards.adopt(args.adopt)
     else:
         config = read_settings(args.kind, args.root, args.settings)
-        records = load(config).records
+        records = load(config, skipped_csv=Path(args.to, "skipped.csv")).records
         read_content, holds = (
             read_features(args.features) if args.features else (read_image, {"kind": "images"})
         )

@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from captioning.cli.tables import cider_note, comparison_table
 from captioning.datasets.checks import count_reasons
-from captioning.datasets.references import match_ids, read_references
+from captioning.datasets.references import MAX_BAD, References, match_ids, read_references
 from captioning.errors import UserError
 from captioning.metrics import NAMES, Metric, get_metric
 from captioning.metrics.caption_statistics import TrainingCaptions
@@ -26,12 +27,12 @@ def score_files(args: argparse.Namespace) -> None:
     metrics = metrics_of(args)
     paths = [path for path in (args.predictions, args.against) if path]
     results = [read_results(path, several=args.several) for path in paths]
-    references = read_references(args.references, split=args.split[0] if args.split else None)
+    references = references_of(args, args.references, args.split[0] if args.split else None, "references")
     for reason, (count, example) in count_reasons(references.skipped).items():
         print(f"{args.references}: passed over {count} {reason} (first {example})", file=sys.stderr)
     training = None
     if args.training:
-        records = read_references(args.training, split="train").records
+        records = references_of(args, args.training, "train", "training").records
         training = TrainingCaptions([text for record in records for text in record.captions])
     split = ReferenceSet(references.captions(), split_name=references.split)
     evaluations = [
@@ -52,6 +53,13 @@ def score_files(args: argparse.Namespace) -> None:
         print("\n" + "\n".join(comparison_table(comparison, first.scales)))
     if args.out:
         print(f"scores: {args.out}")
+
+
+def references_of(args: argparse.Namespace, path: str, split: str | None, name: str) -> References:
+    """The captions of a file by the options; with `--out` unusable ones are listed beside it."""
+    max_bad = MAX_BAD if args.max_bad is None else args.max_bad
+    skipped_csv = str(Path(args.out).with_suffix(f".{name}-skipped.csv")) if args.out else None
+    return read_references(path, split=split, max_bad=max_bad, skipped_csv=skipped_csv)
 
 
 def metrics_of(args: argparse.Namespace, *more: Metric) -> list[Metric]:

@@ -131,8 +131,7 @@ def check(
 ) -> Collection:
     """Return the collection if it is fit for use, and write what was skipped to `skipped_csv`, if given.
 
-    `max_bad` is a share of all images and captions read. If it is exceeded and no `skipped_csv` is given,
-    the list is written to `skipped.csv` in the current folder.
+    `max_bad` is a share of all images and captions read.
 
     Raises:
         UserError: an image id or file occurs twice, an image is in two splits (by id or by file), more than
@@ -146,13 +145,12 @@ def check(
     require_unique((record.path for record in records), where=where, what="image files")
     total = len(records) + sum(len(record.captions) for record in records) + len(skipped)
     if len(skipped) > max_bad * total:
-        path = skipped_csv or "skipped.csv"
-        write_skipped(path, skipped)
         counts = count_reasons(skipped).items()
         reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in counts)
+        advice = f"all are listed in {skipped_csv}" if skipped_csv else "correct them, or raise max_bad"
         raise UserError(
             f"{where}: {len(skipped)} of {total} images and captions are bad, more than max_bad = {max_bad:g} "
-            f"allows: {reasons}; all are listed in {path}"
+            f"allows: {reasons}; {advice}"
         )
     if not records:
         raise UserError(f"{where}: contains no image with a caption")

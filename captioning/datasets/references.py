@@ -15,7 +15,7 @@ from captioning.records import Collection, ImageId, ImageRecord, Skip
 _Caption = TypeVar("_Caption")
 
 MAX_BAD = 0.01
-"""Largest share of images and captions of a file that may be unusable."""
+"""Default of the largest share of images and captions of a file that may be unusable."""
 
 
 class References(NamedTuple):
@@ -29,17 +29,21 @@ class References(NamedTuple):
         return {record.image_id: record.captions for record in self.records}
 
 
-def read_references(path: str, *, split: str | None = None) -> References:
+def read_references(
+    path: str, *, split: str | None = None, max_bad: float = MAX_BAD, skipped_csv: str | None = None
+) -> References:
     """The captions of one split, in any format that a data set reads; formats are recognised by their content.
 
     Args:
         split: may be None if the file has one split. A file without splits (COCO's, or a token file without
             lists beside it) is one split, under any name.
+        max_bad: largest share of the file's images and captions that may be unusable.
+        skipped_csv: file to list those in.
 
     Raises:
-        UserError: the format is unknown or broken, or there is no such split.
+        UserError: the format is unknown or broken, there is no such split, or too much is unusable.
     """
-    collection = _read(CaptionFile.open(path))
+    collection = _read(CaptionFile.open(path), max_bad, skipped_csv)
     names = {record.split for record in collection.records}
     if names == {UNSPLIT}:
         default = os.path.basename(path).split(".")[0]
@@ -52,13 +56,13 @@ def read_references(path: str, *, split: str | None = None) -> References:
     return References(of_split(collection, chosen), chosen, collection.skipped)
 
 
-def _read(file: CaptionFile) -> Collection:
+def _read(file: CaptionFile, max_bad: float, skipped_csv: str | None) -> Collection:
     """The file's records, from the first data set that recognises its format."""
     for dataset in DATASETS.values():
         with without_gc():
             collection = dataset.read_references(file)
         if collection is not None:
-            return check(collection, where=file.path, max_bad=MAX_BAD)
+            return check(collection, where=file.path, max_bad=max_bad, skipped_csv=skipped_csv)
     formats = [dataset.reference_formats for dataset in DATASETS.values() if dataset.reference_formats]
     raise UserError(
         f"{file.path}: unknown format of reference captions; use {', '.join(formats[:-1])}, or {formats[-1]}"

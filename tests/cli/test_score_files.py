@@ -141,6 +141,35 @@ def test_images_under_other_names(tmp_path, ids, how):
     assert found["Bleu_4"] == pytest.approx(pycocoevalcap(VAL, CAPTIONS)["Bleu_4"], abs=1e-6)
 
 
+def test_bad_references_are_listed_beside_the_scores(tmp_path, predictions):
+    """2 of 12 images and captions: refused by default, and never listed in the working folder."""
+    path = tmp_path / "mine.csv"
+    rows = [f'{name},"{text}"' for name, texts in VAL.items() for text in texts] + ["b.png,!", "c.png,"]
+    path.write_text("\n".join(["file_name,caption", *rows]))
+    arguments = ["--predictions", predictions, "--references", path]
+    out = tmp_path / "found" / "scores.json"
+    plain = tool("evaluate", *arguments, cwd=tmp_path)
+    listed = tool("evaluate", *arguments, "--out", out, cwd=tmp_path)
+    for done, advice in ((plain, "correct them, or raise max_bad"), (listed, f"listed in {out.parent}")):
+        assert done.code == 2 and done.err.count("\n") == 1
+        assert (
+            "2 of 12 images and captions are bad, more than max_bad = 0.01" in done.err and advice in done.err
+        )
+    assert (out.parent / "scores.references-skipped.csv").read_text().splitlines()[1:] == [
+        f'{path}: line 9,"caption has no words, only punctuation"',
+        f"{path}: line 10,caption is empty",
+    ]
+    assert not out.exists() and not (tmp_path / "skipped.csv").exists()
+    done = tool("evaluate", *arguments, "--max-bad", "0.2", "--json", cwd=tmp_path)
+    assert done.code == 0 and json.loads(done.out)["Bleu_4"] == pytest.approx(
+        pycocoevalcap(VAL, CAPTIONS)["Bleu_4"], abs=1e-6
+    )
+    assert tool("evaluate", *arguments, "--max-bad", "0.16").code == 2
+    for wrong in ("2", "-0.1", "nan", "x"):
+        assert "expected a share from 0 to 1" in tool("evaluate", *arguments, "--max-bad", wrong).err
+    assert "--max-bad is for --predictions" in tool("evaluate", tmp_path, "--max-bad", "0").err
+
+
 def test_which_split_must_be_said(tmp_path, predictions):
     path = write_jsonl(tmp_path)
     done = tool("evaluate", "--predictions", predictions, "--references", path)

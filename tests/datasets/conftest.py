@@ -12,7 +12,7 @@ from tests.helpers.shards import IMAGES
 
 @pytest.fixture(autouse=True)
 def _working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`skipped.csv` is written to the working folder if no path is given."""
+    """Relative paths of a test are below its own folder."""
     monkeypatch.chdir(tmp_path)
 
 
