@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,4 +141,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
 
 def parse(values: Mapping[str, Any], *, where: str, allow_code: bool = False) -> ExperimentConfig:
     """Settings from plain values. Raises UserError, with the first key that is wrong; see `validate`."""
-    return validate(ExperimentConfig, values, where=where, allow_code=allow_code)
+    config: ExperimentConfig = validate(ExperimentConfig, values, where=where, allow_code=allow_code)
+    given = {key: getattr(config.preprocessing, key) for key in values.get("preprocessing") or ()}
+    preprocessing = replace(config.encoder.default_preprocessing(), **given)
+    return replace(config, preprocessing=preprocessing)

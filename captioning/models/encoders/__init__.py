@@ -7,10 +7,13 @@ from typing import Annotated
 from captioning.models.encoders.base import BaseEncoderConfig, Encoder, for_inference
 from captioning.models.encoders.region_files import RegionsConfig
 from captioning.models.encoders.small_cnn import SmallCNNConfig
+from captioning.models.encoders.timm_model import TimmConfig
 from captioning.models.encoders.torchvision_cnn import TorchvisionConfig
 from captioning.utils.validation import ByKind
 
-EncoderConfig = Annotated[TorchvisionConfig | SmallCNNConfig | RegionsConfig, ByKind(BaseEncoderConfig)]
+EncoderConfig = Annotated[
+    TorchvisionConfig | TimmConfig | SmallCNNConfig | RegionsConfig, ByKind(BaseEncoderConfig)
+]
 
 
 def build(config: BaseEncoderConfig) -> Encoder:
@@ -24,6 +27,7 @@ __all__ = [
     "EncoderConfig",
     "RegionsConfig",
     "SmallCNNConfig",
+    "TimmConfig",
     "TorchvisionConfig",
     "build",
     "for_inference",

@@ -11,7 +11,11 @@ from captioning.errors import UserError
 from captioning.models.encoders import BaseEncoderConfig, EncoderConfig, build
 from captioning.utils.validation import dump, members, validate
 
-SMALLEST = {"torchvision": {"name": "squeezenet1_1"}, "regions": {"folder": "regions"}}
+SMALLEST = {
+    "torchvision": {"name": "squeezenet1_1"},
+    "timm": {"name": "test_resnet"},
+    "regions": {"folder": "regions"},
+}
 """Settings that a kind needs, or that make it small; other kinds are tested with their defaults."""
 
 KINDS = members(EncoderConfig)
