@@ -42,7 +42,8 @@ def comparison_table(comparison: Mapping[str, Any], scales: Mapping[str, float])
             scales[name] * test[key] for key in ("a", "b", "difference", "low", "high")
         )
         numbers = [f"{a:.2f}", f"{b:.2f}", f"{difference:+.2f}", f"{low:+.2f} .. {high:+.2f}"]
-        rows.append([name, *numbers, f"{test['p']:.4f}", f"{test['p_holm']:.4f}"])
+        floor = "<= " if test["at_floor"] else ""
+        rows.append([name, *numbers, f"{floor}{test['p']:.4f}", f"{floor}{test['p_holm']:.4f}"])
     lines = [f"a: {comparison['predictions'][0]}", f"b: {comparison['predictions'][1]}", *align(rows)]
     if comparison["not_compared"]:
         lines.append(f"cannot be resampled, so not compared: {', '.join(comparison['not_compared'])}")

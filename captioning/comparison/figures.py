@@ -133,7 +133,7 @@ def differences(comparison: Mapping[str, Any]) -> Picture:
         axis.axvline(0, color="#555555", linewidth=1)
         for row, pair in enumerate(pairs):
             test = pair["metrics"][name]
-            fill = COLOURS[0] if test["holm"] < SIGNIFICANCE else "white"
+            fill = COLOURS[0] if test.get("holm", 1) < SIGNIFICANCE else "white"
             low, middle, high = (scales[name] * test[key] for key in ("low", "difference", "high"))
             axis.plot([low, high], [row, row], color=COLOURS[0], linewidth=2)
             axis.plot(middle, row, "o", color=COLOURS[0], markerfacecolor=fill)
@@ -150,8 +150,8 @@ def differences(comparison: Mapping[str, Any]) -> Picture:
         figure,
         "differences",
         alt=f"Differences between systems with intervals. In {primary}: {numbers}.",
-        caption="Difference of the seeds' pooled scores (times 100) with its 95 % bootstrap interval over images. "
-        "Filled marks: p below 0.05 after Holm's correction.",
+        caption=f"Difference of the mean scores (times 100) with its 95 % interval. Filled marks: p of {primary} below "
+        "0.05 after Holm's correction; other metrics are exploratory.",
     )
 
 

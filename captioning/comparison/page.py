@@ -26,8 +26,8 @@ PHOTO_SIDE = 360
 REFERENCES = 3
 
 METHOD_NOTE = (
-    "Method: {method}. The seeds of a system are pooled: BLEU from their summed counts, other metrics from the mean of "
-    "an image's scores. “Seeds apart”: every seed of one system is better than every seed of the other."
+    "Method: {method}. “Seeds apart”: every seed of one system is better than every seed of the other; empty with one "
+    "seed."
 )
 SPEED_NOTE = (
     "Measured: all decoders in turns in one process ({machine}), without the encoder, medians of {repeats} repeats; "
@@ -48,6 +48,8 @@ MEASURED_COSTS = {
     "decode_memory_mb": "decoding, MB (measured)",
 }
 LOGGED_COSTS = {
+    "updates": "updates per run",
+    "epochs": "epochs per run",
     "captions_per_s": "training, captions/s (logged, with the encoder)",
     "seconds": "seconds of training per run (logged)",
     "memory_mb": "peak memory of the process, MB (logged)",
@@ -145,31 +147,45 @@ def _quality(comparison: Mapping[str, Any]) -> list[Block]:
 
 
 def _differences(comparison: Mapping[str, Any]) -> list[Block]:
-    labels = {system["name"]: system["label"] for system in comparison["systems"]}
-    tests = [(pair, name, test) for pair in comparison["pairs"] for name, test in pair["metrics"].items()]
-    scales = comparison["scales"]
-    rows = [
-        [
-            f"{labels[pair['a']]} − {labels[pair['b']]}",
-            figures.metric_title(name),
-            _signed(scales[name] * test["difference"]),
-            f"{_signed(scales[name] * test['low'])} to {_signed(scales[name] * test['high'])}",
-            verdicts.format_p(test["p"]),
-            verdicts.format_p(test["holm"]),
-            "yes" if test["separated"] else "no",
-        ]
-        for pair, name, test in tests
-    ]
-    return [
+    primary, resamples = comparison["primary"], f"{comparison['resamples']:,} resamples of the images"
+    others = [name for name in comparison["metrics"] if name != primary]
+    columns = ["pair", "metric", "difference", "95 % interval", "p", "seeds apart"]
+    blocks: list[Block] = [
         Heading("Differences between systems", 3),
         figures.differences(comparison),
         Table(
-            ["pair", "metric", "difference", "95 % interval", "p", "p, Holm", "seeds apart"],
-            rows,
-            f"Paired bootstrap, {comparison['resamples']:,} resamples of the images",
+            [*columns[:5], "p, Holm", columns[5]],
+            _difference_rows(comparison, [primary], corrected=True),
+            f"Tests of {primary}, {resamples}",
         ),
-        Text(METHOD_NOTE.format(method=comparison["method"]), "note"),
     ]
+    if others:
+        title = "Exploratory: other metrics, p not corrected, no conclusions drawn"
+        blocks.append(Table(columns, _difference_rows(comparison, others, corrected=False), title))
+    return [*blocks, Text(METHOD_NOTE.format(method=comparison["method"]), "note")]
+
+
+def _difference_rows(
+    comparison: Mapping[str, Any], metrics: Sequence[str], *, corrected: bool
+) -> list[list[str]]:
+    labels = {system["name"]: system["label"] for system in comparison["systems"]}
+    apart = {True: "yes", False: "no", None: ""}
+    rows = []
+    for pair in comparison["pairs"]:
+        for name in metrics:
+            test, scale = pair["metrics"][name], comparison["scales"][name]
+            keys = ("p", "holm") if corrected else ("p",)
+            rows.append(
+                [
+                    f"{labels[pair['a']]} − {labels[pair['b']]}",
+                    figures.metric_title(name),
+                    _signed(scale * test["difference"]),
+                    f"{_signed(scale * test['low'])} to {_signed(scale * test['high'])}",
+                    *(verdicts.format_p(test[key], at_floor=test["at_floor"]) for key in keys),
+                    apart[test["separated"]],
+                ]
+            )
+    return rows
 
 
 def _learning(comparison: Mapping[str, Any]) -> list[Block]:

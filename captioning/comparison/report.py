@@ -99,6 +99,7 @@ def _study_systems(
             "flops": size.flops,
             "widths": size.widths,
             "learning_rate": settings[0].values["training"]["learning_rate"],
+            "config": settings[0].values,
             "learning_rates": {f"{rate:g}": score for rate, score in rates.get(name, {}).items()},
         }
         system_runs = [
@@ -184,6 +185,7 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
     for name, group in groups.items():
         runs = [system_files.read_run(run, split, metric=run.metric) for run in group]
         facts, flops_per_token = measurements.decoder_facts(group[0].folder)
+        facts["config"] = group[0].values
         systems.append(
             System(name, name, [system_files.with_flops(run, flops_per_token) for run in runs], facts)
         )
@@ -196,10 +198,7 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
         "metric": metrics.pop() if len(metrics) == 1 else "score",
         "chosen_on": "val",
         "remarks": remarks,
-        "setup": [
-            "These runs were not planned as one study, so settings other than the decoder may differ.",
-            *_differences({name: run.values for name, run in firsts.items()}),
-        ],
+        "setup": ["These runs were not planned as one study."],
     }
     if speed:
         comparison |= _speed(out, {name: run.folder for name, run in firsts.items()}, log)
@@ -207,16 +206,3 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
     page.write_report(out, comparison, scored, common_records, title=title)
     log(comparison["headline"].replace("**", ""))
     return out
-
-
-def _differences(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The settings in which the systems differ."""
-    rows = system_files.differing_settings(list(configs.values()), ignore=system_files.RUN_SPECIFIC)
-    return [
-        f"`{key}`: "
-        + ", ".join(
-            f"{name} {'none' if value is None else value}"
-            for name, value in zip(configs, values, strict=True)
-        )
-        for key, values in rows
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,13 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioning.errors import UserError
-from captioning.metrics import NAMES, AdditiveStatistics, Scores, get_metric
+from captioning.metrics import NAMES, Scores, get_metric
 from captioning.metrics.evaluation import Evaluation, evaluate
 from captioning.metrics.reference_set import ReferenceSet
-from captioning.metrics.significance import METHOD, comparable_metrics, holm, paired_bootstrap
+from captioning.metrics.significance import (
+    METHOD,
+    SEEDS_METHOD,
+    comparable_metrics,
+    compare_systems,
+    holm,
+)
 from captioning.records import ImageId, ImageRecord
 from captioning.text.tokenizer import tokenize
 
+BOTH_METHODS = f"with one seed: {METHOD}; where both systems have several seeds: {SEEDS_METHOD}"
 LENGTH_BINS = 4
 """Number of equally large groups into which the images are divided by the length of their references."""
 
@@ -41,11 +47,14 @@ class System(NamedTuple):
 
 
 class ScoredSystem(NamedTuple):
-    """A system with the scores of each seed and of all seeds pooled."""
+    """A system with the scores of each seed."""
 
     system: System
     evaluations: list[Evaluation]
-    pooled: Scores
+
+    def per_image(self, metric: str) -> np.ndarray:
+        """The images' scores (I,), means over seeds."""
+        return np.mean([run.metrics.per_image[metric] for run in self.evaluations], axis=0)
 
 
 def score_systems(
@@ -90,7 +99,7 @@ def score_systems(
     scored = []
     for system in systems:
         evaluations = [_evaluate(run, references, common_records, metrics) for run in system.runs]
-        scored.append(ScoredSystem(system, evaluations, pool([run.metrics for run in evaluations])))
+        scored.append(ScoredSystem(system, evaluations))
     return scored, common_records, remarks
 
 
@@ -108,21 +117,6 @@ def _evaluate(
     )
 
 
-def pool(scores: Sequence[Scores]) -> Scores:
-    """Several seeds' scores of the same images as one: additive statistics are summed, other scores averaged."""
-    per_image = {
-        name: np.mean([seed.per_image[name] for seed in scores], axis=0) for name in scores[0].per_image
-    }
-    statistics, sums = {}, dict[int, np.ndarray]()
-    for name, (values, function) in scores[0].statistics.items():
-        if id(values) not in sums:  # BLEU-1 to BLEU-4 share their statistics
-            sums[id(values)] = np.sum([seed.statistics[name].values for seed in scores], axis=0)
-        statistics[name] = AdditiveStatistics(sums[id(values)], function)
-    every_image = np.full(len(next(iter(per_image.values()))), True)
-    pooled = Scores({}, per_image, statistics)
-    return pooled._replace(corpus=_scores_of_images(pooled, every_image))
-
-
 def compare(
     scored: Sequence[ScoredSystem],
     records: Sequence[ImageRecord],
@@ -138,7 +132,8 @@ def compare(
         resamples: of the paired bootstrap over images.
     """
     signature = scored[0].evaluations[0].signature
-    metric, metrics = get_metric(primary), comparable_metrics(scored[0].pooled)
+    metric, metrics = get_metric(primary), comparable_metrics(scored[0].evaluations[0].metrics)
+    counted = {len(system.evaluations) > 1 for system in scored}
     return {
         "images": len(records),
         "references_fingerprint": signature["split_fingerprint"],
@@ -147,10 +142,10 @@ def compare(
         "higher_is_better": metric.higher_is_better,
         "metrics": metrics,
         "scales": scored[0].evaluations[0].scales,
-        "method": METHOD,
+        "method": METHOD if counted == {False} else SEEDS_METHOD if counted == {True} else BOTH_METHODS,
         "resamples": resamples,
         "systems": [_system_numbers(system) for system in scored],
-        "pairs": _paired_tests(scored, metrics, resamples=resamples, seed=seed),
+        "pairs": _paired_tests(scored, metrics, primary=metric.name, resamples=resamples, seed=seed),
         "by_length": scores_by_length(scored, records),
     }
 
@@ -181,19 +176,26 @@ def mean_and_sd(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _paired_tests(
-    scored: Sequence[ScoredSystem], metrics: Sequence[str], *, resamples: int, seed: int
+    scored: Sequence[ScoredSystem], metrics: Sequence[str], *, primary: str, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Every pair of systems on every metric; p values are corrected over all of these tests together."""
+    """Every pair of systems on every metric.
+
+    The pairs on the primary metric are one family of tests, whose p values are corrected ("holm"); those on other
+    metrics are exploratory. "separated" is None if a system has one seed.
+    """
+    runs = [[evaluation.metrics for evaluation in system.evaluations] for system in scored]
+    compared = compare_systems(runs, metrics=metrics, resamples=resamples, seed=seed)
     pairs: list[dict[str, Any]] = []
-    for a, b in itertools.combinations(scored, 2):
-        tests = paired_bootstrap(a.pooled, b.pooled, metrics=metrics, resamples=resamples, seed=seed)
+    for (first, second), tests in compared.items():
+        a, b = scored[first], scored[second]
         by_metric = {}
         for name, test in tests.items():
-            a_scores, b_scores = ([run.scores[name] for run in system.evaluations] for system in (a, b))
-            by_metric[name] = {**test._asdict(), "separated": separated(a_scores, b_scores)}
+            scores = [[run.scores[name] for run in system.evaluations] for system in (a, b)]
+            apart = separated(*scores) if min(map(len, scores)) > 1 else None
+            by_metric[name] = {**test._asdict(), "separated": apart}
         pairs.append({"a": a.system.name, "b": b.system.name, "metrics": by_metric})
-    flat = [test for pair in pairs for test in pair["metrics"].values()]
-    for test, corrected in zip(flat, holm([test["p"] for test in flat]), strict=True):
+    family = [pair["metrics"][primary] for pair in pairs]
+    for test, corrected in zip(family, holm([test["p"] for test in family]), strict=True):
         test["holm"] = corrected
     return pairs
 
@@ -286,7 +288,7 @@ def worst_scores(
 
 
 def _image_scores(scored: Sequence[ScoredSystem], primary: str) -> dict[str, np.ndarray]:
-    return {system.system.name: system.pooled.per_image[primary] for system in scored}
+    return {system.system.name: system.per_image(primary) for system in scored}
 
 
 def _image(records: Sequence[ImageRecord], scores: Mapping[str, np.ndarray], row: int) -> ImageScores:

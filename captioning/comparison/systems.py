@@ -16,7 +16,7 @@ from captioning.datasets import DatasetConfig, of_split
 from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
 from captioning.records import ImageId, ImageRecord, read_results
-from captioning.utils.files import fingerprint, read_text
+from captioning.utils.files import fingerprint, read_json, read_text
 from captioning.utils.validation import read_yaml, validate
 
 RUN_SPECIFIC = ("name", "seed", "runs", "tracking", "device")
@@ -51,7 +51,7 @@ def read_settings(folder: Path) -> RunSettings:
 
 
 def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
-    """A run's captions of `split`, its learning curve in `metric` and its logged speed.
+    """A run's captions of `split`, its learning curve in `metric`, its logged speed, and how long it was trained.
 
     Raises:
         UserError: there are no captions of that split.
@@ -62,7 +62,7 @@ def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
         raise UserError(f"{file}: no such file; make it by captioning evaluate {folder} --split {split}")
     lines = metrics_lines(folder)
     speeds = [line for line in lines if "speed/captions_per_s" in line]
-    facts = {}
+    facts = _training_length(folder)
     for name in ("captions_per_s", "tokens_per_s", "waiting_share"):
         if values := [line[f"speed/{name}"] for line in speeds]:
             facts[name] = statistics.median_high(values)
@@ -71,6 +71,15 @@ def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
         facts["memory_mb"] = max(line["speed/memory_mb"] for line in speeds)
     curve = learning_curve(lines, metric)
     return SystemRun(folder.name, settings.seed, _captions(file), curve, facts)
+
+
+def _training_length(folder: Path) -> dict[str, float]:
+    """Updates and finished epochs by the run's last checkpoint; empty if it has been deleted."""
+    file = folder / "checkpoints" / "last" / "progress.json"
+    if not file.is_file():
+        return {}
+    progress = read_json(file)
+    return {"updates": progress["step"], "epochs": progress["epochs_before"] + progress["epoch"]}
 
 
 def _captions(file: str | Path) -> dict[ImageId, str]:

@@ -7,43 +7,39 @@ import pytest
 from captioning.comparison import results
 from captioning.comparison.results import System, SystemRun
 from captioning.errors import UserError
-from captioning.metrics.evaluation import evaluate
 from tests.helpers.comparison import make_comparison, make_records, make_system
 
 
-def test_pooled_seeds_are_the_corpus_of_all_their_captions():
+def test_differences_are_of_the_mean_scores_of_the_seeds():
     records = make_records(17)
-    systems = [make_system("a", records, right=0.6, seeds=3)]
-    scored, _, _ = results.score_systems(systems, records, split="val")
-    repeated = {
-        (record.image_id, seed): (record.captions, run.captions[record.image_id])
-        for record in records
-        for seed, run in enumerate(scored[0].system.runs)
-    }
-    corpus = evaluate(
-        {key: references for key, (references, _) in repeated.items()},
-        {key: caption for key, (_, caption) in repeated.items()},
-        split_name="val",
-        search=None,
+    systems = [make_system(name, records, right=share, seeds=3) for name, share in (("a", 0.6), ("b", 0.4))]
+    comparison, scored, _ = make_comparison(records, *systems)
+    assert "Welch" in comparison["method"]
+    for name, test in comparison["pairs"][0]["metrics"].items():
+        a, b = (statistics.fmean(run.scores[name] for run in system.evaluations) for system in scored)
+        assert (test["a"], test["b"]) == pytest.approx((a, b))
+        assert test["difference"] == pytest.approx(a - b) and test["degrees"] > 1
+    assert scored[0].per_image("CIDEr-D").mean() == pytest.approx(
+        statistics.fmean(run.scores["CIDEr-D"] for run in scored[0].evaluations)
     )
-    for name in ("BLEU-1", "BLEU-4", "ROUGE-L"):
-        assert scored[0].pooled.corpus[name] == pytest.approx(corpus.scores[name])
-    seeds = [evaluation.scores["CIDEr-D"] for evaluation in scored[0].evaluations]
-    assert scored[0].pooled.corpus["CIDEr-D"] == pytest.approx(statistics.fmean(seeds))
 
 
-def test_p_values_are_corrected_over_pairs_and_metrics_together():
+def test_only_pairs_on_the_primary_metric_are_one_corrected_family():
     records = make_records(30)
     systems = [
         make_system(name, records, right=share, seeds=1, begin=number)
         for number, (name, share) in enumerate((("a", 0.5), ("b", 0.55), ("c", 0.8)))
     ]
     comparison, _, _ = make_comparison(records, *systems)
-    tests = [test for pair in comparison["pairs"] for test in pair["metrics"].values()]
-    assert len(tests) == 3 * 7
+    tests = [pair["metrics"]["CIDEr-D"] for pair in comparison["pairs"]]
+    assert len(tests) == 3
     smallest = min(tests, key=lambda test: test["p"])
-    assert smallest["holm"] == pytest.approx(min(1, 21 * smallest["p"]))
-    assert all(test["holm"] >= test["p"] for test in tests)
+    assert smallest["holm"] == pytest.approx(min(1, 3 * smallest["p"]))
+    assert all(test["holm"] >= test["p"] and test["separated"] is None for test in tests)
+    others = [
+        test for pair in comparison["pairs"] for name, test in pair["metrics"].items() if name != "CIDEr-D"
+    ]
+    assert len(others) == 3 * 6 and not any("holm" in test for test in others)
 
 
 def test_groups_by_reference_length_are_scored_on_their_own_images():

@@ -1,4 +1,4 @@
-"""The paired bootstrap beside a brute-force one, sacrebleu's, and a normal approximation; Holm on paper."""
+"""The paired bootstrap beside a brute-force one, sacrebleu's, and a normal approximation; error rates of studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from captioning.metrics import NAMES, DocumentFrequencies, ReferenceCounts, Scores, score
 from captioning.metrics.diversity import diversity_scores
 from captioning.metrics.significance import (
+    Comparison,
     comparable_metrics,
+    compare_systems,
     draw_resamples,
     holm,
     paired_bootstrap,
@@ -158,9 +160,13 @@ def test_equal_and_very_different_systems() -> None:
     references, (good, bad) = corpus(17, images=61, fidelity=(0.9, 0.1))
     good_scores, bad_scores = score(references, good), score(references, bad)
     for comparison in paired_bootstrap(good_scores, good_scores, metrics=NAMES, resamples=101).values():
-        assert comparison[2:] == (0, 0, 0, 1)
+        assert comparison[2:6] == (0, 0, 0, 1) and not comparison.at_floor
     for comparison in paired_bootstrap(good_scores, bad_scores, metrics=NAMES, resamples=101).values():
-        assert comparison.p == 1 / 102 and 0 < comparison.low < comparison.difference < comparison.high
+        assert (
+            comparison.p == 1 / 102
+            and comparison.at_floor
+            and 0 < comparison.low < comparison.difference < comparison.high
+        )
 
 
 def test_seed_decides() -> None:
@@ -194,3 +200,121 @@ def test_holm_on_paper() -> None:
     # sorted 0.005 x 4, 0.01 x 3, 0.03 x 2, 0.04 x 1, and none below the one before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
+
+
+STUDIES = 1000
+"""Simulated studies, side by side as the metrics of one comparison."""
+
+
+def simulated_system(generator: np.random.Generator, seeds: int, images: int, spread: float) -> list[Scores]:
+    """Scores of equally good systems, one for each study: what an image is worth to a system, and to a seed of it.
+
+    `spread`: standard deviation of the seeds' true scores, as a multiple of the sampling error of one seed's score.
+    """
+    names = [str(study) for study in range(STUDIES)]
+    system = generator.exponential(0.7, (images, STUDIES)) - 0.7
+    runs = []
+    for _ in range(seeds):
+        values = system + generator.normal(0, 0.7, (images, STUDIES))
+        values += generator.normal(0, spread / math.sqrt(images), STUDIES)
+        means = dict(zip(names, values.mean(axis=0).tolist(), strict=True))
+        runs.append(Scores(means, dict(zip(names, values.T, strict=True))))
+    return runs
+
+
+def compare_simulated(systems: Sequence[Sequence[Scores]]) -> list[list[Comparison]]:
+    """The comparisons of every pair of systems, one list for each study."""
+    pairs = compare_systems(systems, metrics=list(systems[0][0].corpus), resamples=200)
+    return [list(study) for study in zip(*(pair.values() for pair in pairs.values()), strict=True)]
+
+
+@pytest.mark.parametrize(("spread", "images"), [(0, 200), (1, 200), (4, 200), (1, 1000)])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_systems_differ_significantly_in_a_twentieth_of_all_studies(
+    seeds: int, spread: float, images: int
+) -> None:
+    generator = np.random.default_rng((seeds, images))
+    systems = [simulated_system(generator, seeds, images, spread) for _ in range(2)]
+    tests = [study[0] for study in compare_simulated(systems)]
+    assert 0.02 <= np.mean([test.p < 0.05 for test in tests]) <= 0.07
+    assert np.mean([test.low <= 0 <= test.high for test in tests]) >= 0.93
+
+
+def test_resampling_images_alone_takes_chance_for_a_difference() -> None:
+    """What the seeds' variance is needed for: the same studies with each system's seeds averaged."""
+    generator = np.random.default_rng(3)
+    averaged = []
+    for _ in range(2):
+        runs = simulated_system(generator, 3, 200, 4)
+        columns = {name: np.mean([run.per_image[name] for run in runs], axis=0) for name in runs[0].corpus}
+        averaged.append([Scores({name: float(own.mean()) for name, own in columns.items()}, columns)])
+    tests = [study[0] for study in compare_simulated(averaged)]
+    assert np.mean([test.p < 0.05 for test in tests]) > 0.3
+    assert all(test.degrees is None for test in tests)
+
+
+@pytest.mark.parametrize("images", [200, 1000])
+def test_with_one_seed_the_interval_is_of_the_two_trained_models(images: int) -> None:
+    """It contains the two models' difference on all images in the world, seeds however far apart."""
+    generator = np.random.default_rng(images)
+    systems = [simulated_system(generator, 1, images, 0) for _ in range(2)]
+    true = generator.normal(
+        0, 4 / math.sqrt(images), STUDIES
+    )  # one true score for each model of the first system
+    shifted = [
+        Scores(
+            {name: run.corpus[name] + shift for name, shift in zip(run.corpus, true, strict=True)},
+            {name: run.per_image[name] + shift for name, shift in zip(run.corpus, true, strict=True)},
+        )
+        for run in systems[0]
+    ]
+    tests = [study[0] for study in compare_simulated([shifted, systems[1]])]
+    assert (
+        0.93 <= np.mean([test.low <= own <= test.high for test, own in zip(tests, true, strict=True)]) <= 0.98
+    )
+    equal = [study[0] for study in compare_simulated(systems)]
+    assert 0.02 <= np.mean([test.p < 0.05 for test in equal]) <= 0.07
+
+
+def test_a_family_of_pairs_has_one_false_finding_in_a_twentieth_of_all_studies() -> None:
+    generator = np.random.default_rng(5)
+    systems = [simulated_system(generator, 3, 200, 2) for _ in range(4)]
+    studies = compare_simulated(systems)
+    assert np.mean([min(test.p for test in study) < 0.05 for study in studies]) > 0.12
+    assert np.mean([min(holm([test.p for test in study])) < 0.05 for study in studies]) <= 0.07
+
+
+def test_seeds_and_images_on_paper() -> None:
+    """Two images and seeds scored without sampling error: Welch's test of the seeds' scores.
+
+    Means 5 and 2, variances 2 and 8 of 3 seeds: t = 3 / sqrt(10 / 3), degrees (10 / 3)^2 / (4 / 18 + 64 / 18).
+    """
+    a, b = (
+        [Scores({"m": float(value)}, {"m": np.full(7, float(value))}) for value in values]
+        for values in ((5 - 2**0.5, 5, 5 + 2**0.5), (2 - 8**0.5, 2, 2 + 8**0.5))
+    )
+    test = compare_systems([a, b], metrics=["m"], resamples=11)[0, 1]["m"]
+    assert test.degrees == pytest.approx((10 / 3) ** 2 / (68 / 18))
+    assert test.difference == pytest.approx(3) and (test.low + test.high) / 2 == pytest.approx(3)
+    assert (test.high - 3) / math.sqrt(10 / 3) == pytest.approx(
+        3.182, abs=0.2
+    )  # t with 2.94 degrees, near that of 3
+    assert test.p == pytest.approx(0.2, abs=0.02)  # t = 1.643; 1.638 is the 90th percentile with 3 degrees
+    # one seed on a side: the seeds' spread is unknown, and only images are counted
+    assert compare_systems([a[:1], b], metrics=["m"], resamples=11)[0, 1]["m"].degrees is None
+
+
+def test_a_seed_s_own_images_are_counted_once() -> None:
+    """Seeds that differ only in which images they caption well: their variance is the sampling error itself."""
+    generator = np.random.default_rng(11)
+    images, seeds = 400, 200
+    a, b = (
+        [
+            Scores({"m": float(values.mean())}, {"m": values})
+            for values in generator.normal(0, 1, (seeds, images))
+        ]
+        for _ in range(2)
+    )
+    test = compare_systems([a, b], metrics=["m"], resamples=2000)[0, 1]["m"]
+    error = (test.high - test.low) / 2 / 1.96
+    assert error == pytest.approx(math.sqrt(2 / images / seeds), rel=0.1)  # and not the root of 2 times that
