@@ -46,10 +46,10 @@ class Picture(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A photo with one line per system and the reference captions."""
+    """A photo, or the reason why there is none, with one line per system and the reference captions."""
 
     title: str
-    photo: Picture | None
+    photo: Picture | str
     lines: Sequence[tuple[str, str, str]]  # system, caption, score
     references: Sequence[str]
 
@@ -65,7 +65,7 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
     """Write `report.md`, `report.html` and `figures/` into `folder`."""
     pictures = [block for block in blocks if isinstance(block, Picture)]
     cards = [card for block in blocks if isinstance(block, Cards) for card in block.cards]
-    for picture in [*pictures, *(card.photo for card in cards if card.photo)]:
+    for picture in [*pictures, *(card.photo for card in cards if isinstance(card.photo, Picture))]:
         with atomic_write(folder / "figures" / picture.name) as temporary:
             temporary.write_bytes(picture.content)
     write_text(folder / "report.md", markdown(title, blocks))
@@ -74,34 +74,68 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """The report in Markdown; its pictures are in `figures/`."""
-    return "\n\n".join([f"# {title}", *(_markdown(block) for block in blocks)]) + "\n"
+    return "\n\n".join([f"# {_escape(title)}", *(_markdown(block) for block in blocks)]) + "\n"
 
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {block.text}"
+        return f"{'#' * block.level} {_escape(block.text)}"
     if isinstance(block, Text):
-        return f"> {block.text}" if block.kind == "lead" else block.text
+        return f"> {_escape_prose(block.text)}" if block.kind == "lead" else _escape_prose(block.text)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {item}" for item in block.items)
+        return "\n".join(f"- {_escape_prose(item)}" for item in block.items)
     if isinstance(block, Table):
-        lines = [block.columns, ["---", *["---:"] * (len(block.columns) - 1)], *block.rows]
-        rows = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
-        return f"**{block.title}**\n\n{rows}"
+        lines = [[_cell_text(cell) for cell in line] for line in (block.columns, *block.rows)]
+        lines.insert(1, ["---", *["---:"] * (len(block.columns) - 1)])
+        rows = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"**{_escape(block.title)}**\n\n{rows}"
     if isinstance(block, Picture):
-        return f"![{block.alt}](figures/{block.name})\n\n*{block.caption}*"
+        return f"{_markdown_image(block)}\n\n*{_escape(block.caption)}*"
     return "\n\n".join(_card(card) for card in block.cards)
 
 
+def _cell_text(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\|", _escape_prose(text))  # of code, whose pipes would end the cell
+
+
 def _card(card: Card) -> str:
-    lines = [f"**{card.title}**", ""]
-    if card.photo:
-        lines += [f"![{card.photo.alt}](figures/{card.photo.name})", ""]
-    lines += [f"- {system}: “{caption}” ({score})" for system, caption, score in card.lines]
-    lines += [f"- reference: “{reference}”" for reference in card.references]
+    lines = [f"**{_escape(card.title)}**", ""]
+    if isinstance(card.photo, Picture):
+        lines += [_markdown_image(card.photo), ""]
+    else:
+        lines += [f"*photo not shown: {_escape(card.photo)}*", ""]
+    lines += [
+        f"- {_escape(system)}: “{_escape(caption)}” ({_escape(score)})"
+        for system, caption, score in card.lines
+    ]
+    lines += [f"- reference: “{_escape(reference)}”" for reference in card.references]
     return "\n".join(lines)
+
+
+def _markdown_image(picture: Picture) -> str:
+    return f"![{_escape(picture.alt)}](figures/{picture.name})"
+
+
+def _escape(text: str) -> str:
+    """The text as Markdown that shows it literally, in one line.
+
+    `<` and `&` become entities, which every Markdown program understands; `$` and `~` are marks on GitHub.
+    """
+    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
+    text = re.sub(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    # what begins a heading, list, quotation or line where it is the first of its line
+    return re.sub(r"^( *(?:\d+(?=[.)](?: |$))|(?=[#+=-]+(?: |$)|>)))", r"\1\\", text)
+
+
+def _escape_prose(text: str) -> str:
+    """The same for text with `**strong**` and `` `code` `` markup, which stays."""
+    pieces = re.split(r"(\*\*.+?\*\*|`.+?`)", text)
+    for number, piece in enumerate(pieces):
+        if number % 2 == 0:
+            pieces[number] = _escape(piece)
+        elif piece.startswith("**"):
+            pieces[number] = f"**{_escape_prose(piece[2:-2])}**"
+    return "".join(pieces)
 
 
 WRAP_CELL = 26
@@ -140,6 +174,8 @@ figure img { max-width: 100%; height: auto; display: block; background: #ffffff;
   margin: 1rem 0; }
 .card { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; background: var(--band); }
 .card img { width: 100%; height: 12rem; object-fit: contain; display: block; background: #22272e; }
+.card p.missing { height: 12rem; margin: 0; padding: 1rem; display: grid; place-items: center; background: #8a919a;
+  color: #14181d; }
 .card img.small { image-rendering: pixelated; }
 .card div { padding: .7rem .9rem .9rem; }
 .card h4 { margin: 0 0 .4rem; font-size: .92rem; overflow-wrap: anywhere; }
@@ -208,8 +244,9 @@ def _cell(text: str) -> str:
 
 
 def _html_card(card: Card) -> str:
-    photo = ""
-    if card.photo:
+    if isinstance(card.photo, str):
+        photo = f'<p class="missing">photo not shown: {html.escape(card.photo)}</p>'
+    else:
         kind = ' class="small"' if len(card.photo.content) < 6000 else ""
         photo = f'<img{kind} src="{_data(card.photo)}" alt="{html.escape(card.photo.alt, quote=True)}">'
     lines = "".join(

@@ -44,7 +44,11 @@ def system_style(number: int) -> dict[str, Any]:
 
 def legend_below(figure: Figure, axes: Sequence[Axes], *, columns: int = 4) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a label with dollar signs is no formula
 
 
 def seed_band(
@@ -71,8 +75,8 @@ def seed_band(
 
 def label_rows(axis: Axes, labels: Sequence[str], title: str, *, first: bool, size: float = 10) -> None:
     """One horizontal row per label from top to bottom; the labels are printed on the first axes only."""
-    axis.set_title(title, fontsize=10)
-    axis.set_yticks(range(len(labels)), labels, fontsize=size)
+    axis.set_title(title, fontsize=10, parse_math=False)
+    axis.set_yticks(range(len(labels)), labels, fontsize=size, parse_math=False)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.tick_params(labelleft=first)
 

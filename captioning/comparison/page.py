@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from captioning.comparison import figures, verdicts
 from captioning.comparison.document import Block, Bullets, Card, Cards, Heading, Picture, Table, Text, write
 from captioning.comparison.results import ImageScores, ScoredSystem, largest_differences, worst_scores
+from captioning.images.reading import BadImage, load_image
 from captioning.records import ImageRecord
 from captioning.utils.files import write_json
 
@@ -291,14 +290,13 @@ def _cards(
     return Cards(cards)
 
 
-def read_photo(record: ImageRecord, name: str) -> Picture | None:
-    """The photo, reduced to `PHOTO_SIDE`; None if it cannot be read."""
+def read_photo(record: ImageRecord, name: str) -> Picture | str:
+    """The photo, reduced to `PHOTO_SIDE`, or the reason why it cannot be shown."""
     try:
-        with Image.open(record.path) as image:
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return None
+        small = load_image(record.path)
+    except BadImage as error:
+        return error.reason
+    small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
     content = io.BytesIO()
     if max(small.size) < 128:  # a drawn image, which JPEG would blur
         small.save(content, format="PNG")
