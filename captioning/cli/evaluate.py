@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -104,8 +105,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="*",
         metavar="RUN",
-        help="folder of a run: writes predictions_SPLIT.json and scores_SPLIT.json into it; several runs are an "
-        "ensemble, evaluated on the first one's data set",
+        help="folder of a run: writes predictions_SPLIT.json and scores_SPLIT.json into it, and for another search "
+        "than the run's own predictions_SPLIT_width=5.json; several runs are an ensemble, evaluated on the first "
+        "one's data set",
     )
     add("--split", nargs="+", action="extend", metavar="NAME", help="val (default for a RUN), test, ...")
     add(
@@ -321,7 +323,8 @@ def evaluate_split(
         print(f"{split}: {note}", file=sys.stderr)
     safe_join(runs.folder, f"predictions_{split}.json", entry=f"split {split!r}")
     kinds = ("predictions", "scores", *(("errors",) if args.errors else ()))
-    files = {kind: str(runs.folder / f"{kind}_{split}.json") for kind in kinds}
+    stem = split + search_suffix(runs.search, runs.captioner.search)
+    files = {kind: str(runs.folder / f"{kind}_{stem}.json") for kind in kinds}
     write_predictions(files["predictions"], predictions)
     evaluation.write(files["scores"])
     errors = error_shares(verdicts) if args.errors else None
@@ -377,6 +380,19 @@ def describe_search(search: SearchConfig) -> str:
         f"{name}={value!r}" for name, value in asdict(search).items() if value != getattr(default, name)
     ]
     return ", ".join([f"search {search.kind}", *changed])
+
+
+def search_suffix(search: SearchConfig, own: SearchConfig) -> str:
+    """Part of the file names that names the settings in which a search differs from the run's own; "" if in none."""
+    from captioning.utils.files import fingerprint
+
+    same_kind = search.kind == own.kind
+    usual = asdict(own) if same_kind else {**asdict(type(search)()), "kind": own.kind}
+    changed = {name: value for name, value in asdict(search).items() if value != usual[name]}
+    text = "_".join(f"{name}={value}" for name, value in changed.items())
+    if re.fullmatch(r"[\w.=-]{0,80}", text, re.ASCII):
+        return text and f"_{text}"
+    return f"_{search.kind}-{fingerprint(changed)}"
 
 
 def errors_line(split: str, shares: Mapping[str, float]) -> str:

@@ -12,8 +12,17 @@ from captioning.config import ExperimentConfig, parse, read_config
 from captioning.errors import UserError
 from captioning.utils.validation import dump
 
-COMMON_SECTIONS = ("dataset", "encoder", "preprocessing", "features", "vocabulary", "search")
+COMMON_SECTIONS = ("dataset", "encoder", "preprocessing", "features", "vocabulary", "search", "phases")
 """Sections that must be equal for all systems of a study."""
+
+COMMON_TRAINING = {
+    "batches": ("batch_size", "captions_per_image", "max_tokens", "accumulate"),
+    "budget": ("epochs", "validate_every", "patience", "metric"),
+}
+"""Settings of `training` that must be equal for all systems of a study."""
+
+MAX_WIDENINGS = 4
+"""Learning rates that may be added to those of a study for a decoder whose best rate is at their edge."""
 
 
 class StudyRun(NamedTuple):
@@ -74,11 +83,12 @@ def _check_comparable(study: StudyConfig, configs: Mapping[str, ExperimentConfig
                 raise UserError(
                     f"study {study.name}: {name} has another {section} than the rest; use the same for all systems"
                 )
-        for key in ("batch_size", "captions_per_image", "max_tokens"):
-            if getattr(config.training, key) != getattr(first.training, key):
-                raise UserError(
-                    f"study {study.name}: {name} has another training.{key} than the rest; use the same batches"
-                )
+        for same, keys in COMMON_TRAINING.items():
+            for key in keys:
+                if getattr(config.training, key) != getattr(first.training, key):
+                    raise UserError(
+                        f"study {study.name}: {name} has another training.{key} than the rest; use the same {same}"
+                    )
 
 
 def _run(study: StudyConfig, name: str, config: ExperimentConfig, seed: int, length: int | None) -> StudyRun:
@@ -107,6 +117,33 @@ def _trial(study: StudyConfig, name: str, config: ExperimentConfig, rate: float)
         ),
     )
     return StudyRun(name, config.seed, study.search_length, config)
+
+
+def next_rate(scores: Mapping[float, float | None], *, higher_is_better: bool) -> float | None:
+    """A learning rate beyond the edge of those tried, if the best of them is the lowest or the highest.
+
+    The distance to the edge is that between the edge and its neighbour, as a ratio.
+
+    Args:
+        scores: by learning rate; None if the training diverged.
+    """
+    finite = {rate: score for rate, score in scores.items() if score is not None}
+    if len(scores) < 2 or not finite:
+        return None
+    best = (max if higher_is_better else min)(finite, key=lambda rate: finite[rate])
+    tried = sorted(scores)
+    for edge, neighbour in ((tried[0], tried[1]), (tried[-1], tried[-2])):
+        if best == edge:
+            return float(f"{edge * edge / neighbour:.3g}")
+    return None
+
+
+def trial_with_rate(trial: StudyRun, rate: float) -> StudyRun:
+    """The same trial with another learning rate."""
+    training = replace(trial.config.training, learning_rate=rate)
+    return trial._replace(
+        config=replace(trial.config, name=f"{trial.system}-rate{rate:g}", training=training)
+    )
 
 
 def _experiment(
@@ -153,6 +190,10 @@ def describe_plan(plan: Plan, states: Mapping[str, str]) -> list[str]:
         lines.append(
             f"learning rates {rates}: {len(plan.trials)} trials of {study.search_epochs} epochs, seed {study.seeds[0]}"
         )
+        if len(study.learning_rates) > 1:
+            lines.append(
+                f"a decoder whose best rate is the lowest or the highest gets further trials, at most {MAX_WIDENINGS}"
+            )
     trained = sum(state == "trained" for state in states.values())
     lines.append(f"{len(plan.runs)} runs, {trained} trained already:")
     return lines + [f"  {name:<32}{state}" for name, state in states.items()]

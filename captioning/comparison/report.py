@@ -10,7 +10,7 @@ from captioning.comparison import length_page, measurements, page, results, verd
 from captioning.comparison import systems as system_files
 from captioning.comparison.document import Block
 from captioning.comparison.length import name_agreement
-from captioning.comparison.plan import Plan, StudyRun
+from captioning.comparison.plan import MAX_WIDENINGS, Plan, StudyRun
 from captioning.comparison.results import System
 from captioning.comparison.runner import is_evaluated, learning_rate_scores
 from captioning.config import ExperimentConfig
@@ -33,7 +33,7 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
         UserError: no run has captions of the split yet.
     """
     study = plan.study
-    done = [run for run in plan.runs if is_evaluated(run.config.folder, study.split)]
+    done = [run for run in plan.runs if is_evaluated(run.config, study.split)]
     if not done:
         raise UserError(f"{study.folder}: no run has captions of {study.split} yet; run the study first")
     caption_length = study.search_length if study.lengths else None
@@ -137,7 +137,8 @@ def _study_setup(plan: Plan, done: StudyRun) -> list[str]:
         on_length = f" on captions of {study.search_length} words" if study.lengths else ""
         sentences.append(
             f"Learning rates: {len(study.learning_rates)} tried for every decoder, {study.search_epochs} epochs each "
-            f"with seed {study.seeds[0]}{on_length}; the best by {training.metric} on `val` for all seeds."
+            f"with seed {study.seeds[0]}{on_length}; the best by {training.metric} on `val` for all seeds. "
+            f"Where the best was the lowest or the highest tried, at most {MAX_WIDENINGS} further ones were tried."
         )
     return sentences
 

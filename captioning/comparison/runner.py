@@ -5,19 +5,19 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from captioning.comparison.plan import Plan, StudyRun
+from captioning.comparison.plan import MAX_WIDENINGS, Plan, StudyRun, next_rate, trial_with_rate
 from captioning.comparison.processes import Command, child_command, exclusive_lock, run_parallel
-from captioning.comparison.systems import differing_settings
+from captioning.comparison.systems import differing_settings, same_search
 from captioning.config import ExperimentConfig, read_config
 from captioning.errors import DIVERGED, UserError
-from captioning.metrics import get_metric
+from captioning.metrics import Metric, get_metric
 from captioning.training.checkpoint import latest
 from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
 
@@ -60,16 +60,24 @@ def run_study(plan: Plan, *, log: Log, command: Command | None = None, jobs: int
 
 
 def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1) -> dict[str, float]:
-    """Train the missing trials and return the best learning rate of each system."""
+    """Train the missing trials and return the best learning rate of each system.
 
-    def attempt(number: int, run: StudyRun) -> None:
+    If a best rate is the lowest or the highest of those tried, rates beyond it are tried as well (`system_trials`).
+    """
+
+    def attempt(run: StudyRun) -> None:
         if not _divergence_file(run.config).is_file():
-            title = f"learning rate {number} of {len(plan.trials)}"
+            title = f"learning rate {run.config.training.learning_rate:g} of {run.system}"
             _train(run.config, command, log, title=title, may_diverge=True)
 
-    tasks = [functools.partial(attempt, number, run) for number, run in enumerate(plan.trials, 1)]
-    run_parallel(jobs, tasks, description="learning rates", unit="rate")
-    metric = get_metric(plan.runs[0].config.training.metric)
+    attempted: set[str] = set()
+    while trials := [
+        run for name in plan.sizes for run in system_trials(plan, name) if run.config.name not in attempted
+    ]:
+        tasks = [functools.partial(attempt, run) for run in trials]
+        run_parallel(jobs, tasks, description="learning rates", unit="rate")
+        attempted |= {run.config.name for run in trials}
+    metric = _metric(plan)
     choose = max if metric.higher_is_better else min
     rates = {}
     for name, scores in learning_rate_scores(plan).items():
@@ -79,7 +87,7 @@ def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1)
                 f"study {plan.study.name}: {name} diverged with every rate; give lower learning_rates"
             )
         best = rates[name] = choose(finite, key=lambda rate: finite[rate])
-        at_edge = len(scores) > 1 and best in (min(scores), max(scores))
+        at_edge = next_rate(scores, higher_is_better=metric.higher_is_better) is not None
         log(
             f"{name}: learning rate {best:g} of {format_rates(scores, metric.scale)}"
             + (" - at the edge of the rates tried" if at_edge else "")
@@ -87,16 +95,37 @@ def search_learning_rates(plan: Plan, command: Command, log: Log, jobs: int = 1)
     return rates
 
 
+def system_trials(plan: Plan, name: str) -> list[StudyRun]:
+    """A system's trials: those of the study and, after these, one beyond the edge that has the best rate, and so on."""
+    trials = [run for run in plan.trials if run.system == name]
+    for _ in range(MAX_WIDENINGS):
+        scores = _trial_scores(trials)
+        rate = next_rate(scores, higher_is_better=_metric(plan).higher_is_better)
+        if len(scores) < len(trials) or rate is None:
+            break
+        trials.append(trial_with_rate(trials[0], rate))
+    return trials
+
+
+def _metric(plan: Plan) -> Metric:
+    return get_metric(plan.runs[0].config.training.metric)
+
+
 def learning_rate_scores(plan: Plan) -> dict[str, dict[float, float | None]]:
     """The best validation score of each finished trial, by system and learning rate; None if it diverged."""
-    scores: dict[str, dict[float, float | None]] = {}
-    for run in plan.trials:
+    scores = {name: _trial_scores(system_trials(plan, name)) for name in plan.sizes}
+    return {name: by_rate for name, by_rate in scores.items() if by_rate}
+
+
+def _trial_scores(trials: Sequence[StudyRun]) -> dict[float, float | None]:
+    scores: dict[float, float | None] = {}
+    for run in trials:
         rate = run.config.training.learning_rate
         if _divergence_file(run.config).is_file():
-            scores.setdefault(run.system, {})[rate] = None
+            scores[rate] = None
         elif run_state(run.config) == "trained":
-            scores.setdefault(run.system, {})[rate] = _progress(run.config.folder)["best"]
-    return scores
+            scores[rate] = _progress(run.config.folder)["best"]
+    return dict(sorted(scores.items()))
 
 
 def format_rates(scores: Mapping[float, float | None], scale: float) -> str:
@@ -176,7 +205,7 @@ def _check_same_settings(config: ExperimentConfig) -> None:
 
 
 def _evaluate(config: ExperimentConfig, split: str, command: Command, log: Log) -> None:
-    if is_evaluated(config.folder, split):
+    if is_evaluated(config, split):
         return
     log(f"{config.name}: captions and scores of {split}")
     code, message = command("evaluate", str(config.folder), "--split", split, "--allow-code")
@@ -184,10 +213,13 @@ def _evaluate(config: ExperimentConfig, split: str, command: Command, log: Log) 
         raise UserError(f"{config.folder}: evaluation stopped with code {code}: {message.strip()[-500:]}")
 
 
-def is_evaluated(folder: Path, split: str) -> bool:
-    """Whether captions and scores of the split exist and belong to the run's current model."""
-    files = [folder / f"{kind}_{split}.json" for kind in ("predictions", "scores")]
+def is_evaluated(config: ExperimentConfig, split: str) -> bool:
+    """Whether captions and scores of the split exist and belong to the run's current model and its search."""
+    files = [config.folder / f"{kind}_{split}.json" for kind in ("predictions", "scores")]
     if not all(file.is_file() for file in files):
         return False
-    model = recover_folder(folder / "model") / "manifest.json"
-    return read_json(files[1])["signature"].get("model") == sha256(model)[:16]
+    signature = read_json(files[1])["signature"]
+    model = recover_folder(config.folder / "model") / "manifest.json"
+    return signature.get("model") == sha256(model)[:16] and same_search(
+        signature.get("search"), config.as_json()["search"]
+    )

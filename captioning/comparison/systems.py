@@ -54,12 +54,17 @@ def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
     """A run's captions of `split`, its learning curve in `metric`, its logged speed, and how long it was trained.
 
     Raises:
-        UserError: there are no captions of that split.
+        UserError: there are no captions of that split, or they were made by another search than the run's.
     """
     folder = settings.folder
-    file = folder / f"predictions_{split}.json"
+    file, scores = (folder / f"{kind}_{split}.json" for kind in ("predictions", "scores"))
+    advice = f"captioning evaluate {folder} --split {split}"
     if not file.is_file():
-        raise UserError(f"{file}: no such file; make it by captioning evaluate {folder} --split {split}")
+        raise UserError(f"{file}: no such file; make it by {advice}")
+    if scores.is_file() and not same_search(
+        read_json(scores)["signature"].get("search"), settings.values["search"]
+    ):
+        raise UserError(f"{file}: made by another search than the run's own; make it anew by {advice}")
     lines = metrics_lines(folder)
     speeds = [line for line in lines if "speed/captions_per_s" in line]
     facts = _training_length(folder)
@@ -71,6 +76,14 @@ def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
         facts["memory_mb"] = max(line["speed/memory_mb"] for line in speeds)
     curve = learning_curve(lines, metric)
     return SystemRun(folder.name, settings.seed, _captions(file), curve, facts)
+
+
+def same_search(stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> bool:
+    """Whether captions whose signature has the search `stored` were made by a run's own search.
+
+    Settings that only one of them has are ignored: they are of another version.
+    """
+    return stored is not None and all(stored[key] == own[key] for key in stored.keys() & own.keys())
 
 
 def _training_length(folder: Path) -> dict[str, float]:

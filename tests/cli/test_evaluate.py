@@ -104,11 +104,16 @@ def test_another_search_and_a_run_that_moved(tmp_path):
     search = BeamConfig(width=5, max_length=4, length_rule="sum")
     captions = expected_captions(config, "val", search)
     assert captions != expected_captions(config, "val")
-    written = json.loads((moved / "predictions_val.json").read_text())
+    suffix = "val_max_length=4_length_rule=sum_width=5"
+    assert sorted(path.name for path in moved.glob("*_val*")) == [
+        f"predictions_{suffix}.json",
+        f"scores_{suffix}.json",
+    ]  # the names without a suffix are those of the run's own search
+    written = json.loads((moved / f"predictions_{suffix}.json").read_text())
     assert {each["image_id"]: each["caption"] for each in written} == captions
     assert set(" ".join(captions.values()).split()) <= set(WORDS)
     told = json.loads(done.out)
-    assert told["split"] == "val" and told["files"]["scores"] == str(moved / "scores_val.json")
+    assert told["split"] == "val" and told["files"]["scores"] == str(moved / f"scores_{suffix}.json")
     signature = told["signature"]["search"]
     assert (signature["width"], signature["max_length"], signature["length_rule"]) == (5, 4, "sum")
     assert not (tmp_path / "runs" / "tiny").exists()
@@ -116,7 +121,7 @@ def test_another_search_and_a_run_that_moved(tmp_path):
     options = ["--search", "sample", "--search-option", "samples=3", "--search-option", "temperature=2"]
     done = tool("evaluate", moved, *options, cwd=tmp_path)
     assert done.code == 0 and "search sample, max_length=9, samples=3, temperature=2.0" in done.out
-    path = moved / "predictions_val.json"
+    path = moved / "predictions_val_kind=sample_max_length=9_samples=3_temperature=2.0.json"
     written = json.loads(path.read_text())
     assert all(len(each["captions"]) == 3 and each["captions"][0] == each["caption"] for each in written)
     references = tmp_path / "data" / "captions.jsonl"

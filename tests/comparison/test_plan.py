@@ -1,6 +1,8 @@
 """Plans of studies: runs, trials and matched sizes."""
 
-from captioning.comparison.plan import describe_plan, make_plan
+import pytest
+
+from captioning.comparison.plan import describe_plan, make_plan, next_rate
 from captioning.comparison.runner import run_states
 from captioning.comparison.study import read_study
 from tests.helpers.comparison import write_study
@@ -29,6 +31,25 @@ def test_all_runs_share_data_batches_and_search(tmp_path):
     text = "\n".join(describe_plan(plan, run_states(plan)))
     assert all(f"{size:,}" in text for size in sizes)
     assert "4 runs, 0 trained already:" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate"),
+    [
+        ({0.001: 0.1, 0.002: 0.3, 0.004: 0.2}, None),
+        ({0.001: 0.1, 0.002: 0.2, 0.004: 0.3}, 0.008),
+        ({0.001: 0.3, 0.002: 0.2, 0.004: 0.1}, 0.0005),
+        ({0.001: 0.3, 0.003: 0.2}, 0.000333),
+        ({0.001: 0.1, 0.002: 0.2, 0.004: None}, None),  # higher ones diverge
+        ({0.001: None, 0.002: None}, None),
+        ({0.001: 0.1}, None),
+        ({}, None),
+    ],
+)
+def test_the_rate_beyond_the_edge(scores, rate):
+    assert next_rate(scores, higher_is_better=True) == rate
+    lower = {tried: None if score is None else -score for tried, score in scores.items()}
+    assert next_rate(lower, higher_is_better=False) == rate
 
 
 def test_every_length_has_its_own_runs(tmp_path):

@@ -1,6 +1,7 @@
 """Running a study: resumed where it was interrupted, nothing done twice, diverged trials survived."""
 
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -32,8 +33,9 @@ def pretend_trained(folder, **progress):
     (folder / "checkpoints/last/progress.json").write_text(json.dumps(values))
 
 
-def test_a_study_is_resumed_wherever_it_was_interrupted(tmp_path):
+def test_a_study_is_resumed_wherever_it_was_interrupted(tmp_path, monkeypatch):
     path = write_study(tmp_path, learning_rates=[0.001, 0.02], search_epochs=1, seeds=[1])
+    monkeypatch.setattr("captioning.comparison.runner.MAX_WIDENINGS", 0)
     plan = make_plan(read_study(path))
     calls = []
 
@@ -70,6 +72,13 @@ def test_a_study_is_resumed_wherever_it_was_interrupted(tmp_path):
     (first / "scores_test.json").write_text('{"signature": {"model": "0"}}')
     runner.run_study(plan, log=silent, command=interrupted_after(len(calls) + 1))
     assert calls[-1][:2] == ("evaluate", str(first))
+    scores = json.loads((first / "scores_test.json").read_text())
+    scores["signature"]["search"] |= {"kind": "beam", "width": 8}
+    (first / "scores_test.json").write_text(json.dumps(scores))
+    assert not runner.is_evaluated(plan.runs[0].config, "test")
+    runner.run_study(plan, log=silent, command=interrupted_after(len(calls) + 1))
+    assert calls[-1][:2] == ("evaluate", str(first))
+    assert runner.is_evaluated(plan.runs[0].config, "test")
     other = make_plan(read_study(path, ["training.label_smoothing=0.3"]))
     with pytest.raises(UserError, match=r"label_smoothing 0\.0, now 0\.3"):
         runner.run_study(other, log=silent, command=call)
@@ -98,11 +107,45 @@ def test_a_diverged_trial_loses_and_the_study_goes_on(tmp_path):
     def train(name, *arguments):
         if "rate0.5" in arguments[0]:
             return DIVERGED, "error: step 3: the gradient is nan"
-        pretend_trained(Path(arguments[0]).parent, best=0.1)
+        pretend_trained(Path(arguments[0]).parent, best=0.1 if "rate0.01" in arguments[0] else 0.05)
         return 0, ""
 
     assert runner.search_learning_rates(plan, train, silent) == {"lstm": 0.01, "transformer": 0.01}
-    assert runner.learning_rate_scores(plan)["lstm"] == {0.5: None, 0.01: 0.1}
+    assert runner.learning_rate_scores(plan)["lstm"] == {0.0002: 0.05, 0.01: 0.1, 0.5: None}
+
+
+def test_rates_are_added_beyond_the_edge_until_the_best_lies_inside(tmp_path):
+    """The LSTM's best rate is far above those tried, the Transformer's is one of them."""
+    path = write_study(tmp_path, learning_rates=[0.001, 0.002, 0.004], seeds=[0])
+    plan, begun = make_plan(read_study(path)), []
+    best = {"lstm": 0.014, "transformer": 0.002}
+
+    def train(name, *arguments):
+        folder = Path(arguments[0]).parent
+        begun.append(folder.name)
+        system, rate = folder.name.split("-rate")
+        pretend_trained(folder, best=1 - abs(math.log(float(rate) / best[system])))
+        return 0, ""
+
+    lines = []
+    assert runner.search_learning_rates(plan, train, lines.append) == {"lstm": 0.016, "transformer": 0.002}
+    assert begun[6:] == ["lstm-rate0.008", "lstm-rate0.016", "lstm-rate0.032"]
+    assert list(runner.learning_rate_scores(plan)["lstm"]) == [0.001, 0.002, 0.004, 0.008, 0.016, 0.032]
+    assert not any("at the edge" in line for line in lines)
+
+
+def test_a_rate_that_stays_at_the_edge_is_reported(tmp_path):
+    plan = make_plan(read_study(write_study(tmp_path, learning_rates=[0.01, 0.02], seeds=[0])))
+
+    def train(name, *arguments):
+        folder = Path(arguments[0]).parent
+        pretend_trained(folder, best=-float(folder.name.split("-rate")[1]))
+        return 0, ""
+
+    lines = []
+    rates = runner.search_learning_rates(plan, train, lines.append)
+    assert rates == {"lstm": 0.000625, "transformer": 0.000625}
+    assert sum("at the edge of the rates tried" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("code", [1, 2])

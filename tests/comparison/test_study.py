@@ -33,6 +33,13 @@ def test_shipped_studies_are_found_by_name_from_any_folder(file, tmp_path, monke
     assert study.overrides["training"]["epochs"] == 7
 
 
+def test_other_settings_may_differ_between_systems(tmp_path):
+    overrides = {"training": {"label_smoothing": 0.1}}
+    decoders = {"a": {"decoder": LSTM}, "b": {"decoder": {**LSTM, "dropout": 0.3}, "overrides": overrides}}
+    plan = make_plan(read_study(write_study(tmp_path, match=None, decoders=decoders)))
+    assert [run.config.training.label_smoothing for run in plan.runs] == [0, 0.1, 0, 0.1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -61,7 +68,26 @@ def test_shipped_studies_are_found_by_name_from_any_folder(file, tmp_path, monke
                     "b": {"decoder": LSTM, "overrides": {"training": {"batch_size": 3}}},
                 },
             },
-            "another training.batch_size",
+            "another training.batch_size than the rest; use the same batches",
+        ),
+        *(
+            (
+                {
+                    "match": None,
+                    "decoders": {"a": {"decoder": LSTM}, "b": {"decoder": LSTM, "overrides": overrides}},
+                },
+                message,
+            )
+            for overrides, message in (
+                (
+                    {"training": {"epochs": 3}},
+                    "b has another training.epochs than the rest; use the same budget",
+                ),
+                ({"training": {"validate_every": 2}}, "another training.validate_every"),
+                ({"training": {"patience": 7}}, "another training.patience"),
+                ({"training": {"metric": "BLEU-4"}}, "another training.metric"),
+                ({"phases": [{"epochs": 1}]}, "another phases than the rest"),
+            )
         ),
     ],
 )

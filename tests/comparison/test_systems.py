@@ -1,7 +1,12 @@
 """Reading the records of runs: learning curves, torn lines and differing settings."""
 
+import json
+
+import pytest
+
 from captioning.comparison import systems
 from captioning.comparison.results import SystemRun
+from captioning.errors import UserError
 
 
 def test_learning_curves_count_seconds_tokens_and_flops():
@@ -35,6 +40,25 @@ def test_differing_settings_are_found_in_sections():
         ("training.ema", [None, 0.9]),
         ("training.schedule.warmup", [5, 7]),
     ]
+
+
+def test_captions_of_another_search_are_not_taken_for_the_run_s_own(tmp_path):
+    run = systems.RunSettings(tmp_path, {"seed": 3, "search": {"kind": "beam", "width": 5, "new": 1}})
+    (tmp_path / "checkpoints" / "last").mkdir(parents=True)
+    progress = {"step": 70, "epochs_before": 2, "epoch": 5, "done": True}
+    (tmp_path / "checkpoints" / "last" / "progress.json").write_text(json.dumps(progress))
+    (tmp_path / "predictions_val.json").write_text('[{"image_id": 1, "caption": "a dog"}]')
+    for width, fits in ((5, True), (8, False)):
+        search = {"kind": "beam", "width": width, "old": 2}
+        (tmp_path / "scores_val.json").write_text(json.dumps({"signature": {"search": search}}))
+        if fits:
+            read = systems.read_run(run, "val", metric="CIDEr-D")
+            assert read.captions == {1: "a dog"} and read.facts == {"updates": 70, "epochs": 7}
+        else:
+            with pytest.raises(
+                UserError, match="another search than the run's own; make it anew by captioning eval"
+            ):
+                systems.read_run(run, "val", metric="CIDEr-D")
 
 
 def test_runs_that_differ_only_in_their_seed_are_one_system(tmp_path):
