@@ -84,10 +84,14 @@ class ExperimentConfig:
         return dump(self)
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain values."""
+        return {key: value for key, value in self.as_json().items() if key not in NOT_IN_FINGERPRINT}
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the settings that decide the result."""
-        values = self.as_json()
-        return fingerprint({key: value for key, value in values.items() if key not in NOT_IN_FINGERPRINT})
+        return fingerprint(self.decisive)
 
 
 def read_config(

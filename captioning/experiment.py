@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from captioning import datasets
 from captioning.captioner.captioner import Captioner, count_parameters, load_weights
 from captioning.config import ExperimentConfig
 from captioning.datasets import of_split
+from captioning.datasets.checks import write_skipped
 from captioning.errors import UserError
 from captioning.loaders.captions import EncodedCaptions
 from captioning.loaders.feature_store import FeatureStore
@@ -22,8 +24,16 @@ from captioning.models.encoders import Encoder
 from captioning.records import Collection, ImageRecord
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import Data, Run, train
-from captioning.training.checkpoint import Progress, has_checkpoint, latest, read_step
+from captioning.training.checkpoint import Progress, has_checkpoint, latest, read_identity, read_step
 from captioning.training.distributed import World, join, local_device
+from captioning.training.identity import (
+    Fingerprint,
+    Identity,
+    caption_fingerprints,
+    content_fingerprints,
+    refuse_other_data,
+    refuse_other_settings,
+)
 from captioning.training.interruptions import Signals
 from captioning.training.model_card import environment, model_card
 from captioning.training.tracking import Tracker
@@ -52,19 +62,47 @@ class Experiment:
         self.folder = config.folder
         self.device = choose_device(config.device)
         self.world = World()
+        self._held: list[Callable[[], None]] | None = None
 
     def log(self, line: str) -> None:
         """Print a line and append it to `train.log`, in the first process only."""
-        if not self.world.first:
-            return
-        self._log(line)
+        if self.world.first:
+            self._log(line)
+            self._write(functools.partial(self._append, timestamped(line)))
+
+    def _append(self, line: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "train.log", "a", encoding="utf-8") as file:
-            file.write(f"{timestamped(line)}\n")
+            file.write(f"{line}\n")
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Change a file of the run: at once, or at the end of `_holding_writes`."""
+        if self._held is None:
+            write()
+        else:
+            self._held.append(write)
+
+    @contextlib.contextmanager
+    def _holding_writes(self, resume: bool) -> Iterator[None]:
+        """The files of a resumed run stay as they are if the block fails: its data may be others."""
+        held: list[Callable[[], None]] = []
+        self._held = held if resume else None
+        try:
+            yield
+        finally:
+            self._held = None
+        for write in held:
+            write()
 
     def load_dataset(self) -> Collection:
         """The data set's records; skipped items are listed in the run's `skipped.csv`."""
-        return datasets.load(self.config.dataset, skipped_csv=self.folder / "skipped.csv")
+        path = self.folder / "skipped.csv"
+        if self._held is None:
+            return datasets.load(self.config.dataset, skipped_csv=path)
+        collection = datasets.load(self.config.dataset)
+        if collection.skipped:
+            self._write(functools.partial(write_skipped, path, collection.skipped))
+        return collection
 
     def build_captioner(self, vocabulary: Vocabulary) -> Captioner:
         """An untrained captioner on the run's device. Seeds torch's random numbers."""
@@ -93,8 +131,11 @@ class Experiment:
 
     def image_source(self, encoder: Encoder, records: Sequence[ImageRecord]) -> ImageSource:
         """The images of `records`; unusable ones are listed in the run's `skipped_images.csv`. See `open_source`."""
-        skipped_csv = self.folder / "skipped_images.csv"
-        return open_source(self.image_settings, encoder, records, skipped_csv=skipped_csv)
+        path = self.folder / "skipped_images.csv"
+        source = open_source(self.image_settings, encoder, records, skipped_csv=path)
+        if source.skipped:
+            self._write(functools.partial(write_skipped, path, source.skipped))
+        return source
 
     def feature_store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
         """The run's feature store, with the features of these records in it."""
@@ -107,7 +148,8 @@ class Experiment:
         while the others wait.
 
         Raises:
-            UserError: another process trains in the run's folder; and as `_find_checkpoint`, `_load_start_weights`.
+            UserError: another process trains in the run's folder; the data are not those of the checkpoint; and as
+                `_find_checkpoint` and `_load_start_weights`.
         """
         self.world = join(self.device)
         with self._run_lock():
@@ -120,30 +162,46 @@ class Experiment:
         return folder_lock(self.folder, advice="wait until it has ended, or choose another name=...")
 
     def _load_and_train(self, resume: bool) -> Progress:
-        checkpoint = self._find_checkpoint(resume)
-        with self._first_process_first():
-            self.log(f"loading the {self.config.dataset.kind} data set")
-            collection = self.load_dataset()
-            training, validation = of_split(collection, "train"), of_split(collection, "val")
-            captions = (caption for record in training for caption in record.captions)
-            vocabulary = Vocabulary.build(captions, min_count=self.config.vocabulary.min_count)
-            captioner = self.build_captioner(vocabulary)
-            if self.config.start and checkpoint is None:
-                self._load_start_weights(self.config.start, captioner)
-            source = self.image_source(captioner.encoder, [*training, *validation])
-        data = self._training_data(source, training, validation, vocabulary)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun repeats it without --resume
+            resume = has_checkpoint(self.folder)
+        with self._holding_writes(resume):
+            checkpoint = self._find_checkpoint(resume)
+            with self._first_process_first():
+                self.log(f"loading the {self.config.dataset.kind} data set")
+                collection = self.load_dataset()
+                splits = {split: of_split(collection, split) for split in ("train", "val")}
+                captions = (caption for record in splits["train"] for caption in record.captions)
+                vocabulary = Vocabulary.build(captions, min_count=self.config.vocabulary.min_count)
+                fingerprints = caption_fingerprints(vocabulary, splits)
+                self._refuse_other_data(checkpoint, fingerprints)
+                captioner = self.build_captioner(vocabulary)
+                if self.config.start and checkpoint is None:
+                    self._load_start_weights(self.config.start, captioner)
+                source = self.image_source(captioner.encoder, [*splits["train"], *splits["val"]])
+                readable = {split: source.readable(records) for split, records in splits.items()}
+                fingerprints |= content_fingerprints(readable, source.contents)
+                self._refuse_other_data(checkpoint, fingerprints)
+        data = self._training_data(source, readable["train"], readable["val"], vocabulary)
         if self.world.first:
             self._write_run_files(vocabulary)
         self._log_sizes(data, captioner, source)
-        return self._train(captioner, data, checkpoint)
+        identity = Identity(self.config.decisive, fingerprints)
+        return self._train(captioner, data, checkpoint, identity)
+
+    def _refuse_other_data(self, checkpoint: Path | None, fingerprints: Mapping[str, Fingerprint]) -> None:
+        if checkpoint:
+            refuse_other_data(checkpoint, read_identity(checkpoint), fingerprints)
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
-        """The checkpoint to resume from. Raises UserError if the run exists but `resume` is False, or vice versa."""
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if restarted:  # torchrun repeats the command without --resume
-            resume = has_checkpoint(self.folder)
+        """The checkpoint to resume from.
+
+        Raises:
+            UserError: the run exists but `resume` is False, or vice versa; or its settings were others.
+        """
         if resume:
-            return latest(self.folder, log=self.log)
+            checkpoint = latest(self.folder, log=self.log)
+            refuse_other_settings(checkpoint, read_identity(checkpoint), self.config.decisive)
+            return checkpoint
         if has_checkpoint(self.folder):
             raise UserError(
                 f"{self.folder}: this run exists; continue it with --resume, or choose another name=..."
@@ -187,9 +245,8 @@ class Experiment:
         validation: Sequence[ImageRecord],
         vocabulary: Vocabulary,
     ) -> Data:
-        """Images and encoded captions of the readable records."""
+        """Images and encoded captions of readable records."""
         config = self.config
-        training, validation = source.readable(training), source.readable(validation)
         captions, validation_captions = (
             EncodedCaptions.from_records(records, vocabulary, max_length=config.vocabulary.max_length)
             for records in (training, validation)
@@ -226,7 +283,9 @@ class Experiment:
             limit = self.config.vocabulary.max_length
             self.log(f"{data.captions.num_truncated} captions truncated to {limit} words")
 
-    def _train(self, captioner: Captioner, data: Data, checkpoint: Path | None) -> Progress:
+    def _train(
+        self, captioner: Captioner, data: Data, checkpoint: Path | None, identity: Identity
+    ) -> Progress:
         config = self.config
         tracker = None
         if self.world.first:
@@ -242,7 +301,7 @@ class Experiment:
                     folder=self.folder,
                     tracker=tracker,
                     seed=config.seed,
-                    experiment=config.fingerprint,
+                    identity=identity,
                     model_card=lambda progress, scores: model_card(
                         config.as_json(), captioner, progress, scores
                     ),

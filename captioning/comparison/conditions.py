@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from captioning.comparison.systems import RUN_SPECIFIC, differing_settings
+from captioning.comparison.systems import RUN_SPECIFIC
+from captioning.utils.validation import differing_settings
 
 UNKNOWN = "unknown"
 CONDITIONS = {

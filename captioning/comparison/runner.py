@@ -14,12 +14,13 @@ import yaml
 
 from captioning.comparison.plan import MAX_WIDENINGS, Plan, StudyRun, next_rate, trial_with_rate
 from captioning.comparison.processes import Command, child_command, exclusive_lock, run_parallel
-from captioning.comparison.systems import differing_settings, same_search
+from captioning.comparison.systems import same_search
 from captioning.config import ExperimentConfig, read_config
 from captioning.errors import DIVERGED, UserError
 from captioning.metrics import Metric, get_metric
 from captioning.training.checkpoint import latest
 from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
+from captioning.utils.validation import differing_settings
 
 Log = Callable[[str], None]
 

@@ -190,27 +190,3 @@ def systems_from_files(
         captions, _ = match_ids(list(_captions(file).items()), reference_set.records)
         systems.append(System(name, name, [SystemRun(name, None, dict(captions))]))
     return systems, reference_set.records, reference_set.split
-
-
-def differing_settings(
-    configs: Sequence[Mapping[str, Any]], *, ignore: Sequence[str]
-) -> list[tuple[str, list[Any]]]:
-    """Keys (`section.key`) with different values, and each config's value; None for a missing one.
-
-    Args:
-        ignore: top-level keys to leave out.
-    """
-    flat = [_flatten(config) for config in configs]
-    rows = [(key, [values.get(key) for values in flat]) for key in sorted(set().union(*flat))]
-    return [
-        (key, values)
-        for key, values in rows
-        if key.split(".")[0] not in ignore and any(value != values[0] for value in values)
-    ]
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -169,6 +169,20 @@ class FeatureStore:
                 "run captioning features on all records"
             )
 
+    def contents(self, image_ids: Sequence[ImageId]) -> list[tuple[int, int | None]]:
+        """Size and CRC-32 of the image files when they were encoded; no CRC-32 in stores of earlier versions.
+
+        Raises:
+            UserError: an image is not in the store.
+        """
+        self.require(image_ids)
+        places = (self._places[image_id] for image_id in image_ids)
+        shards = self._index["shards"]
+        return [
+            (shard["sizes"][row], shard["crcs"][row] if "crcs" in shard else None)
+            for shard, row in ((shards[place.shard], place.row) for place in places)
+        ]
+
     def verify(self, *, everything: bool = True) -> None:
         """Compare the sha256 of the shards with the index.
 

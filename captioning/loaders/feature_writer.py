@@ -25,7 +25,7 @@ from captioning.loaders.feature_store import FORMAT, INDEX, FeatureStore, Precis
 from captioning.loaders.provenance import FeatureProvenance, refuse_other_provenance
 from captioning.models.encoders import Encoder, for_inference
 from captioning.records import ImageId, ImageRecord, Skip
-from captioning.utils.file_slice import file_size
+from captioning.utils.file_slice import FileSlice, FileState, content_crc
 from captioning.utils.files import atomic_write, sha256, write_json
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import progress
@@ -38,8 +38,9 @@ class LoadedImage(NamedTuple):
 
     number: int
     pixels: Tensor | None  # (3, size, size) uint8
-    bytes: int
-    reason: str
+    reason: str = ""
+    state: FileState = FileState(0, 0)
+    crc: int = 0  # CRC-32 of the file
 
 
 class _Images(Dataset):
@@ -56,8 +57,9 @@ class _Images(Dataset):
         try:
             image = read_image(path).image
         except BadImage as error:
-            return LoadedImage(number, None, 0, error.reason)
-        return LoadedImage(number, preprocess_uint8(image, self.preprocessing), file_size(path), "")
+            return LoadedImage(number, None, error.reason)
+        pixels = preprocess_uint8(image, self.preprocessing)
+        return LoadedImage(number, pixels, state=FileState.of(path), crc=content_crc(path))
 
 
 def build_store(
@@ -153,20 +155,41 @@ def _open_index(
 
 
 def _refuse_changed(folder: Path, index: dict[str, Any], records: Sequence[ImageRecord]) -> None:
-    """Raises UserError if an image's file has another length than when it was encoded."""
-    sizes = {i: n for shard in index["shards"] for i, n in zip(shard["ids"], shard["sizes"], strict=True)}
-    for record in records:
-        if (size := sizes.get(record.image_id)) is None:
-            continue
+    """Raises UserError if an image's file has another size or content than when it was encoded."""
+    places = {
+        image_id: (shard, row) for shard in index["shards"] for row, image_id in enumerate(shard["ids"])
+    }
+    times = [list(shard.get("mtimes_ns", [])) for shard in index["shards"]]
+    for record in progress(records, desc="comparing images", unit="image", delay=2):
         try:
-            current = file_size(record.path)
+            place = places.get(record.image_id)
+            change = _change(*place, record.path) if place else ""
         except OSError:
             continue  # stored features can be used without the images
-        if current != size:
+        if change:
             raise UserError(
-                f"{record.path}: changed since its features were stored ({size} bytes, now {current}); "
-                f"delete {folder} and run again"
+                f"{record.path}: changed since its features were stored ({change}); delete {folder} and run again"
             )
+    if times != [shard.get("mtimes_ns", []) for shard in index["shards"]]:
+        write_json(folder / INDEX, index)
+
+
+def _change(shard: dict[str, Any], row: int, path: str) -> str:
+    """How a file differs from the one that was encoded; "" if it does not.
+
+    It is read only if its time is another, as after a copy; the new time is then put into the index.
+    """
+    state, size = FileState.of(path), shard["sizes"][row]
+    if state.size != size:
+        return f"{size} bytes, now {state.size}"
+    if "crcs" not in shard:  # of an earlier version
+        return ""
+    if state.mtime_ns == shard["mtimes_ns"][row] and not FileSlice.parse(path):
+        return ""
+    if (crc := content_crc(path)) != shard["crcs"][row]:
+        return f"CRC-32 {shard['crcs'][row]:08x}, now {crc:08x}"
+    shard["mtimes_ns"][row] = state.mtime_ns
+    return ""
 
 
 class _Writer:
@@ -217,7 +240,7 @@ class _Writer:
         """Write the next shard and add it to the index; unreadable images leave rows unused."""
         path = self._next_path()
         ids: list[ImageId] = []
-        sizes: list[int] = []
+        stored: list[LoadedImage] = []
         with atomic_write(path) as part:
             shape = (min(max_rows, len(todo)), self.index["views"], *self.index["shape"])
             rows = np.lib.format.open_memmap(part, mode="w+", dtype=self.index["dtype"], shape=shape)
@@ -232,7 +255,7 @@ class _Writer:
                         pixels, [todo[i.number] for i in good]
                     )
                     ids += [todo[image.number].image_id for image in good]
-                    sizes += [image.bytes for image in good]
+                    stored += [image._replace(pixels=None) for image in good]
                 bar.update(len(batch))
             rows.flush()
             del rows
@@ -244,7 +267,9 @@ class _Writer:
             "bytes": path.stat().st_size,
             "sha256": sha256(path),
             "ids": ids,
-            "sizes": sizes,
+            "sizes": [image.state.size for image in stored],
+            "mtimes_ns": [image.state.mtime_ns for image in stored],
+            "crcs": [image.crc for image in stored],
         }
         self.index["shards"].append(entry)
         write_json(self.folder / INDEX, self.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from captioning.loaders.provenance import FeatureProvenance, refuse_other_proven
 from captioning.models.encoders import BaseEncoderConfig, Encoder
 from captioning.models.encoders.region_files import RegionFiles
 from captioning.records import ImageRecord, Skip
+from captioning.utils.file_slice import FileState, content_crc
 from captioning.utils.files import fingerprint
 from captioning.utils.progress import progress
 
@@ -47,19 +48,31 @@ class ImageSettings(NamedTuple):
         return self.augmentation is not None and not self.augmentation.is_identity
 
 
+class Survey(NamedTuple):
+    """Image files that were all read once."""
+
+    reasons: dict[str, str]  # path -> why the image cannot be decoded
+    crcs: dict[str, int]  # path -> CRC-32 of the other files
+
+
 class ImageSource(ABC):
     """The records whose images can be read, and the images themselves."""
 
     location: str
     """Where the images are, for messages."""
 
-    def __init__(self, settings: ImageSettings, records: Sequence[ImageRecord]):
-        self.settings = settings
+    def __init__(self, settings: ImageSettings, records: Sequence[ImageRecord], skipped: Sequence[Skip] = ()):
+        """`skipped`: the images that cannot be used."""
+        self.settings, self.skipped = settings, skipped
         self._ids = {record.image_id for record in records}
 
     def readable(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
         """The records whose images can be read."""
         return [record for record in records if record.image_id in self._ids]
+
+    @abstractmethod
+    def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
+        """For each of these readable records, values that are different if the image's content is."""
 
     @abstractmethod
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
@@ -76,10 +89,22 @@ class PixelSource(ImageSource):
     """Image files, decoded and preprocessed for every batch."""
 
     def __init__(
-        self, settings: ImageSettings, records: Sequence[ImageRecord], location: str = "their files"
+        self,
+        settings: ImageSettings,
+        records: Sequence[ImageRecord],
+        skipped: Sequence[Skip] = (),
+        *,
+        crcs: Mapping[str, int] | None = None,
     ):
-        super().__init__(settings, records)
-        self.location = location
+        """`crcs`: CRC-32 of files by their path; None for slices of shards."""
+        super().__init__(settings, records, skipped)
+        self.location = (
+            "their files" if crcs is not None else f"the images in the shards of {settings.dataset.root}"
+        )
+        self._crcs = crcs or {}
+
+    def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
+        return ([self._crcs.get(record.path) or content_crc(record.path)] for record in records)
 
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
         augmentation = self.settings.augmentation if training else None
@@ -99,6 +124,9 @@ class StoreSource(ImageSource):
         super().__init__(settings, [record for record in records if record.image_id in store])
         self.store, self.location = store, f"the feature store {store.folder}"
 
+    def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
+        return self.store.contents([record.image_id for record in records])
+
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
         ids = [record.image_id for record in records]
         return StoredImages(self.store, ids, self._mirroring(records, training=training))
@@ -111,6 +139,9 @@ class ShardFeatureSource(ImageSource):
         super().__init__(settings, records)
         self.location = f"the features in the shards of {settings.dataset.root}"
 
+    def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
+        return ([content_crc(record.path)] for record in records)
+
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
         return ShardFeatures([record.path for record in records], self._mirroring(records, training=training))
 
@@ -118,13 +149,26 @@ class ShardFeatureSource(ImageSource):
 class RegionSource(ImageSource):
     """Precomputed regions, one file per image."""
 
-    def __init__(self, settings: ImageSettings, records: Sequence[ImageRecord], files: RegionFiles):
-        super().__init__(settings, records)
+    def __init__(
+        self,
+        settings: ImageSettings,
+        records: Sequence[ImageRecord],
+        files: RegionFiles,
+        skipped: Sequence[Skip],
+    ):
+        super().__init__(settings, records, skipped)
         self.files, self.location = files, files.location
 
+    def _paths(self, records: Sequence[ImageRecord]) -> list[str]:
+        return [path for record in records if (path := self.files.find(record))]
+
+    def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
+        """Sizes and times of the files, which together are too large to be read."""
+        states = (FileState.of(path) for path in self._paths(records))
+        return ((state.size, state.mtime_ns // 10**9) for state in states)  # tar keeps seconds
+
     def images(self, records: Sequence[ImageRecord], *, training: bool) -> Images:
-        paths = (self.files.find(record) for record in records)
-        return RegionImages([path for path in paths if path], self.files)
+        return RegionImages(self._paths(records), self.files)
 
 
 def open_source(
@@ -133,10 +177,11 @@ def open_source(
     """The source of the images of `records`; a feature store is filled first.
 
     The feature store is used if the encoder is frozen and pixels are not augmented. Records whose images cannot be
-    read, or have no regions, are left out and listed in `skipped_csv`.
+    read, or have no regions, are left out; they are the source's `skipped`.
 
     Raises:
-        UserError: more than `dataset.max_bad` of the images are unusable, or stored features are of another encoder.
+        UserError: more than `dataset.max_bad` of the images are unusable (`skipped_csv` then lists them), or stored
+            features are of another encoder.
     """
     dataset = settings.dataset
     if settings.encoder.precomputed:
@@ -146,18 +191,20 @@ def open_source(
             for record in records
             if files.find(record) is None
         }
-        refuse_too_many(reasons, len(records), max_bad=dataset.max_bad, skipped_csv=skipped_csv)
-        return RegionSource(settings, [r for r in records if str(r.image_id) not in reasons], files)
+        skipped = refuse_too_many(reasons, len(records), max_bad=dataset.max_bad, skipped_csv=skipped_csv)
+        found = [record for record in records if str(record.image_id) not in reasons]
+        return RegionSource(settings, found, files, skipped)
     if (content := dataset.stored_features()) is not None:
         _check_stored_features(settings, encoder, content)
         return ShardFeatureSource(settings, records)
     if settings.features.use == "auto" and encoder.frozen and not settings.augmented:
         return StoreSource(settings, records, open_store(settings, encoder, records))
     if dataset.images_verified:
-        return PixelSource(settings, records, f"the images in the shards of {dataset.root}")
-    reasons = unreadable(records)
-    refuse_too_many(reasons, len(records), max_bad=dataset.max_bad, skipped_csv=skipped_csv)
-    return PixelSource(settings, [record for record in records if record.path not in reasons])
+        return PixelSource(settings, records)
+    survey = survey_images(records)
+    skipped = refuse_too_many(survey.reasons, len(records), max_bad=dataset.max_bad, skipped_csv=skipped_csv)
+    readable = [record for record in records if record.path not in survey.reasons]
+    return PixelSource(settings, readable, skipped, crcs=survey.crcs)
 
 
 def open_store(settings: ImageSettings, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
@@ -179,26 +226,31 @@ def open_store(settings: ImageSettings, encoder: Encoder, records: Sequence[Imag
     )
 
 
-def unreadable(records: Sequence[ImageRecord]) -> dict[str, str]:
-    """Paths of the images that cannot be decoded, with the reasons."""
-    reasons = {}
+def survey_images(records: Sequence[ImageRecord]) -> Survey:
+    """Read and decode all images."""
+    survey = Survey({}, {})
     for record in progress(records, desc="checking images", unit="image", delay=2):
         try:
             read_image(record.path)
         except BadImage as error:
-            reasons[record.path] = error.reason
-    return reasons
+            survey.reasons[record.path] = error.reason
+        else:
+            survey.crcs[record.path] = content_crc(record.path)
+    return survey
 
 
-def refuse_too_many(reasons: Mapping[str, str], count: int, *, max_bad: float, skipped_csv: Path) -> None:
-    """List unusable images in a file. Raises UserError if they are more than the share `max_bad` of `count`."""
-    if reasons:
-        write_skipped(str(skipped_csv), [Skip(item, reason) for item, reason in reasons.items()])
-    if len(reasons) > max_bad * count:
-        item, reason = next(iter(reasons.items()))
+def refuse_too_many(
+    reasons: Mapping[str, str], count: int, *, max_bad: float, skipped_csv: Path
+) -> list[Skip]:
+    """The unusable images. Raises UserError, and lists them in a file, if they are over `max_bad` of `count`."""
+    skipped = [Skip(item, reason) for item, reason in reasons.items()]
+    if len(skipped) > max_bad * count:
+        write_skipped(skipped_csv, skipped)
+        item, reason = skipped[0]
         raise UserError(
             f"{len(reasons)} of {count} images cannot be read (first {item}: {reason}); {skipped_csv} lists them"
         )
+    return skipped
 
 
 def _check_stored_features(settings: ImageSettings, encoder: Encoder, content: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from captioning.captioner.captioner import Captioner, load_weights, save_weights
 from captioning.errors import UserError
 from captioning.training.config import TrainingConfig
 from captioning.training.ema import EMA
+from captioning.training.identity import Identity
 from captioning.utils.files import (
     check_manifest,
     fsync_folder,
@@ -29,7 +30,7 @@ from captioning.utils.files import (
     write_manifest,
 )
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
@@ -117,11 +118,8 @@ class TrainState(NamedTuple):
         )
 
 
-def save(run: Path, state: TrainState, progress: Progress, *, experiment: str, keep: int) -> None:
+def save(run: Path, state: TrainState, progress: Progress, *, identity: Identity, keep: int) -> None:
     """Write `run/checkpoints/last` atomically; the `keep` - 1 checkpoints before it become before-1, before-2 ...
-
-    Args:
-        experiment: fingerprint of the settings.
 
     Raises:
         OSError: the disk is full; earlier checkpoints are intact and no partial one is left.
@@ -142,7 +140,7 @@ def save(run: Path, state: TrainState, progress: Progress, *, experiment: str, k
             {
                 "format": FORMAT,
                 **asdict(progress),
-                "experiment": experiment,
+                "identity": identity.as_json(),
                 "optimizer": [_plain(group) for group in optimizer["param_groups"]],
                 "scaler": state.scaler.state_dict(),
             },
@@ -162,18 +160,14 @@ def save(run: Path, state: TrainState, progress: Progress, *, experiment: str, k
     shutil.rmtree(oldest, ignore_errors=True)
 
 
-def read_progress(folder: Path, experiment: str) -> Progress:
-    """The progress stored in the checkpoint `folder`.
+def read_progress(folder: Path) -> Progress:
+    """The progress stored in the checkpoint `folder`. Raises UserError if it has another format version."""
+    return _read_progress(folder)[0]
 
-    Raises:
-        UserError: the checkpoint has another format version, or was made with other settings.
-    """
-    progress, rest = _read_progress(folder)
-    if rest["experiment"] != experiment:
-        raise UserError(
-            f"{folder}: made with other settings than these; resume with the run's own config.yaml"
-        )
-    return progress
+
+def read_identity(folder: Path) -> Identity:
+    """What the checkpoint `folder` was made from. Raises UserError if it has another format version."""
+    return Identity.from_json(_read_progress(folder)[1]["identity"])
 
 
 def _read_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
@@ -183,7 +177,7 @@ def _read_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
         raise UserError(
             f"{folder}: checkpoint format {version}, but this version reads format {FORMAT}; train the run anew"
         )
-    rest = {name: values.pop(name) for name in ("experiment", "optimizer", "scaler")}
+    rest = {name: values.pop(name) for name in ("identity", "optimizer", "scaler")}
     return Progress(**values), rest
 
 

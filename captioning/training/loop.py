@@ -42,7 +42,7 @@ def train(
         Diverged: the gradients stayed non-finite.
         UserError: out of memory, or a loader process died.
     """
-    progress = checkpoint.read_progress(resume, run.experiment) if resume else Progress()
+    progress = checkpoint.read_progress(resume) if resume else Progress()
     for number in range(progress.phase, len(phases)):
         config = phases[number]
         if number > progress.phase:

@@ -13,6 +13,7 @@ from captioning.training import checkpoint
 from captioning.training.checkpoint import Progress, TrainState
 from captioning.training.config import TrainingConfig
 from captioning.training.distributed import World
+from captioning.training.identity import Identity
 from captioning.training.interruptions import Signals, tolerate_full_disk
 from captioning.training.tracking import Tracker
 
@@ -23,7 +24,7 @@ class Run(NamedTuple):
     folder: Path
     tracker: Tracker | None  # None in all processes but the first
     seed: int
-    experiment: str  # fingerprint of the settings; a checkpoint is resumed only with the same
+    identity: Identity  # a checkpoint is resumed only with the same
     model_card: Callable[[Progress, dict[str, float]], str]
     log: Callable[[str], None]  # receives lines for the user
     world: World
@@ -40,7 +41,7 @@ class Run(NamedTuple):
         if self.world.first:
             bytes_needed = 3 * module_bytes(state.module)  # weights and the optimizer's two moments
             with tolerate_full_disk("the checkpoint", self.folder / "checkpoints", bytes_needed, self.log):
-                checkpoint.save(self.folder, state, progress, experiment=self.experiment, keep=config.keep)
+                checkpoint.save(self.folder, state, progress, identity=self.identity, keep=config.keep)
 
 
 def module_bytes(module: nn.Module) -> int:

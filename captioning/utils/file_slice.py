@@ -60,7 +60,27 @@ def read_bytes(path: str) -> bytes:
     return content
 
 
-def file_size(path: str) -> int:
-    """Size of a file or slice in bytes. Raises OSError if there is no such file."""
-    part = FileSlice.parse(path)
-    return os.path.getsize(path) if part is None else part.size
+class FileState(NamedTuple):
+    """Values that change with a file's content, and cost no reading."""
+
+    size: int  # bytes
+    mtime_ns: int  # 0 for a slice
+
+    @classmethod
+    def of(cls, path: str) -> FileState:
+        """Raises OSError if there is no such file."""
+        if part := FileSlice.parse(path):
+            return cls(part.size, 0)
+        stat = os.stat(path)
+        return cls(stat.st_size, stat.st_mtime_ns)
+
+
+def content_crc(path: str) -> int:
+    """CRC-32 of a file or slice. Raises OSError if a file cannot be read; slices are not read."""
+    if part := FileSlice.parse(path):
+        return part.crc
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc

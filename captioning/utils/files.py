@@ -195,6 +195,15 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def fingerprint_items(items: Iterable[Any]) -> str:
+    """A hash of a sequence of JSON values, sixteen hex digits, without holding them in memory."""
+    digest = hashlib.sha256()
+    for item in items:
+        text = json.dumps(item, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:16]
+
+
 def safe_join(root: str | os.PathLike[str], name: str, *, entry: str) -> Path:
     """`root / name`, if that is inside `root`; links are not followed.
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -186,3 +186,29 @@ def _dataclasses(target: Any) -> typing.Iterator[Any]:
     else:
         for argument in typing.get_args(target):
             yield from _dataclasses(argument)
+
+
+def differing_settings(
+    settings: Sequence[Mapping[str, Any]], *, ignore: Sequence[str] = ()
+) -> list[tuple[str, list[Any]]]:
+    """Keys (`section.key`) with different values, and the value in each of `settings`; None for a missing one.
+
+    Args:
+        ignore: top-level keys to leave out.
+    """
+    flat = [_flatten(values) for values in settings]
+    rows = [(key, [values.get(key) for values in flat]) for key in sorted(set().union(*flat))]
+    return [
+        (key, values)
+        for key, values in rows
+        if key.split(".")[0] not in ignore and any(value != values[0] for value in values)
+    ]
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value = {str(number): item for number, item in enumerate(value)}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

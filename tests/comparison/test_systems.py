@@ -1,4 +1,4 @@
-"""Reading the records of runs: learning curves, torn lines and differing settings."""
+"""Reading the records of runs: learning curves, torn lines and groups by settings."""
 
 import json
 
@@ -31,15 +31,6 @@ def test_lines_torn_by_a_crash_are_skipped(tmp_path):
     assert systems.metrics_lines(tmp_path) == [{"step": 3, "a": 1}]
     (tmp_path / "timings.jsonl").write_text('{"step": 3, "b": 2}\n')
     assert systems.metrics_lines(tmp_path) == [{"step": 3, "b": 2}, {"step": 3, "a": 1}]
-
-
-def test_differing_settings_are_found_in_sections():
-    a = {"name": "a", "training": {"epochs": 3, "schedule": {"warmup": 5}}, "seed": 1}
-    b = {"name": "b", "training": {"epochs": 3, "schedule": {"warmup": 7}, "ema": 0.9}, "seed": 1}
-    assert systems.differing_settings([a, b], ignore=("name",)) == [
-        ("training.ema", [None, 0.9]),
-        ("training.schedule.warmup", [5, 7]),
-    ]
 
 
 def test_captions_of_another_search_are_not_taken_for_the_run_s_own(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from captioning.loaders.feature_writer import build_store
 from captioning.loaders.images import PixelImages, RandomMirroring, ShardFeatures, StoredImages
 from captioning.models.encoders import SmallCNNConfig, build
 from captioning.text.vocabulary import Vocabulary
-from captioning.utils.file_slice import FileSlice, file_size, read_bytes
+from captioning.utils.file_slice import FileSlice, FileState, content_crc, read_bytes
 from captioning.utils.files import write_json
 from captioning.utils.packed_strings import PackedStrings
 from tests.helpers.running import tool
@@ -44,8 +45,10 @@ def test_records_are_read_as_they_were_written(tmp_path, pictures):
     files = ["index.json", *(f"{name}.tar" for name in tars), *(f"{name}.jsonl" for name in tars)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for record, original in zip(found, pictures, strict=False):
-        assert record.path.endswith(".png") and file_size(record.path) == len(read_bytes(record.path))
-        assert file_size(original.path) == len(read_bytes(original.path))
+        assert record.path.endswith(".png")
+        for path in (record.path, original.path):
+            assert FileState.of(path).size == len(read_bytes(path))
+            assert content_crc(path) == zlib.crc32(read_bytes(path))
     assert [r.image_id for r in found] != [
         r.image_id for r in pictures
     ]  # each shard is a sample of the whole

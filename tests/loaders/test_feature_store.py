@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -381,6 +382,31 @@ def test_an_image_that_changed_is_noticed(tmp_path: Path, encoder: Encoder, pict
         make(records, encoder, tmp_path / "s")
     os.unlink(records[3].path)
     assert len(make(records, encoder, tmp_path / "s")) == 5  # without the files the store still serves
+
+
+def test_a_changed_file_of_the_same_size_is_noticed_and_a_copy_is_read_once(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "image.bmp"
+    Image.new("RGB", (33, 5), "red").save(path)
+    records = [ImageRecord(1, str(path), ("a caption",), "train")]
+    contents = make(records, encoder, tmp_path / "s").contents([1])
+    assert contents == [(path.stat().st_size, zlib.crc32(path.read_bytes()))]
+    read = []
+    real = feature_writer.content_crc
+    monkeypatch.setattr(feature_writer, "content_crc", lambda path: read.append(path) or real(path))
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        assert make(records, encoder, tmp_path / "s").contents([1]) == contents
+    assert read == [str(path)]
+    Image.new("RGB", (33, 5), "blue").save(path)
+    with pytest.raises(UserError, match=r"image\.bmp: changed since its features were stored \(CRC-32"):
+        make(records, encoder, tmp_path / "s")
+    index = json.loads((tmp_path / "s" / "index.json").read_text())
+    for shard in index["shards"]:
+        del shard["crcs"], shard["mtimes_ns"]  # as earlier versions wrote it
+    (tmp_path / "s" / "index.json").write_text(json.dumps(index))
+    assert make(records, encoder, tmp_path / "s").contents([1]) == [(path.stat().st_size, None)]
 
 
 # --- bad images, bad numbers ------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from captioning.errors import UserError
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import checkpoint
+from captioning.training.identity import Identity
 from captioning.utils.files import check_manifest
 from tests.helpers.training import checkpoint_weights, small_run
 
@@ -90,7 +91,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_complete_checkpoint(tmp_path, fault
     state = checkpoint.TrainState.create(captioner, config, torch.device("cpu"))
     kept = checkpoint.latest(run.folder)
     checkpoint.load(kept, state)
-    progress = checkpoint.read_progress(kept, run.config.fingerprint)
+    progress = checkpoint.read_progress(kept)
     keep = run.folder.with_name("kept")
     shutil.copytree(run.folder, keep)
     owner, name = {
@@ -113,7 +114,7 @@ def test_a_fault_anywhere_in_a_save_leaves_a_complete_checkpoint(tmp_path, fault
         monkeypatch.setattr(owner, name, failing)
         progress.step = 1000
         try:
-            checkpoint.save(run.folder, state, progress, experiment="x", keep=2)
+            checkpoint.save(run.folder, state, progress, identity=Identity({}, {}), keep=2)
             break
         except KeyboardInterrupt:
             struck += 1
@@ -132,4 +133,4 @@ def test_another_format_version_is_refused(tmp_path):
     for version, extra in ((1, {}), (99, {"format": 99})):
         path.write_text(json.dumps({**values, **extra}))
         with pytest.raises(UserError, match=rf"last: checkpoint format {version}, but .* train the run anew"):
-            checkpoint.read_progress(path.parent, run.config.fingerprint)
+            checkpoint.read_progress(path.parent)

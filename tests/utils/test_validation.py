@@ -10,7 +10,7 @@ import pytest
 from captioning.config import parse, read_config
 from captioning.errors import UserError
 from captioning.models.decoders import DecoderConfig
-from captioning.utils.validation import dump, members
+from captioning.utils.validation import differing_settings, dump, members
 
 MODULE = """
 from dataclasses import dataclass
@@ -106,3 +106,15 @@ def test_shipped_configs_are_found_by_name() -> None:
         UserError, match=r"flickr8k_lstn: neither a file nor a config .*did you mean flickr8k_lstm"
     ):
         read_config("flickr8k_lstn")
+
+
+def test_differing_settings_are_found_in_sections():
+    a = {"name": "a", "training": {"epochs": 3, "schedule": {"warmup": 5}}, "seed": 1}
+    b = {"name": "b", "training": {"epochs": 3, "schedule": {"warmup": 7}, "ema": 0.9}, "seed": 1}
+    a["phases"], b["phases"] = [{"epochs": 2}], [{"epochs": 5}, {"epochs": 1}]
+    assert differing_settings([a, b], ignore=("name",)) == [
+        ("phases.0.epochs", [2, 5]),
+        ("phases.1.epochs", [None, 1]),
+        ("training.ema", [None, 0.9]),
+        ("training.schedule.warmup", [5, 7]),
+    ]

@@ -1,5 +1,7 @@
 """Regions that others computed: read, padded, refused; a model trained, evaluated and asked for a photo."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -149,7 +151,10 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
 
     captioner = Captioner.open(experiment.folder / "model")
     kept = [record for record in records if record.split == "val"]
-    images = experiment.image_source(captioner.encoder, kept).images(kept, training=False)
+    source = experiment.image_source(captioner.encoder, kept)
+    images, before = source.images(kept, training=False), list(source.contents(kept))
+    os.utime(tmp_path / "regions" / f"{kept[1].image_id}.npz", (1, 1))
+    assert [a == b for a, b in zip(source.contents(kept), before, strict=True)].count(False) == 1
     together = captioner.decoder.encode_memory(images(range(len(kept)), 0))
     for number in range(len(kept)):  # padding changes nothing
         alone = captioner.decoder.encode_memory(images([number], 0))
