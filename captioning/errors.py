@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 USER_ERROR, DIVERGED = 2, 3
 """Exit codes: the input was refused; the training diverged."""
@@ -34,6 +36,27 @@ class Stopped(Exception):
         self.code = code
 
 
+class Note(UserWarning):
+    """A decision about the user's data that they should see; commands print it as one line on stderr."""
+
+
+@contextlib.contextmanager
+def notes_to(log: Callable[[str], None]) -> Iterator[None]:
+    """Pass the notes given in the block to `log`, one line each; other warnings are shown as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        show = warnings.showwarning
+
+        def show_note(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, Note):
+                log(f"note: {message}")
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_note  # restored by catch_warnings
+        yield
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit code.
 
@@ -42,7 +65,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """
     debug = "--debug" in sys.argv[1:]
     try:
-        code = main() or 0
+        with notes_to(lambda line: print(line, file=sys.stderr)):
+            code = main() or 0
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130

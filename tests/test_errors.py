@@ -1,10 +1,11 @@
 """Exit codes and messages of commands that fail."""
 
 import sys
+import warnings
 
 import pytest
 
-from captioning.errors import Diverged, Stopped, UserError, run_command
+from captioning.errors import Diverged, Note, Stopped, UserError, notes_to, run_command
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,21 @@ def test_a_command_that_returns_nothing_exits_with_0():
     with pytest.raises(SystemExit) as ended:
         run_command(lambda: None)
     assert ended.value.code == 0
+
+
+def test_a_note_is_one_line_on_stderr(capsys):
+    def main():
+        for _ in range(2):
+            warnings.warn(Note("x.csv: reads the split 'dev' as val"), stacklevel=1)
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "note: x.csv: reads the split 'dev' as val\n" * 2
+
+
+def test_notes_go_where_they_are_asked_for_and_other_warnings_do_not():
+    lines = []
+    with pytest.warns(UserWarning, match="of another kind"), notes_to(lines.append):
+        warnings.warn(Note("of ours"), stacklevel=1)
+        warnings.warn("of another kind", stacklevel=1)
+    assert lines == ["note: of ours"]

@@ -237,13 +237,15 @@ def load_file(file: ImageFile, *, preprocessings: Sequence[Preprocessing], keep_
 
     if file.problem:
         return Loaded(file, None, None, f"{printable(file.path)}: {file.problem}")
+    source = sys.stdin.buffer if file.path == STDIN else file.path
     try:
-        image, note = read_image(sys.stdin.buffer if file.path == STDIN else file.path)
+        image, notes = read_image(source)
     except BadImage as error:
         return Loaded(file, None, None, str(error))
     pixels = tuple(preprocess(image, preprocessing) for preprocessing in preprocessings)
     if keep_photo:
         image.thumbnail((PHOTO_SIZE, PHOTO_SIZE))
+    note = f"{printable(source)}: {'; '.join(notes)}" if notes else ""
     return Loaded(file, pixels, image if keep_photo else None, note)
 
 

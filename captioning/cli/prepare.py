@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioning.cli.options import positive
-from captioning.errors import UserError
+from captioning.errors import UserError, notes_to
 
 if TYPE_CHECKING:
     from captioning.datasets.base import BaseDatasetConfig, Guide
@@ -53,11 +52,10 @@ def main() -> int:
     if args.kind is None:
         return list_data_sets()
     # imported after the arguments are parsed, because these imports take a second
-    from captioning.datasets import load
+    from captioning.datasets import load, refuse_equal_files
     from captioning.datasets.prepare.survey import survey
     from captioning.utils.files import write_json
 
-    warnings.formatwarning = lambda message, *place, **line: f"note: {message}\n"
     config = read_settings(args.kind, args.root, args.settings)
     if args.needs:
         print(config.guide.text(config.root))
@@ -68,13 +66,15 @@ def main() -> int:
         print(config.guide.text(config.root), file=sys.stderr)
         raise UserError(f"{config.root}: missing or empty; add the files listed above and run this again")
     out = Path(args.out or f"runs/prepare-{args.kind}")
-    collection = load(config, skipped_csv=out / "skipped.csv")
+    notes: list[str] = []
+    with notes_to(notes.append):
+        collection = load(config, skipped_csv=out / "skipped.csv")
     statistics = survey(collection.records, min_count=args.min_count)
     config.verify()
     has_images = config.has_images(collection.records)
     files = check_files(collection.records) if has_images and not args.quick else None
     sheet = draw_sheet(collection.records, out) if has_images else None
-    report = as_json(config, collection, statistics, files, sheet)
+    report = {**as_json(config, collection, statistics, files, sheet), "notes": notes}
     write_json(out / "report.json", report)
     if args.json:
         import json
@@ -84,7 +84,11 @@ def main() -> int:
         print_report(report)
         print(f"report: {out / 'report.json'}")
     if files is not None:
-        refuse_unfit(config, collection, files, out)
+        refuse_bad_files(config, collection, files, out)
+    else:
+        refuse_equal_files(config, collection)
+    if config.has_training_split:
+        refuse_untrainable(config, collection, statistics)
     return 0
 
 
@@ -187,14 +191,14 @@ def download(guide: Guide, names: list[str], root: Path) -> None:
 
 def check_files(records: list[ImageRecord]) -> FileSurvey:
     from captioning.datasets.prepare.survey import survey_files
-    from captioning.images.reading import load_image
+    from captioning.images.reading import read_image as open_image
 
-    return survey_files(records, open_image=load_image, threads=os.cpu_count() or 1)
+    return survey_files(records, read_notes=lambda file: open_image(file).notes, threads=os.cpu_count() or 1)
 
 
 def draw_sheet(records: list[ImageRecord], out: Path) -> Path:
-    from captioning.datasets import sort_splits
     from captioning.datasets.prepare import contact_sheet
+    from captioning.datasets.splits import sort_splits
     from captioning.images.reading import load_image
 
     path = out / "contact_sheet.png"
@@ -213,8 +217,8 @@ def as_json(
     """The report as JSON values."""
     from dataclasses import asdict
 
-    from captioning.datasets import sort_splits
     from captioning.datasets.checks import count_reasons
+    from captioning.datasets.splits import sort_splits
 
     def describe(groups: list[list[ImageRecord]]) -> list[list[dict[str, str]]]:
         return [[{"path": record.path, "split": record.split} for record in group] for group in groups]
@@ -238,6 +242,7 @@ def as_json(
         and {
             "checked": files.checked,
             "broken": [skip._asdict() for skip in files.broken],
+            "noted": [skip._asdict() for skip in files.noted],
             "repeated_within_a_split": describe(files.repeated),
             "repeated_across_splits": describe(files.leaked),
         },
@@ -263,6 +268,8 @@ def print_report(report: dict[str, Any]) -> None:
     for split, count in report["absent"].items():
         print(f"{split:<12}{'absent':>9}{count:>11,}")
     print_vocabulary(report)
+    for note in report["notes"]:
+        print(note)
     for reason, (count, first) in report["skipped"].items():
         print(f"skipped: {count:,} {reason} (first {first})")
     if report["files"]:
@@ -296,18 +303,32 @@ def print_files(files: dict[str, Any]) -> None:
         print("  " + " = ".join(f"{file['path']} ({file['split']})" for file in group))
     for skip in files["broken"][:5]:
         print(f"  {skip['item']}: {skip['reason']}")
+    by_kind: dict[str, list[dict[str, str]]] = {}
+    for noted in files["noted"]:
+        by_kind.setdefault(noted["reason"].rpartition("; ")[2], []).append(noted)
+    for kind, all_noted in by_kind.items():
+        first = f"{all_noted[0]['item']}: {all_noted[0]['reason']}"
+        print(f"accepted with a note: {len(all_noted):,} {kind} (first {first})")
 
 
-def refuse_unfit(config: BaseDatasetConfig, collection: Collection, files: FileSurvey, out: Path) -> None:
+def refuse_untrainable(config: BaseDatasetConfig, collection: Collection, statistics: Survey) -> None:
+    """Raise UserError if `captioning train` would refuse the splits or find no words."""
+    from captioning.datasets.splits import training_splits
+
+    training_splits(collection, where=config.root)
+    if not statistics.vocabulary:
+        raise UserError(
+            f"{config.root}: no word occurs {statistics.min_count} times in the training captions; lower "
+            "vocabulary.min_count for training, and give it here as --min-count"
+        )
+
+
+def refuse_bad_files(config: BaseDatasetConfig, collection: Collection, files: FileSurvey, out: Path) -> None:
     """Raise UserError if files are in two splits or too many are broken; broken files are listed in `broken.csv`."""
-    from captioning.datasets.checks import write_skipped
+    from captioning.datasets.checks import content_leakage, write_skipped
 
     if files.leaked:
-        example = " = ".join(f"{record.path} ({record.split})" for record in files.leaked[0])
-        raise UserError(
-            f"{config.root}: leakage: {len(files.leaked)} images are in two splits by content "
-            f"(first {example}); leave each in one (all are in {out / 'report.json'})"
-        )
+        raise content_leakage(files.leaked, where=config.root, listed=str(out / "report.json"))
     if files.broken:
         write_skipped(out / "broken.csv", files.broken)
         if len(files.broken) > config.max_bad * len(collection.records):
@@ -319,8 +340,9 @@ def refuse_unfit(config: BaseDatasetConfig, collection: Collection, files: FileS
 
 def shard(args: argparse.Namespace) -> int:
     """Write or list shards, and print their sizes."""
-    from captioning.datasets import load, sort_splits
+    from captioning.datasets import load
     from captioning.datasets.prepare import shards
+    from captioning.datasets.splits import sort_splits
 
     if args.adopt:
         index = shards.adopt(args.adopt)

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import Annotated
 
+from captioning.datasets import checks
 from captioning.datasets.base import BaseDatasetConfig
-from captioning.datasets.checks import check
 from captioning.datasets.coco import CocoConfig
 from captioning.datasets.flickr8k import Flickr8kConfig
 from captioning.datasets.flickr30k import Flickr30kConfig
@@ -21,6 +21,7 @@ from captioning.datasets.folder import FolderConfig
 from captioning.datasets.karpathy import KarpathyConfig
 from captioning.datasets.shapes import ShapesConfig
 from captioning.datasets.shards import ShardsConfig
+from captioning.datasets.splits import describe_splits, draw_validation, usual_name
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 from captioning.utils.validation import ByKind, members
@@ -43,17 +44,26 @@ DATASETS: dict[str, type[BaseDatasetConfig]] = members(DatasetConfig)
 def load(config: BaseDatasetConfig, *, skipped_csv: str | os.PathLike[str] | None = None) -> Collection:
     """The data set's records after the common checks; skipped items are written to `skipped_csv`, if given.
 
+    If there is no split val, a part of train becomes it (see `splits.draw_validation`).
+
     Raises:
         UserError: as the data set's `load` and `checks.check`.
     """
     with without_gc():
         collection = config.load()
-    return check(
+    records, skipped = checks.check(
         collection,
         where=config.root,
         max_bad=config.max_bad,
         skipped_csv=None if skipped_csv is None else os.fspath(skipped_csv),
     )
+    return Collection(draw_validation(records, seed=config.split_seed, where=config.root), skipped)
+
+
+def refuse_equal_files(config: BaseDatasetConfig, collection: Collection) -> None:
+    """Raise UserError if the data set's images of different splits have the same bytes (see `checks`)."""
+    if not config.generates_files and config.has_images(collection.records):
+        checks.refuse_equal_files(collection.records, where=config.root)
 
 
 @contextlib.contextmanager
@@ -69,24 +79,12 @@ def without_gc() -> Iterator[None]:
 
 
 def of_split(collection: Collection, split: str) -> list[ImageRecord]:
-    """The records of one split.
+    """The records of one split, under its own or its usual name ("dev" for val).
 
     Raises:
         UserError: there are none; the message lists the splits and their sizes.
     """
-    records = [record for record in collection.records if record.split == split]
-    if not records:
-        raise UserError(f"no images in the split {split!r}; there are {describe_splits(collection.records)}")
-    return records
-
-
-def describe_splits(records: list[ImageRecord]) -> str:
-    """The splits with their sizes: "train (6,000 images), val (1,000 images)"."""
-    names = [record.split for record in records]
-    return ", ".join(f"{name} ({names.count(name):,} images)" for name in sort_splits(set(names)))
-
-
-def sort_splits(splits: set[str]) -> list[str]:
-    """Split names with train, val and test first, the others in alphabetical order."""
-    usual = ("train", "val", "test")
-    return sorted(splits, key=lambda split: (usual.index(split) if split in usual else len(usual), split))
+    for name in (split, usual_name(split)):
+        if records := [record for record in collection.records if record.split == name]:
+            return records
+    raise UserError(f"no images in the split {split!r}; there are {describe_splits(collection.records)}")

@@ -152,6 +152,7 @@ class BaseDatasetConfig(ABC):
     Attributes:
         root: the data set's folder.
         max_bad: largest share of images and captions that may be skipped.
+        split_seed: seed of splits that are drawn at random because the files name none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -159,6 +160,7 @@ class BaseDatasetConfig(ABC):
     kind: str
     root: str
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    split_seed: Annotated[int, Field(ge=0)] = 0
 
     guide: ClassVar[Guide]
     reference_formats: ClassVar[str] = ""
@@ -180,6 +182,11 @@ class BaseDatasetConfig(ABC):
     def has_images(self, records: Sequence[ImageRecord]) -> bool:
         """Whether the paths of `records` are image files, which can be opened."""
         return getattr(self, "images", "") is not None
+
+    @property
+    def has_training_split(self) -> bool:
+        """Whether the settings ask for a training split; COCO's `train: null` does not."""
+        return getattr(self, "train", "") is not None
 
     images_verified: ClassVar[bool] = False
     """Whether all images were decoded when the data set was written, so that training need not check them."""

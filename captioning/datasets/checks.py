@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from captioning.datasets.disk import ImageFolder
+from captioning.datasets.splits import unify_names
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
+from captioning.utils.file_slice import FileSlice, read_bytes
 from captioning.utils.files import atomic_write, read_text
+from captioning.utils.progress import progress
 
 MAX_EXAMPLES = 5
 """Number of offending values that a message lists."""
@@ -131,13 +136,14 @@ def check(
 ) -> Collection:
     """Return the collection if it is fit for use, and write what was skipped to `skipped_csv`, if given.
 
+    Splits are returned under their usual names: "validation" as val (see `splits.usual_names`).
     `max_bad` is a share of all images and captions read.
 
     Raises:
         UserError: an image id or file occurs twice, an image is in two splits (by id or by file), more than
             `max_bad` was skipped, or nothing is left.
     """
-    records, skipped = collection
+    records, skipped = unify_names(collection.records, where=where), collection.skipped
     if skipped and skipped_csv is not None:
         write_skipped(skipped_csv, skipped)
     refuse_leakage(records, where=where)
@@ -154,7 +160,7 @@ def check(
         )
     if not records:
         raise UserError(f"{where}: contains no image with a caption")
-    return collection
+    return Collection(records, skipped)
 
 
 def refuse_leakage(records: Sequence[ImageRecord], *, where: str) -> None:
@@ -169,6 +175,53 @@ def refuse_leakage(records: Sequence[ImageRecord], *, where: str) -> None:
                 f"{where}: leakage: {len(leaked)} images are in two splits by {what} "
                 f"(first {examples} in {' and '.join(splits)}); leave each in one"
             )
+
+
+def refuse_equal_files(records: Sequence[ImageRecord], *, where: str) -> None:
+    """Raise UserError if images of different splits have the same bytes.
+
+    Only files of equal size in different splits are read; of slices of a tar the CRC-32 must be equal as well.
+    Files that cannot be read are left to whoever opens them.
+    """
+    by_size = _group(records, _size)
+    candidates = [record for group in by_size if _in_two_splits(group) for record in group]
+    bar = progress(candidates, desc="comparing files of equal size", unit="image", delay=2.0)
+    leaked = [group for group in _group(bar, _digest) if _in_two_splits(group)]
+    if leaked:
+        raise content_leakage(leaked, where=where)
+
+
+def content_leakage(groups: Sequence[Sequence[ImageRecord]], *, where: str, listed: str = "") -> UserError:
+    """The error for groups of equal files in different splits; `listed` names the file that lists them."""
+    example = " = ".join(f"{record.path} ({record.split})" for record in groups[0])
+    return UserError(
+        f"{where}: leakage: {len(groups)} images are in two splits by content (first {example}); leave each in one"
+        + (f" (all are in {listed})" if listed else "")
+    )
+
+
+def _group(
+    records: Iterable[ImageRecord], key: Callable[[ImageRecord], Hashable]
+) -> Iterator[list[ImageRecord]]:
+    """The records by their key; those whose file cannot be read are left out."""
+    groups: dict[Hashable, list[ImageRecord]] = {}
+    for record in records:
+        with contextlib.suppress(OSError, UserError):
+            groups.setdefault(key(record), []).append(record)
+    yield from groups.values()
+
+
+def _size(record: ImageRecord) -> Hashable:
+    part = FileSlice.parse(record.path)
+    return os.path.getsize(record.path) if part is None else (part.size, part.crc)
+
+
+def _digest(record: ImageRecord) -> Hashable:
+    return hashlib.sha256(read_bytes(record.path)).digest()
+
+
+def _in_two_splits(records: Sequence[ImageRecord]) -> bool:
+    return len({record.split for record in records}) > 1
 
 
 def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Collection:

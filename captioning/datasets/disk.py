@@ -1,10 +1,8 @@
-"""Find a data set's files and list its images; random splits."""
+"""Find a data set's files and list its images."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 
 from captioning.errors import UserError
@@ -149,33 +147,3 @@ def json_type(value: object) -> str:
     """JSON's name for the type of `value`, with its article: "an object", "a list" ..."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def random_splits(names: Iterable[str], *, seed: int, val: int, test: int) -> dict[str, str]:
-    """A split for each name, by the rank of its hash: independent of the machine and the order of names.
-
-    `val` and `test` are numbers of images; all other images are "train".
-    """
-
-    def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
-
-    ranked = sorted(set(names), key=rank)
-    return {
-        name: "test" if number < test else "val" if number < test + val else "train"
-        for number, name in enumerate(ranked)
-    }
-
-
-def unofficial_splits(names: Sequence[str], *, seed: int, title: str) -> dict[str, str]:
-    """Random splits of a data set that has official ones, with a warning: 1,000 images each for val and test.
-
-    Below 8,000 images val and test get an eighth each. `title` is the data set's name in the warning.
-    """
-    size = min(1000, len(names) // 8)
-    warnings.warn(
-        f"{title} is split at random (seed {seed}; {size} images each for val and test, "
-        "the rest for train): figures on it do not compare with published ones",
-        stacklevel=4,
-    )
-    return random_splits(names, seed=seed, val=size, test=size)

@@ -15,6 +15,7 @@ from captioning.datasets import checks, disk
 from captioning.datasets.base import BaseDatasetConfig, CaptionFile, Guide
 from captioning.datasets.checks import Entry, LabelledCaptions
 from captioning.datasets.flickr import KARPATHY_CAPTIONS, read_tokens, unsplit_records
+from captioning.datasets.splits import unofficial_splits
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.files import read_json, read_text
@@ -69,7 +70,6 @@ class Flickr30kConfig(BaseDatasetConfig):
     images: str | None = disk.AUTO
     captions: str | None = None
     splits: Literal["official", "random"] = "official"
-    split_seed: int = 0
 
     def load(self) -> Collection:
         """Records of Flickr30k; image ids are file names. Images in no split are left out.
@@ -88,7 +88,7 @@ class Flickr30kConfig(BaseDatasetConfig):
         )
         captions, skipped = read_tokens(path) if path.endswith(".token") else read_piped(path)
         if self.splits == "random":
-            drawn = disk.unofficial_splits(list(captions), seed=self.split_seed, title="Flickr30k")
+            drawn = unofficial_splits(list(captions), seed=self.split_seed, title="Flickr30k")
             splits = Splits([(name, drawn[name]) for name in captions], dict.fromkeys(drawn.values(), path))
         else:
             splits = read_splits(self.root)

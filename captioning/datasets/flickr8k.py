@@ -19,6 +19,7 @@ from captioning.datasets import checks, disk
 from captioning.datasets.base import BaseDatasetConfig, CaptionFile, Guide
 from captioning.datasets.checks import Entry, LabelledCaptions
 from captioning.datasets.flickr import KARPATHY_CAPTIONS, is_token_line, read_tokens, unsplit_records
+from captioning.datasets.splits import unofficial_splits
 from captioning.datasets.tables import read_csv, refuse_other_separator
 from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
@@ -71,7 +72,6 @@ class Flickr8kConfig(BaseDatasetConfig):
     images: str | None = disk.AUTO
     captions: str | None = None
     splits: Literal["official", "random"] = "official"
-    split_seed: int = 0
     train_list: str | None = None
     dev_list: str | None = None
     test_list: str | None = None
@@ -93,7 +93,7 @@ class Flickr8kConfig(BaseDatasetConfig):
         )
         captions, skipped = _read_captions(path)
         if self.splits == "random":
-            splits = disk.unofficial_splits(list(captions), seed=self.split_seed, title="Flickr8k")
+            splits = unofficial_splits(list(captions), seed=self.split_seed, title="Flickr8k")
             entries = [
                 Entry(name, name, splits[name], texts, f"{path}: entry {number}")
                 for number, (name, texts) in enumerate(captions.items(), 1)

@@ -8,6 +8,8 @@ Separate its words by spaces first, for example with a segmenter.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,8 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from captioning.datasets import checks, disk
 from captioning.datasets.base import UNSPLIT, BaseDatasetConfig, CaptionFile, Guide
 from captioning.datasets.checks import Entry, LabelledCaptions
+from captioning.datasets.splits import random_splits, sort_splits, usual_names
 from captioning.datasets.tables import read_table, require_columns
-from captioning.errors import UserError
+from captioning.errors import Note, UserError
 from captioning.records import Collection, Skip
 from captioning.utils.files import read_jsonl
 
@@ -43,8 +46,8 @@ class FolderConfig(BaseDatasetConfig):
 
     `captions: null` searches for captions.csv, captions.jsonl, metadata.csv and metadata.jsonl;
     `images: auto` is `root/images`, or `root` itself; `images: null` loads captions alone. Images
-    whose rows name no split get `split`: a split's name, or "random" for a tenth each in val and test, drawn
-    by `split_seed`.
+    whose rows name no split get `split`: a split's name, or "random" for a tenth each in val and test (at least one
+    in val), drawn by `split_seed`.
     """
 
     guide: ClassVar[Guide] = GUIDE
@@ -55,7 +58,6 @@ class FolderConfig(BaseDatasetConfig):
     images: str | None = disk.AUTO
     captions: str | None = None
     split: str = RANDOM
-    split_seed: int = 0
 
     def load(self) -> Collection:
         """Records of the folder; image ids are the file names in the rows.
@@ -90,6 +92,11 @@ class FolderConfig(BaseDatasetConfig):
             captions.setdefault(name, []).extend((label, text) for text in texts)
             if row.split and row.split.strip():
                 splits.setdefault(name, {})[row.split.strip()] = None
+        renamed = usual_names((split for names in splits.values() for split in names), where=path)
+        splits = {
+            name: dict.fromkeys(renamed.get(split, split) for split in names)
+            for name, names in splits.items()
+        }
         default = self._default_splits([name for name in captions if name not in splits])
         entries = [
             Entry(name, name, split, texts, f"{path}: line {first_line[name]}")
@@ -103,7 +110,17 @@ class FolderConfig(BaseDatasetConfig):
         if self.split != RANDOM:
             return dict.fromkeys(names, self.split)
         size = len(names) // 10
-        return disk.random_splits(names, seed=self.split_seed, val=size, test=size)
+        drawn = random_splits(names, seed=self.split_seed, val=max(size, int(len(names) > 1)), test=size)
+        if drawn:
+            counts = Counter(drawn.values())
+            sizes = ", ".join(f"{counts[split]:,} {split}" for split in sort_splits(set(counts)))
+            warnings.warn(
+                Note(
+                    f"{self.root}: images without a split are divided at random: {sizes} (split_seed {self.split_seed})"
+                ),
+                stacklevel=2,
+            )
+        return drawn
 
     @classmethod
     def read_references(cls, file: CaptionFile) -> Collection | None:

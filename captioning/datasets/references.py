@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from captioning.datasets import DATASETS, describe_splits, of_split, without_gc
+from captioning.datasets import DATASETS, of_split, without_gc
 from captioning.datasets.base import UNSPLIT, CaptionFile
 from captioning.datasets.checks import check
+from captioning.datasets.splits import describe_splits
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
 

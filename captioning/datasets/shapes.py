@@ -46,6 +46,8 @@ DRAWING_VERSION = 2
 """Increased with every change of images or captions, so that older folders are not reused."""
 IDS_PER_SPLIT = 1_000_000
 """Range of image ids of a split; an image's id doesn't depend on the sizes of the splits."""
+NOT_DRAWN = ("root", "max_bad", "split_seed")
+"""Settings that the images and captions don't depend on."""
 SPLITS = ("train", "val", "test", "test_unseen")
 ABANDONED_SECONDS = 3600
 """Age after which an unfinished folder is deleted: no process can still be drawing into it."""
@@ -101,8 +103,8 @@ class ShapesConfig(BaseDatasetConfig):
 
     @property
     def folder(self) -> Path:
-        """The folder of the images; its name depends on all settings but `root` and `max_bad`."""
-        settings = {key: value for key, value in asdict(self).items() if key not in ("root", "max_bad")}
+        """The folder of the images; its name depends on the settings that decide what is drawn."""
+        settings = {key: value for key, value in asdict(self).items() if key not in NOT_DRAWN}
         return Path(self.root) / fingerprint({**settings, "drawing": DRAWING_VERSION})
 
 

@@ -37,11 +37,15 @@ class BadImage(UserError):
         return BadImage, (self.path, self.reason)  # worker processes pickle it
 
 
+LOST_END = "the file may have lost its end"
+"""End of the note on a picture of which a part has one colour, which an intact picture may have as well."""
+
+
 class LoadedImage(NamedTuple):
-    """An upright RGB image, and a note about content that was left out ("" if there is none)."""
+    """An upright RGB image, and notes on it: frames that were left out, a part that may be lost."""
 
     image: Image.Image
-    note: str
+    notes: tuple[str, ...] = ()
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -59,7 +63,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """Like `load_image`, with a note if something was left out (further frames of an animation)."""
+    """Like `load_image`, with notes on what may be wrong with the image (see `LoadedImage`)."""
     name = printable(source)
     if not isinstance(source, (str, os.PathLike)):
         return _read(_seekable(source, name), name, max_pixels)
@@ -153,7 +157,8 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
             image.load()
             if image_format in ("JPEG", "MPO") and _is_incomplete_jpeg(file, start, image):
                 raise OSError("the data ends before the image does")
-            rgb = _apply_orientation(to_rgb(image), image)
+            stored = to_rgb(image)
+            rgb = _apply_orientation(stored, image)
         except _UnsupportedMode as error:
             raise BadImage(name, str(error)) from None
         except Exception as error:
@@ -161,9 +166,9 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
         # MPO is a camera's JPEG followed by previews of the same picture
         has_frames = image_format != "MPO" and _has_further_frames(image)
     notes = ["has several frames, the first is used"] if has_frames else []
-    if uniform := uniform_part(rgb):
-        notes.append(f"{uniform}; the file may have lost its end")
-    return LoadedImage(rgb, f"{name}: {'; '.join(notes)}" if notes else "")
+    if uniform := uniform_part(stored):
+        notes.append(f"{uniform}; {LOST_END}")
+    return LoadedImage(rgb, tuple(notes))
 
 
 def _is_incomplete_jpeg(file: BinaryIO, start: int, image: Image.Image) -> bool:

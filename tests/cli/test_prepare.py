@@ -25,6 +25,7 @@ from captioning.datasets.prepare.survey import survey, survey_files
 from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.text.vocabulary import Vocabulary
+from tests.helpers.datasets import write_coco
 
 
 class Done(NamedTuple):
@@ -139,6 +140,56 @@ def test_same_photograph_in_two_splits_is_found_by_its_bytes(tmp_path: Path, run
     assert [len(group) for group in report["files"]["repeated_within_a_split"]] == [2]
 
 
+def test_pictures_that_may_have_lost_their_end_are_counted(tmp_path: Path, run: Run) -> None:
+    images = folder(tmp_path / "photos") / "images"
+    for name, rows in (("0.jpg", 10), ("5.jpg", 15), ("2.jpg", 1)):  # of 23
+        pixels = np.random.default_rng(int(name[0])).integers(0, 256, (23, 37, 3), dtype=np.uint8)
+        pixels[-rows:] = 77
+        Image.fromarray(pixels).save(images / name, "BMP")
+    done = run("folder", "--root", "photos")
+    assert done.returncode == 0
+    assert (
+        "accepted with a note: 2 the file may have lost its end "
+        "(first photos/images/0.jpg: lower 43 % is one colour; the file may have lost its end)"
+    ) in done.stdout
+    report = json.loads((tmp_path / "runs/prepare-folder/report.json").read_text())
+    assert [noted["item"] for noted in report["files"]["noted"]] == [
+        "photos/images/0.jpg", "photos/images/5.jpg",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+def test_what_cannot_be_trained_on_is_unfit(tmp_path: Path, run: Run, quick: tuple[str, ...]) -> None:
+    for splits, message in (
+        ("x", "photos: cannot be trained on: no images in the split train"),
+        ("t", "photos: cannot be trained on: training needs two images or more"),
+    ):
+        folder(tmp_path / "photos", splits=splits)
+        done = run("folder", "--root", "photos", "--min-count", "1", *quick)
+        assert done.returncode == 2 and f"error: {message}" in done.stderr
+        assert "images" in done.stdout  # the report comes first
+    images = folder(tmp_path / "photos", splits="tttt") / "images"
+    done = run("folder", "--root", "photos", *quick)
+    note = "note: photos: has no split val; 1 of its 4 training images are drawn for it (split_seed 0)"
+    assert done.returncode == 0 and note in done.stdout
+    assert json.loads((tmp_path / "runs/prepare-folder/report.json").read_text())["notes"] == [note]
+    done = run("folder", "--root", "photos", "--min-count", "100", *quick)
+    assert done.returncode == 2 and "no word occurs 100 times in the training captions" in done.stderr
+    folder(tmp_path / "photos")
+    (images / "6.jpg").write_bytes((images / "0.jpg").read_bytes())
+    assert (
+        "leakage: 1 images are in two splits by content" in run("folder", "--root", "photos", *quick).stderr
+    )
+
+
+def test_a_data_set_without_training_captions_on_purpose_is_fit(tmp_path: Path, run: Run) -> None:
+    """The example in --help: COCO's val2017 alone."""
+    write_coco(tmp_path / "coco", split="val")
+    for path in (tmp_path / "coco/val2017").iterdir():
+        photograph(path, int(path.stem))
+    assert run("coco", "--root", "coco", "train=null").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,12 +287,15 @@ def test_files_that_cannot_be_read_do_not_stop_the_survey(tmp_path: Path) -> Non
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
 
-    def open_image(file: Any) -> None:
-        if file.read() == b"two":
+    def read_notes(file: Any) -> tuple[str, ...]:
+        content = file.read()
+        if content == b"two":
             raise UserError("b: not an image")
+        return ("looks odd",)
 
     records = [ImageRecord(name, str(tmp_path / name), ("x",), "train") for name in "abc"]
-    found = survey_files(records, open_image=open_image, threads=2)
+    found = survey_files(records, read_notes=read_notes, threads=2)
+    assert [(Path(noted.item).name, noted.reason) for noted in found.noted] == [("a", "looks odd")]
     assert found.checked == 3 and found.repeated == [] and found.leaked == []
     assert [(Path(bad.item).name, bad.reason) for bad in found.broken] == [
         ("b", "b: not an image"),

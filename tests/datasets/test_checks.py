@@ -10,10 +10,13 @@ import pytest
 from captioning.datasets import (
     CocoConfig,
     FolderConfig,
+    checks,
     load,
 )
 from captioning.datasets.checks import caption_problem
 from captioning.errors import UserError
+from captioning.records import ImageRecord
+from captioning.utils.file_slice import FileSlice, read_bytes
 from tests.helpers.datasets import (
     coco_annotation,
     coco_image,
@@ -129,6 +132,32 @@ def test_image_in_two_files_is_leakage(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"leakage: 1 images are in two splits by file .*000000000002\.jpg"):
         load(CocoConfig(root=str(tmp_path), images="train2017"))
+
+
+def test_equal_files_in_two_splits_are_leakage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only files of equal size in different splits are read, and a file that is gone is no leakage."""
+    contents = {"a": b"aaaa", "b": b"bbbb", "c": b"cc", "d": b"cc", "e": b"aaa", "f": b"bbbc"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+
+    def records(**splits: str) -> list[ImageRecord]:
+        return [ImageRecord(name, str(tmp_path / name), ("x",), split) for name, split in splits.items()]
+
+    read: list[str] = []
+    monkeypatch.setattr(checks, "read_bytes", lambda path: read.append(Path(path).name) or read_bytes(path))
+    checks.refuse_equal_files(
+        records(a="train", b="train", c="train", d="train", e="val", f="val", g="val"), where="x"
+    )
+    assert read == ["a", "b", "f"]
+    with pytest.raises(
+        UserError, match=r"x: leakage: 1 images .* by content \(first .*c \(train\) = .*d \(val\)\)"
+    ):
+        checks.refuse_equal_files(records(a="train", b="train", c="train", d="val", e="val"), where="x")
+    tar = [
+        ImageRecord(name, FileSlice(str(tmp_path / "none.tar"), 9, 4, crc, name).path, ("x",), split)
+        for name, crc, split in (("1", 5, "train"), ("2", 6, "val"))
+    ]
+    checks.refuse_equal_files(tar, where="x")  # another CRC-32: not read
 
 
 def test_max_bad_counts_images_and_captions(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from captioning.datasets import (
     CocoConfig,
     load,
 )
-from captioning.datasets.disk import ImageFolder, random_splits
+from captioning.datasets.disk import ImageFolder
+from captioning.datasets.splits import random_splits
 from captioning.errors import UserError
 from tests.helpers.datasets import (
     coco_annotation,

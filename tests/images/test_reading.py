@@ -331,18 +331,18 @@ def test_first_frame_and_a_note_for_animations(kind: str):
     frames = [Image.new("RGB", (13, 7), colour) for colour in colours]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    image, note = read_image(io.BytesIO(data))
+    image, notes = read_image(io.BytesIO(data))
     assert image.size == (13, 7) and set(image.getdata()) == {colours[0]}
-    assert note == "<image>: has several frames, the first is used"
-    assert read_image(io.BytesIO(encoded(frames[0], kind, **options))).note == ""
+    assert notes == ("has several frames, the first is used",)
+    assert read_image(io.BytesIO(encoded(frames[0], kind, **options))).notes == ()
 
 
 def test_photo_followed_by_previews():
     """Phones write MPO, a JPEG followed by previews; the photo is used, without a note."""
     data = encoded(scene(), "MPO", save_all=True, append_images=[scene(31, 29)], quality=95)
     assert Image.open(io.BytesIO(data)).format == "MPO"
-    image, note = read_image(io.BytesIO(data))
-    assert note == "" and mean_difference(image, scene()) < 2
+    image, notes = read_image(io.BytesIO(data))
+    assert notes == () and mean_difference(image, scene()) < 2
 
 
 HUGE = """

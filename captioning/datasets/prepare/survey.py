@@ -52,10 +52,11 @@ class Survey(NamedTuple):
 
 
 class FileSurvey(NamedTuple):
-    """Broken files, and groups of files with equal bytes: within one split (`repeated`) and across splits."""
+    """Broken files, notes on accepted ones, and groups of equal files: in one split (`repeated`) and across splits."""
 
     checked: int
     broken: list[Skip]
+    noted: list[Skip]
     repeated: list[list[ImageRecord]]
     leaked: list[list[ImageRecord]]
 
@@ -94,31 +95,33 @@ def _survey_split(
 
 
 def survey_files(
-    records: Sequence[ImageRecord], *, open_image: Callable[[BinaryIO], object], threads: int
+    records: Sequence[ImageRecord], *, read_notes: Callable[[BinaryIO], Sequence[str]], threads: int
 ) -> FileSurvey:
     """Read every image file once and report those that don't open, and those with equal bytes.
 
-    `open_image` raises UserError for a file that is not an image. Scaled or recompressed copies are not found,
-    because they differ in their bytes.
+    `read_notes` opens an image and gives the notes on it; it raises UserError for a file that is not an image.
+    Scaled or recompressed copies are not found, because they differ in their bytes.
     """
 
-    def check(record: ImageRecord) -> tuple[bytes, str | None]:
+    def check(record: ImageRecord) -> tuple[bytes, str | None, Sequence[str]]:
         try:
             content = read_bytes(record.path)
-            open_image(io.BytesIO(content))
+            notes = read_notes(io.BytesIO(content))
         except OSError as error:
-            return b"", error.strerror or str(error)
+            return b"", error.strerror or str(error), ()
         except UserError as error:
-            return b"", getattr(error, "reason", str(error))
-        return hashlib.sha256(content).digest(), None
+            return b"", getattr(error, "reason", str(error)), ()
+        return hashlib.sha256(content).digest(), None, notes
 
     broken: list[Skip] = []
+    noted: list[Skip] = []
     by_digest: dict[bytes, list[ImageRecord]] = defaultdict(list)
     with ThreadPoolExecutor(threads) as pool:
         results = progress(
             pool.map(check, records), total=len(records), desc="opening images", unit="image", delay=2.0
         )
-        for record, (digest, reason) in zip(records, results, strict=True):
+        for record, (digest, reason, notes) in zip(records, results, strict=True):
+            noted.extend(Skip(record.path, note) for note in notes)
             if reason is None:
                 by_digest[digest].append(record)
             else:
@@ -127,6 +130,7 @@ def survey_files(
     return FileSurvey(
         checked=len(records),
         broken=broken,
+        noted=noted,
         repeated=[group for group in groups if len({record.split for record in group}) == 1],
         leaked=[group for group in groups if len({record.split for record in group}) > 1],
     )
