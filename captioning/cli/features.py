@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from captioning.cli.options import positive, share
@@ -13,15 +14,21 @@ from captioning.errors import UserError
 
 if TYPE_CHECKING:
     from captioning.loaders.feature_store import FeatureStore
+    from captioning.models.encoders import BaseEncoderConfig
 
 EXAMPLES = """examples:
   captioning features configs/flickr8k_lstm.yaml
       the store that training with this config uses, for all splits (training also creates it if it is missing)
   captioning features configs/flickr8k_lstm.yaml dataset.root=data/flickr8k features.dtype=float32
-  captioning features --images photos --encoder mobilenet_v2 --weights default --out features/photos
+  captioning features --images photos --encoder mobilenet_v2 --out features/photos
       all images below a folder; an image's id is its path below the folder
+  captioning features --images photos --encoder kind=timm,name=tf_efficientnet_lite2,layer=before_head --out f
+      any encoder that a config can have, with its own preprocessing
   captioning features --verify features/photos
       read all features and compare them with their checksums
+
+Size and time are printed before the first image. Fewer bytes: --dtype float16 (the default), --grid 5 (regions pooled
+to 5 x 5), and of timm's networks layer=before_head, which has fewer channels for some.
 
 An interrupted build is continued, and new images are added. Images that cannot be read are listed in skipped.csv
 in the store's folder."""
@@ -59,12 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     folder = parser.add_argument_group("a folder of images, without a config")
     add = folder.add_argument
     add("--images", metavar="DIR", help="the folder of images")
-    add("--encoder", metavar="NAME", help="a CNN by its name in torchvision (mobilenet_v2, resnet101, ...)")
     add(
-        "--weights",
-        metavar="WHAT",
-        help="none, default (torchvision's, downloaded) or a .safetensors / .pth file",
+        "--encoder",
+        metavar="NAME|KEY=VALUE,...",
+        help="a CNN by its name in torchvision (mobilenet_v2, resnet101, ...), or the settings of a config's encoder "
+        "section (kind=timm,name=vit_small_patch14_dinov2)",
     )
+    add("--weights", metavar="WHAT", help="default (downloaded), none, or a .safetensors / .pth file")
     add("--out", metavar="FOLDER", help="the store")
     add("--size", type=positive, metavar="PIXELS", help="side of the square that images are resized to")
     add("--resize", metavar="HOW", help="stretch, short_side (crops the sides) or long_side (adds margins)")
@@ -79,8 +87,8 @@ def parse_arguments() -> argparse.Namespace:
     given = [name for name in ("config", "images", "verify") if getattr(args, name)]
     if len(given) != 1:
         parser.error("give one of: a config, --images DIR, --verify FOLDER")
-    if args.images and not (args.encoder and args.weights and args.out):
-        parser.error("--images needs --encoder, --weights and --out")
+    if args.images and not (args.encoder and args.out):
+        parser.error("--images needs --encoder and --out")
     return args
 
 
@@ -104,33 +112,27 @@ def _of_config(args: argparse.Namespace) -> FeatureStore:
 
 def _of_folder(args: argparse.Namespace) -> FeatureStore:
     """A store of all images below a folder."""
-    from pydantic import TypeAdapter, ValidationError
-
     from captioning.images.preprocessing import Preprocessing
     from captioning.loaders.feature_writer import build_store
     from captioning.models import encoders
     from captioning.records import ImageRecord
     from captioning.utils.paths import find_images
+    from captioning.utils.validation import validate
 
     if not os.path.isdir(args.images):
         raise UserError(f"{args.images}: no such folder of images")
     files = find_images([args.images])
     if not files:
         raise UserError(f"{args.images}: contains no images")
-    try:
-        config = TypeAdapter(encoders.TorchvisionConfig).validate_python(
-            _given(name=args.encoder, weights=args.weights, grid=args.grid)
-        )
-        preprocessing = TypeAdapter(Preprocessing).validate_python(_given(size=args.size, resize=args.resize))
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        option = {"name": "encoder"}.get(str(problem["loc"][-1]), problem["loc"][-1])
-        raise UserError(
-            f"--{option}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
-        ) from None
+    config = _encoder_config(args)
+    values = asdict(config.default_preprocessing()) | _given(size=args.size, resize=args.resize)
+    preprocessing: Preprocessing = validate(Preprocessing, values, where="", section="preprocessing")
+    encoder = encoders.build(config)
+    if not encoder.frozen:
+        raise UserError("--encoder: this encoder is trained, so its features cannot be stored")
     return build_store(
         [ImageRecord(file.image_id, file.path, (), "") for file in files],
-        encoders.build(config),
+        encoder,
         preprocessing,
         args.out,
         **_given(
@@ -141,6 +143,31 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
             max_bad=args.max_bad,
         ),
     )
+
+
+def _encoder_config(args: argparse.Namespace) -> BaseEncoderConfig:
+    """The encoder of `--encoder`, a name or settings, with `--weights` and `--grid`.
+
+    Raises:
+        UserError: a setting is unknown or wrong.
+    """
+    from captioning.models.encoders import EncoderConfig
+    from captioning.utils.parsing import parse_yaml_value
+    from captioning.utils.validation import validate
+
+    values: dict[str, Any] = {"weights": "default"}
+    if "=" not in args.encoder:
+        values |= {"kind": "torchvision", "name": args.encoder}
+    else:
+        for setting in args.encoder.split(","):
+            key, sign, text = setting.partition("=")
+            if not sign:
+                raise UserError(
+                    f"--encoder {args.encoder}: write KEY=VALUE,KEY=VALUE, as in kind=timm,name=resnet50"
+                )
+            values[key.strip()] = parse_yaml_value(text, where=f"--encoder {setting}")
+    values |= _given(weights=args.weights, grid=args.grid)
+    return validate(EncoderConfig, values, where="", section="encoder", allow_code=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:

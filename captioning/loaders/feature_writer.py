@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -28,7 +29,7 @@ from captioning.records import ImageId, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice, FileState, content_crc
 from captioning.utils.files import atomic_write, sha256, write_json
 from captioning.utils.packed_strings import PackedStrings
-from captioning.utils.progress import progress
+from captioning.utils.progress import duration, print_to_stderr, progress
 
 ROWS_PER_SHARD = 1024
 
@@ -219,6 +220,7 @@ class _Writer:
         )
         blank = torch.zeros(1, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
         self.index["shape"] = list(self.regions(blank).shape[2:])
+        self.announce(len(todo), blank.expand(8, -1, -1, -1))
         batches = iter(loader)
         bar: Any = progress(total=len(todo), desc="encoding features", unit="image")
         with bar:
@@ -233,6 +235,18 @@ class _Writer:
             write_skipped(self.folder / "skipped.csv", self.skipped)
         else:
             (self.folder / "skipped.csv").unlink(missing_ok=True)
+
+    def announce(self, images: int, blank: Tensor) -> None:
+        """Print the size of the features of `images` images, and the time that encoding will take."""
+        start = time.perf_counter()
+        self.regions(blank)
+        seconds = images * (time.perf_counter() - start) / len(blank)
+        (regions, channels), views = self.index["shape"], self.index["views"]
+        size = images * views * regions * channels * np.dtype(self.index["dtype"]).itemsize
+        print_to_stderr(
+            f"{self.folder}: {images:,} images{' and their mirror images' if views == 2 else ''}, {regions} regions of "
+            f"{channels} channels in {self.index['dtype']}: {size / 1e9:.2f} GB, about {duration(seconds)}"
+        )
 
     def write_shard(
         self, batches: Iterator[list[LoadedImage]], todo: Sequence[ImageRecord], max_rows: int, bar: Any

@@ -516,6 +516,9 @@ def test_the_tool_on_a_folder(
     torch.save(network.state_dict(), tmp_path / "w.pth")
     code, printed, errors = tool("--images", images, "--out", out, *settings, "--flip")
     assert code == 0 and "encoding features" in errors
+    assert (
+        "23 images and their mirror images, 1 regions of 576 channels in float16: 0.00 GB, about " in errors
+    )
     assert "23 images, as they are and mirrored, 1 regions of 576 channels in float16" in printed
     assert str(out) in printed
     store = FeatureStore.open(out)
@@ -534,12 +537,34 @@ def test_the_tool_on_a_folder(
             ("--images", images, "--out", out, "--encoder", "resnet", "--weights", "none"),
             "the closest are resnet",
         ),
-        (("--images", images, "--out", out), "--images needs --encoder, --weights and --out"),
+        (("--images", images, "--out", out), "--images needs --encoder and --out"),
         ((), "give one of"),
         (("--verify", tmp_path), "not a feature store"),
     ):
         code, _, errors = tool(*arguments)
         assert code == 2 and message in errors
+
+
+def test_the_tool_takes_any_encoder_with_its_own_preprocessing(
+    tmp_path: Path, pictures: list[ImageRecord], tool: Callable[..., tuple[int, str, str]]
+):
+    folder, out = ("--images", Path(pictures[0].path).parent), ("--out", tmp_path / "out")
+    spec = "kind=timm,name=test_vit,layer=0"
+    code, printed, errors = tool(
+        *folder, *out, "--encoder", spec, "--weights", "none", "--grid", "5", "--workers", "0"
+    )
+    assert code == 0, errors
+    assert "25 regions of 64 channels" in printed
+    preprocessing = FeatureStore.open(tmp_path / "out").provenance.preprocessing
+    assert (preprocessing["size"], preprocessing["crop"]) == (160, 0.95)
+    for spec, message in (
+        ("kind=tim,name=test_vit", "encoder.kind: unknown kind 'tim'; did you mean timm?"),
+        ("kind=timm,test_vit", "write KEY=VALUE"),
+        ("kind=timm,name=test_vit,laye=0", "encoder.laye: unknown key; did you mean encoder.layer?"),
+    ):
+        code, _, errors = tool(*folder, "--out", tmp_path / "other", "--encoder", spec)
+        assert code == 2 and message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_tool_fills_the_store_that_training_opens(
