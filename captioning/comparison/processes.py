@@ -1,24 +1,21 @@
-"""Running commands as child processes, several at a time, under one lock per study."""
+"""Running commands as child processes, several at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from captioning.errors import UserError
 from captioning.utils.progress import progress
 
 Command = Callable[..., tuple[int, str]]
@@ -27,36 +24,8 @@ Command = Callable[..., tuple[int, str]]
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 
 
-@contextlib.contextmanager
-def exclusive_lock(folder: Path, *, patience: float = 5.0) -> Iterator[int]:
-    """Let only one process at a time work on a study.
-
-    The lock's file descriptor is passed on to child processes: a training may outlive its parent.
-
-    Args:
-        patience: seconds to wait for the lock; the children of a process that was just killed need a moment to end.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"{folder}: another process is at work on this study; wait for it, or end it"
-                    ) from None
-                time.sleep(0.25)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def child_command(lock: int, jobs: int = 1) -> Command:
-    """A `Command` that runs in a child process, which inherits the lock and ends with its parent.
+def child_command(jobs: int = 1) -> Command:
+    """A `Command` that runs in a child process. On Linux it ends with its parent; a run's lock protects it anyway.
 
     With several `jobs` every child gets its share of the cores and prints nothing.
     """
@@ -70,8 +39,7 @@ def child_command(lock: int, jobs: int = 1) -> Command:
             [sys.executable, "-m", "captioning", name, *arguments],
             stdout=None if jobs == 1 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=(lock,),
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             env=environment,
         )
         try:
@@ -105,7 +73,7 @@ def _wait(child: subprocess.Popen[bytes], *, echo: bool) -> tuple[int, str]:
 
 
 def _end_with_parent() -> None:
-    with contextlib.suppress(AttributeError, OSError):  # Linux only; elsewhere the lock protects the study
+    with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import yaml
 
 from captioning.comparison.plan import MAX_WIDENINGS, Plan, StudyRun, next_rate, trial_with_rate
-from captioning.comparison.processes import Command, child_command, exclusive_lock, run_parallel
+from captioning.comparison.processes import Command, child_command, run_parallel
 from captioning.comparison.systems import same_search
 from captioning.config import ExperimentConfig, read_config
 from captioning.errors import DIVERGED, UserError
 from captioning.metrics import Metric, get_metric
 from captioning.training.checkpoint import latest
 from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
+from captioning.utils.locks import folder_lock
 from captioning.utils.validation import differing_settings
 
 Log = Callable[[str], None]
@@ -42,8 +43,8 @@ def run_study(plan: Plan, *, log: Log, command: Command | None = None, jobs: int
         UserError: a command failed, a run of that name has other settings, or another process is at work.
     """
     study = plan.study
-    with exclusive_lock(study.folder) as lock:
-        command = command or child_command(lock, jobs)
+    with folder_lock(study.folder, advice="wait until it has ended"):
+        command = command or child_command(jobs)
         if any(run_state(run.config) != "trained" for run in plan.runs):
             write_json(study.folder / "plan.json", {**plan.as_json(), "jobs": jobs})
         rates = search_learning_rates(plan, command, log, jobs)

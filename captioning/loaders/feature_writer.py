@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,6 +25,7 @@ from captioning.models.encoders import Encoder, for_inference
 from captioning.records import ImageId, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice, FileState, content_crc
 from captioning.utils.files import atomic_write, sha256, write_json
+from captioning.utils.locks import folder_lock
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import duration, print_to_stderr, progress
 
@@ -93,8 +91,7 @@ def build_store(
     ids = [record.image_id for record in records]
     if len(set(ids)) != len(ids):
         raise UserError(f"{folder}: an image id occurs twice among the records; give each image its own id")
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder):
+    with folder_lock(folder, advice="wait until it has ended", wait=True):
         for part in folder.glob(".*.part"):
             part.unlink()  # of a build that was killed; no other is running
         index = _open_index(folder, provenance, dtype=dtype, views=2 if flip else 1)
@@ -111,21 +108,6 @@ def build_store(
                 max_bad=max_bad * len(records),
             )
     return FeatureStore.open(folder)
-
-
-@contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process write at a time; the lock is released when the process ends, however it ends."""
-    with open(folder / ".lock", "wb") as lock:
-        # not flock: worker processes would inherit it, and they outlive a killed build by seconds
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            print(
-                f"{folder}: another process is building this feature store; waiting for it", file=sys.stderr
-            )
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _open_index(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def folder_lock(folder: str | os.PathLike[str], *, advice: str, wait: bool = Fal
 
     Args:
         advice: what the user can do about a second writer; the end of the message.
-        wait: wait until the lock is free instead of raising.
+        wait: say so on stderr and wait until the lock is free, instead of raising.
 
     Raises:
         UserError: another process holds the lock (with its process number and host), or the folder cannot be written.
@@ -82,16 +83,22 @@ def _acquire(folder: Path, *, advice: str, wait: bool) -> filelock.BaseFileLock:
 
 
 def _try(lock: filelock.BaseFileLock, folder: Path, *, advice: str, wait: bool) -> filelock.BaseFileLock:
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(timeout=0)
+        return lock
+    owner = _owner(folder)
+    if owner is None or not owner.dead:
+        if not wait:
+            raise UserError(f"{folder}: {owner or 'another process'} writes here; {advice}")
+        print(f"{folder}: {owner or 'another process'} writes here; waiting for it", file=sys.stderr)
+        lock.acquire()
+        return lock
+    if isinstance(lock, filelock.SoftFileLock):  # a marker, which nobody else removes
+        Path(lock.lock_file).unlink(missing_ok=True)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=TAKE_OVER_S)
     except filelock.Timeout:
-        owner = _owner(folder)
-        if owner is None or not owner.dead:
-            raise UserError(f"{folder}: {owner or 'another process'} writes here; {advice}") from None
-        try:
-            lock.acquire(timeout=TAKE_OVER_S)
-        except filelock.Timeout:
-            raise UserError(f"{folder}: locked by a process that {owner.pid} left behind; {advice}") from None
+        raise UserError(f"{folder}: locked by a process that {owner.pid} left behind; {advice}") from None
     return lock
 
 

@@ -1,4 +1,4 @@
-"""Child processes of a study: one study at a time, parallel jobs, and the package that children import."""
+"""Child processes of a study: parallel jobs, and the package that children import."""
 
 import functools
 import os
@@ -12,15 +12,6 @@ import torch
 
 from captioning.comparison import processes
 from captioning.errors import UserError
-
-
-def test_only_one_process_works_on_a_study(tmp_path):
-    with (
-        processes.exclusive_lock(tmp_path, patience=0),
-        pytest.raises(UserError, match="another process"),
-        processes.exclusive_lock(tmp_path, patience=0),
-    ):
-        pass
 
 
 def test_jobs_share_the_cores():
@@ -46,9 +37,8 @@ def test_the_first_error_is_raised_and_no_further_task_begins():
     assert begun[0] == 0 and len(begun) <= 2
 
 
-def test_a_child_gives_its_exit_code_and_last_line(tmp_path, capfd):
-    with processes.exclusive_lock(tmp_path) as lock:
-        code, message = processes.child_command(lock, jobs=2)("compare")
+def test_a_child_gives_its_exit_code_and_last_line(capfd):
+    code, message = processes.child_command(jobs=2)("compare")
     assert code == 2 and message.endswith("give a study, or runs, or --predictions with --references")
     assert capfd.readouterr().err == ""  # with several jobs only the study prints
 

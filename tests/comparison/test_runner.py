@@ -12,6 +12,7 @@ from captioning.comparison import runner
 from captioning.comparison.plan import make_plan
 from captioning.comparison.study import read_study
 from captioning.errors import DIVERGED, UserError
+from captioning.utils.locks import folder_lock
 from tests.helpers.comparison import write_study
 from tests.helpers.running import tool
 
@@ -159,3 +160,12 @@ def test_a_study_in_which_every_rate_diverges_is_stopped(tmp_path):
     plan = make_plan(read_study(write_study(tmp_path, learning_rates=[0.5], seeds=[0])))
     with pytest.raises(UserError, match="lstm diverged with every rate"):
         runner.search_learning_rates(plan, lambda *_: (DIVERGED, "nan"), silent)
+
+
+def test_a_study_is_run_by_one_process_at_a_time(tmp_path):
+    plan = make_plan(read_study(write_study(tmp_path)))
+    with (
+        folder_lock(plan.study.folder, advice="-"),
+        pytest.raises(UserError, match="writes here; wait until it has ended"),
+    ):
+        runner.run_study(plan, log=silent, command=call)

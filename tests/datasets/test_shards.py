@@ -42,7 +42,7 @@ def test_records_are_read_as_they_were_written(tmp_path, pictures):
     tars = [
         f"{split}-00000{n}" for split, count in (("train", 3), ("val", 1), ("test", 1)) for n in range(count)
     ]
-    files = ["index.json", *(f"{name}.tar" for name in tars), *(f"{name}.jsonl" for name in tars)]
+    files = [".lock", "index.json", *(f"{name}.tar" for name in tars), *(f"{name}.jsonl" for name in tars)]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     for record, original in zip(found, pictures, strict=False):
         assert record.path.endswith(".png")

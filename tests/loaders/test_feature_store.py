@@ -277,7 +277,7 @@ def test_a_killed_build_goes_on(tmp_path: Path, encoder: Encoder, pictures: list
         [sys.executable, "-c", BUILD, tmp_path, *paths], stderr=subprocess.PIPE, text=True
     )
     assert second.stderr
-    assert "another process is building this feature store; waiting" in second.stderr.readline()
+    assert f"process {process.pid} on " in (line := second.stderr.readline()) and "waiting for it" in line
     before = len(FeatureStore.open(tmp_path))
     assert process.poll() is None and second.poll() is None
     process.send_signal(signal.SIGKILL)

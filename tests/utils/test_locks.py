@@ -62,18 +62,44 @@ def test_a_child_that_outlives_the_killed_owner_is_no_obstacle(tmp_path):
         assert str(os.getpid()) in (tmp_path / locks.OWNER).read_text()
 
 
-def test_waiting_for_a_lock(tmp_path, holder):
+def test_waiting_for_a_lock(tmp_path, holder, capfd):
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.7; kill {holder.pid}"])
     began = time.monotonic()
     with folder_lock(tmp_path, advice="-", wait=True):
         assert time.monotonic() - began > 0.3
+    assert f"process {holder.pid} on {socket.gethostname()}" in (line := capfd.readouterr().err)
+    assert line.endswith("writes here; waiting for it\n")
     killer.wait()
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def missing(self):
-        raise NotImplementedError("no locks here")
+WITHOUT_LOCKS = """
+import filelock
+def missing(self):
+    raise NotImplementedError("no locks here")
+filelock.FileLock._acquire = missing
+"""
 
+
+def test_a_killed_process_leaves_its_marker_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_LOCKS + HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    monkeypatch.setattr(locks.filelock.FileLock, "_acquire", missing)
+    with pytest.raises(UserError, match=f"process {process.pid} on"), folder_lock(tmp_path, advice="-"):
+        pass
+    process.kill()
+    process.wait()
+    for wait in (True, False):
+        with folder_lock(tmp_path, advice="-", wait=wait):
+            assert str(os.getpid()) in (tmp_path / locks.OWNER).read_text()
+
+
+def missing(self):
+    raise NotImplementedError("no locks here")
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.filelock.FileLock, "_acquire", missing)
     with (
         folder_lock(tmp_path, advice="go away"),

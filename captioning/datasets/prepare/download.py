@@ -8,7 +8,6 @@ must equal it.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from captioning.datasets.base import RemoteFile
 from captioning.errors import UserError
 from captioning.utils.files import fsync_folder, read_json, write_json
+from captioning.utils.locks import folder_lock
 from captioning.utils.progress import progress
 
 CHUNK = 1 << 20
@@ -53,43 +53,43 @@ def fetch(
 
     An interrupted download is resumed by HTTP Range, or restarted if the server doesn't support ranges or the
     file changed meanwhile. It is given up after `tries` attempts in a row without a byte, which are `wait`,
-    2 `wait`, 4 `wait` ... seconds apart.
+    2 `wait`, 4 `wait` ... seconds apart. While another process downloads to this folder, it is waited for.
 
     Raises:
-        UserError: the server refuses, doesn't answer, or offers a different file; the disk is full; or
-            another process is downloading the same file.
+        UserError: the server refuses, doesn't answer, or offers a different file; or the disk is full.
     """
     folder = Path(folder)
     name = remote.name
     if urlsplit(remote.url).scheme not in ("http", "https") or name in ("", ".", ".."):
         raise UserError(f"{remote.url}: not the http(s) address of a file")
-    target = folder / name
-    remote = _with_recorded(remote, folder)
-    if target.exists():
-        digest = _verify(target, remote, advice="delete it and run this again")
+    with folder_lock(folder, advice="wait until it has ended", wait=True):
+        remote = _with_recorded(remote, folder)
+        target = folder / name
+        if target.exists():
+            digest = _verify(target, remote, advice="delete it and run this again")
+        else:
+            digest = _download(remote, target, tries=tries, wait=wait, timeout=timeout)
         _record(folder, target, remote.url, digest)
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    part, state = folder / f".{name}.part", folder / f".{name}.part.json"
+    return target
+
+
+def _download(remote: RemoteFile, target: Path, *, tries: int, wait: float, timeout: float) -> str:
+    """Download to `target`; the file's sha256."""
+    part, state = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.part.json")
     with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{part}: another process is downloading this file; wait for it") from None
         _complete(remote, file, state, tries=tries, wait=wait, timeout=timeout)
         file.flush()
         os.fsync(file.fileno())
-        try:
-            digest = _verify(part, remote, advice="it was deleted; run this again to download it afresh")
-        except UserError:
-            part.unlink()
-            state.unlink(missing_ok=True)
-            raise
-        os.replace(part, target)
+    try:
+        digest = _verify(part, remote, advice="it was deleted; run this again to download it afresh")
+    except UserError:
+        part.unlink()
+        state.unlink(missing_ok=True)
+        raise
+    os.replace(part, target)
     state.unlink(missing_ok=True)
-    fsync_folder(folder)
-    _record(folder, target, remote.url, digest)
-    return target
+    fsync_folder(target.parent)
+    return digest
 
 
 def _complete(

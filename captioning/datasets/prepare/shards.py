@@ -23,6 +23,7 @@ from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import atomic_write, fingerprint, safe_join, sha256, write_json, write_jsonl
+from captioning.utils.locks import folder_lock
 from captioning.utils.parsing import parse_json
 from captioning.utils.progress import progress
 
@@ -63,9 +64,24 @@ def write(
         max_bad: largest share of the records that may be unusable.
 
     Raises:
-        UserError: the folder contains shards of other records, too many are unusable, or the disk is full.
+        UserError: the folder contains shards of other records, too many are unusable, the disk is full, or another
+            process writes there.
     """
-    root = Path(root)
+    with folder_lock(root, advice="wait until it has ended, or name another folder"):
+        return _write_shards(
+            records, Path(root), read_content, holds=holds, per_shard=per_shard, max_bad=max_bad
+        )
+
+
+def _write_shards(
+    records: Sequence[ImageRecord],
+    root: Path,
+    read_content: ReadContent,
+    *,
+    holds: Mapping[str, Any],
+    per_shard: int,
+    max_bad: float,
+) -> dict[str, Any]:
     plan = fingerprint([per_shard, dict(holds), [[r.image_id, r.path, r.captions, r.split] for r in records]])
     index = _open_index(root, plan, holds)
     existing = {shard["file"]: shard for shard in index["shards"]}

@@ -11,6 +11,8 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotFinished
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from captioning.datasets.base import RemoteFile
 from captioning.datasets.prepare.archives import unpack
 from captioning.datasets.prepare.download import fetch
 from captioning.errors import UserError
+from captioning.utils.locks import folder_lock
 
 CONTENT = bytes(range(251)) * 997  # 250,247 bytes: every offset tells where it came from
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -103,7 +106,7 @@ def ranges(site: Site) -> list[str]:
 def test_whole_file_in_one_go_and_nothing_else_left(site: Site, tmp_path: Path) -> None:
     path = get(site, tmp_path / "new", size=len(CONTENT), sha256=DIGEST)
     assert path.name == "file name.bin" and path.read_bytes() == CONTENT
-    assert sorted(p.name for p in path.parent.iterdir()) == ["checksums.json", "file name.bin"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [".lock", "checksums.json", "file name.bin"]
     assert get(site, path.parent, sha256=DIGEST) == path
     assert len(site.asked) == 1  # what is there and right is not asked for again
 
@@ -171,7 +174,7 @@ def test_wrong_checksum_leaves_no_file_and_the_next_run_starts_afresh(site: Site
     site.content = CONTENT[:-1] + b"?"
     with pytest.raises(UserError, match=f"expected {DIGEST}: damaged or another file; it was deleted"):
         get(site, tmp_path, sha256=DIGEST)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     site.content = CONTENT
     assert get(site, tmp_path, sha256=DIGEST).read_bytes() == CONTENT
 
@@ -212,12 +215,13 @@ def test_full_disk_is_told_before_the_download(site: Site, tmp_path: Path, monke
 
 
 def test_two_processes_do_not_write_one_file(site: Site, tmp_path: Path) -> None:
-    import fcntl
-
-    with open(tmp_path / ".file name.bin.part", "ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process"):
-            get(site, tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        with folder_lock(tmp_path, advice="-"):
+            second = pool.submit(get, site, tmp_path)
+            with pytest.raises(NotFinished):
+                second.result(0.3)
+            assert not [path for path in tmp_path.iterdir() if ".lock" not in path.name]
+        assert second.result(60).read_bytes() == CONTENT
 
 
 # archives
