@@ -27,6 +27,8 @@ class Skip(NamedTuple):
 
     item: str
     reason: str
+    split: str | None = None  # None if it is of none, or of an unknown one
+    is_image: bool = False  # an image is missing, with all its captions
 
 
 class Collection(NamedTuple):

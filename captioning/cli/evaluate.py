@@ -211,6 +211,7 @@ def evaluate_runs(args: argparse.Namespace) -> None:
     """Caption and score the chosen splits with a run's model, or with the ensemble of several runs."""
     from captioning.cli.tables import split_table
     from captioning.datasets import of_split
+    from captioning.datasets.checks import missing_images
     from captioning.metrics.coco_names import to_coco_names
 
     runs = open_runs(args)
@@ -220,7 +221,8 @@ def evaluate_runs(args: argparse.Namespace) -> None:
     sources = [experiment.image_source(captioner.encoder, records) for experiment, captioner in runs.members]
     results = {}
     for split, split_records in splits.items():
-        result = results[split] = evaluate_split(runs, split, split_records, sources, args)
+        missing = missing_images(collection, split_records[0].split)
+        result = results[split] = evaluate_split(runs, split, split_records, sources, args, missing=missing)
         if args.json:
             errors = {} if result.errors is None else {"errors": result.errors}
             scores = {"split": split, **to_coco_names(result.evaluation.scores), **errors}
@@ -297,8 +299,10 @@ def evaluate_split(
     records: Sequence[ImageRecord],
     sources: Sequence[ImageSource],
     args: argparse.Namespace,
+    *,
+    missing: int = 0,
 ) -> SplitResult:
-    """Caption and score one split, and write its files."""
+    """Caption and score one split, of which `missing` further images have no file, and write its files."""
     from captioning.inspection.rescoring import as_json, error_shares
     from captioning.metrics.evaluation import evaluate
     from captioning.records import write_predictions
@@ -309,6 +313,8 @@ def evaluate_split(
         readable = source.readable(readable)
     if len(readable) < len(records):
         print(f"{split}: {len(records) - len(readable)} images cannot be read, see coverage", file=sys.stderr)
+    if missing:
+        print(f"{split}: {missing} images have no file, see coverage", file=sys.stderr)
     predictions, verdicts = caption_split(runs, split, readable, sources, args)
     evaluation = evaluate(
         {record.image_id: record.captions for record in records},
@@ -317,6 +323,7 @@ def evaluate_split(
         search=asdict(runs.search),
         allow_partial=len(readable) < len(records),
         metrics=runs.metrics,
+        missing=missing,
     )
     evaluation.signature["model"] = runs.model_fingerprint
     for note in evaluation.signature["notes"]:

@@ -325,7 +325,7 @@ def refuse_untrainable(config: BaseDatasetConfig, collection: Collection, statis
 
 def refuse_bad_files(config: BaseDatasetConfig, collection: Collection, files: FileSurvey, out: Path) -> None:
     """Raise UserError if files are in two splits or too many are broken; broken files are listed in `broken.csv`."""
-    from captioning.datasets.checks import content_leakage, write_skipped
+    from captioning.datasets.checks import content_leakage, refuse_bad_split, write_skipped
 
     if files.leaked:
         raise content_leakage(files.leaked, where=config.root, listed=str(out / "report.json"))
@@ -336,6 +336,12 @@ def refuse_bad_files(config: BaseDatasetConfig, collection: Collection, files: F
                 f"{config.root}: {len(files.broken)} of {files.checked} images are broken, more than "
                 f"max_bad = {config.max_bad:g} allows; all are listed in {out / 'broken.csv'}"
             )
+        refuse_bad_split(
+            {skip.item: skip.split or "" for skip in files.broken},
+            (record.split for record in collection.records),
+            max_bad=config.max_bad,
+            where=str(out / "broken.csv"),
+        )
 
 
 def shard(args: argparse.Namespace) -> int:

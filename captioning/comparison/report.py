@@ -17,7 +17,6 @@ from captioning.config import ExperimentConfig
 from captioning.errors import UserError
 from captioning.metrics import NAMES, get_metric
 from captioning.metrics.coco_names import read_scores
-from captioning.records import ImageRecord
 from captioning.utils.files import read_json
 
 Log = Callable[[str], None]
@@ -43,7 +42,8 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
             f"{study.folder}: no run on captions of {caption_length} words is finished yet; run the study first"
         )
     metric = compared[0].config.training.metric
-    systems, records = _study_systems(plan, compared, get_metric(metric).name)
+    systems, settings = _study_systems(plan, compared, get_metric(metric).name)
+    records, missing = system_files.read_records(settings, study.split)
     metrics = list(dict.fromkeys((*NAMES, metric)))
     scored, common_records, remarks = results.score_systems(
         systems, records, split=study.split, metrics=metrics
@@ -55,7 +55,7 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
         "split": study.split,
         "metric": comparison["primary"],
         "chosen_on": "val",
-        "remarks": remarks,
+        "remarks": [*remarks, *missing],
         "setup": _study_setup(plan, compared[0]),
         "study": study.name,
     }
@@ -85,8 +85,8 @@ def _speed(out: Path, folders: Mapping[str, Path], log: Log) -> dict[str, Any]:
 
 def _study_systems(
     plan: Plan, runs: Sequence[StudyRun], metric: str
-) -> tuple[list[System], list[ImageRecord]]:
-    """The study's systems with their finished runs, and the split's images."""
+) -> tuple[list[System], list[system_files.RunSettings]]:
+    """The study's systems with their finished runs, and the settings of all runs."""
     study, rates = plan.study, learning_rate_scores(plan)
     by_system: dict[str, list[system_files.RunSettings]] = {}
     for run in runs:
@@ -109,8 +109,7 @@ def _study_systems(
             for run in settings
         ]
         systems.append(System(name, study.label(name), system_runs, facts))
-    all_settings = [run for settings in by_system.values() for run in settings]
-    return systems, system_files.read_records(all_settings, study.split)
+    return systems, [run for settings in by_system.values() for run in settings]
 
 
 def _study_setup(plan: Plan, done: StudyRun) -> list[str]:
@@ -190,7 +189,7 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
         systems.append(
             System(name, name, [system_files.with_flops(run, flops_per_token) for run in runs], facts)
         )
-    records = system_files.read_records(settings, split)
+    records, missing = system_files.read_records(settings, split)
     scored, common_records, remarks = results.score_systems(systems, records, split=split)
     comparison = results.compare(scored, common_records)
     metrics = {run.metric for run in settings}
@@ -198,7 +197,7 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
         "split": split,
         "metric": metrics.pop() if len(metrics) == 1 else "score",
         "chosen_on": "val",
-        "remarks": remarks,
+        "remarks": [*remarks, *missing],
         "setup": ["These runs were not planned as one study."],
     }
     if speed:

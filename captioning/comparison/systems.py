@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from captioning import datasets
 from captioning.comparison.results import System, SystemRun
 from captioning.datasets import DatasetConfig, of_split
+from captioning.datasets.checks import missing_images
 from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
 from captioning.records import ImageId, ImageRecord, read_results
@@ -138,8 +139,8 @@ def with_flops(run: SystemRun, flops_per_token: float) -> SystemRun:
     return run._replace(curve=curve)
 
 
-def read_records(settings: Sequence[RunSettings], split: str) -> list[ImageRecord]:
-    """The split's images with their references.
+def read_records(settings: Sequence[RunSettings], split: str) -> tuple[list[ImageRecord], list[str]]:
+    """The split's images with their references, and a remark if some of its images are missing.
 
     Raises:
         UserError: the runs have different data sets, or there is no such split.
@@ -155,7 +156,12 @@ def read_records(settings: Sequence[RunSettings], split: str) -> list[ImageRecor
         where=str(settings[0].folder / "config.yaml"),
         section="dataset",
     )
-    return of_split(datasets.load(config), split)
+    collection = datasets.load(config)
+    records = of_split(collection, split)
+    missing = missing_images(collection, records[0].split)
+    total = len(records) + missing
+    remarks = [f"{missing:,} of the {total:,} images of {split} have no file: no score covers them."]
+    return records, remarks if missing else []
 
 
 def group_runs(settings: Sequence[RunSettings]) -> dict[str, list[RunSettings]]:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from captioning.datasets.disk import ImageFolder
@@ -94,19 +94,20 @@ def build_records(entries: Iterable[Entry], images: ImageFolder, skipped: Sequen
     for entry in entries:
         path = images.path(entry.name, entry=entry.location)
         if images.missing(path):
-            all_skipped.append(Skip(path, images.why_missing(path)))
-            all_skipped.extend(Skip(label, f"caption without image: {path}") for label, _ in entry.captions)
+            all_skipped.append(Skip(path, images.why_missing(path), entry.split, is_image=True))
+            without = f"caption without image: {path}"
+            all_skipped.extend(Skip(label, without, entry.split) for label, _ in entry.captions)
             continue
         captions: list[str] = []
         for label, caption in entry.captions:
             if reason := caption_problem(caption):
-                all_skipped.append(Skip(label, reason))
+                all_skipped.append(Skip(label, reason, entry.split))
             else:
                 captions.append(str(caption).strip())
         if captions:
             records.append(ImageRecord(entry.image_id, path, tuple(captions), entry.split))
         else:
-            all_skipped.append(Skip(path, "image without captions"))
+            all_skipped.append(Skip(path, "image without captions", entry.split))
     return Collection(records, all_skipped)
 
 
@@ -137,30 +138,58 @@ def check(
     """Return the collection if it is fit for use, and write what was skipped to `skipped_csv`, if given.
 
     Splits are returned under their usual names: "validation" as val (see `splits.usual_names`).
-    `max_bad` is a share of all images and captions read.
+    `max_bad` is a share of the images and captions read, of all of them and of each split's.
 
     Raises:
         UserError: an image id or file occurs twice, an image is in two splits (by id or by file), more than
             `max_bad` was skipped, or nothing is left.
     """
-    records, skipped = unify_names(collection.records, where=where), collection.skipped
+    records, skipped = unify_names(collection, where=where)
     if skipped and skipped_csv is not None:
         write_skipped(skipped_csv, skipped)
     refuse_leakage(records, where=where)
     require_unique((record.image_id for record in records), where=where, what="image ids")
     require_unique((record.path for record in records), where=where, what="image files")
-    total = len(records) + sum(len(record.captions) for record in records) + len(skipped)
-    if len(skipped) > max_bad * total:
-        counts = count_reasons(skipped).items()
-        reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in counts)
-        advice = f"all are listed in {skipped_csv}" if skipped_csv else "correct them, or raise max_bad"
-        raise UserError(
-            f"{where}: {len(skipped)} of {total} images and captions are bad, more than max_bad = {max_bad:g} "
-            f"allows: {reasons}; {advice}"
-        )
+    splits = sorted({record.split for record in records} | {skip.split for skip in skipped if skip.split})
+    for split in (None, *splits):
+        bad = [skip for skip in skipped if split in (None, skip.split)]
+        good = [record for record in records if split in (None, record.split)]
+        total = len(good) + sum(len(record.captions) for record in good) + len(bad)
+        if len(bad) > max_bad * total:
+            counts = count_reasons(bad).items()
+            reasons = ", ".join(f"{count} {reason} (first {first})" for reason, (count, first) in counts)
+            advice = f"all are listed in {skipped_csv}" if skipped_csv else "correct them, or raise max_bad"
+            of_split = f" of the split {split!r}" if split else ""
+            raise UserError(
+                f"{where}: {len(bad)} of {total} images and captions{of_split} are bad, more than max_bad = "
+                f"{max_bad:g} allows: {reasons}; {advice}"
+            )
     if not records:
         raise UserError(f"{where}: contains no image with a caption")
     return Collection(records, skipped)
+
+
+def missing_images(collection: Collection, split: str) -> int:
+    """How many images of a split have no file; scores leave them out."""
+    return sum(skip.is_image and skip.split == split for skip in collection.skipped)
+
+
+def refuse_bad_split(bad: Mapping[str, str], splits: Iterable[str], *, max_bad: float, where: str) -> None:
+    """Raise UserError if more than the share `max_bad` of a split's images are bad.
+
+    Args:
+        bad: bad image -> its split.
+        splits: the split of each image.
+        where: the beginning of the message.
+    """
+    totals = Counter(splits)
+    for split, count in Counter(bad.values()).items():
+        if count > max_bad * totals[split]:
+            first = next(image for image, its_split in bad.items() if its_split == split)
+            raise UserError(
+                f"{where}: {count} of the {totals[split]} images of the split {split!r} are unusable (first {first}), "
+                f"more than max_bad = {max_bad:g} allows"
+            )
 
 
 def refuse_leakage(records: Sequence[ImageRecord], *, where: str) -> None:
@@ -239,7 +268,7 @@ def refuse_empty_splits(collection: Collection, splits: dict[str, str]) -> Colle
 def count_reasons(skipped: Iterable[Skip]) -> dict[str, tuple[int, str]]:
     """For each reason (up to its colon) the number of skipped items, and the first."""
     counts: dict[str, tuple[int, str]] = {}
-    for item, reason in skipped:
+    for item, reason, *_ in skipped:
         key = reason.partition(":")[0]
         count, first = counts.get(key, (0, item))
         counts[key] = (count + 1, first)
@@ -253,5 +282,5 @@ def write_skipped(path: str | os.PathLike[str], skipped: Iterable[Skip]) -> None
         open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Skip._fields)
-        writer.writerows(skipped)
+        writer.writerow(("item", "reason"))
+        writer.writerows((skip.item, skip.reason) for skip in skipped)

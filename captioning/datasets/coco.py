@@ -135,7 +135,10 @@ class CocoConfig(BaseDatasetConfig):
             return None
         config = cls(root=file.root, images=None, train=None, val=None, test=file.name)
         records, skipped = config.load()
-        return Collection([ImageRecord(r.image_id, r.path, r.captions, UNSPLIT) for r in records], skipped)
+        return Collection(
+            [ImageRecord(r.image_id, r.path, r.captions, UNSPLIT) for r in records],
+            [skip._replace(split=UNSPLIT) for skip in skipped],
+        )
 
 
 def _find_images(config: CocoConfig, path: str) -> str | None:
@@ -152,7 +155,7 @@ def _entries(path: str, split: str, skipped: list[Skip]) -> Iterator[Entry]:
     for image_id, entries in index.imgToAnns.items():
         if image_id not in index.imgs:
             reason = f"caption without image: image {image_id} is not in the file"
-            skipped.extend(Skip(_label(path, annotation), reason) for annotation in entries)
+            skipped.extend(Skip(_label(path, annotation), reason, split) for annotation in entries)
     for number, image in enumerate(index.imgs.values()):
         entries = index.imgToAnns.get(image["id"], ())
         captions = [

@@ -127,7 +127,7 @@ def _read_listing(root: str, shard: Mapping[str, Any], collection: Collection) -
             captions = []
             for caption in record.captions:
                 if reason := caption_problem(caption):
-                    collection.skipped.append(Skip(where, reason))
+                    collection.skipped.append(Skip(where, reason, record.split))
                 else:
                     captions.append(caption.strip())
             if captions:
@@ -135,7 +135,7 @@ def _read_listing(root: str, shard: Mapping[str, Any], collection: Collection) -
                     ImageRecord(record.image_id, record.path, tuple(captions), record.split)
                 )
             else:
-                collection.skipped.append(Skip(where, "image without captions"))
+                collection.skipped.append(Skip(where, "image without captions", record.split))
 
 
 def _parse_record(line: bytes, container: str, container_size: int) -> ImageRecord | None:

@@ -44,12 +44,15 @@ def usual_names(names: Iterable[str], *, where: str) -> dict[str, str]:
     return renamed
 
 
-def unify_names(records: list[ImageRecord], *, where: str) -> list[ImageRecord]:
-    """The records under the usual names of their splits."""
-    renamed = usual_names((record.split for record in records), where=where)
+def unify_names(collection: Collection, *, where: str) -> Collection:
+    """The records and the skipped inputs under the usual names of their splits."""
+    renamed = usual_names((record.split for record in collection.records), where=where)
     if not renamed:
-        return records
-    return [replace(record, split=renamed.get(record.split, record.split)) for record in records]
+        return collection
+    return Collection(
+        [replace(record, split=renamed.get(record.split, record.split)) for record in collection.records],
+        [skip._replace(split=renamed.get(skip.split or "", skip.split)) for skip in collection.skipped],
+    )
 
 
 def random_splits(names: Iterable[str], *, seed: int, val: int, test: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioning.datasets.base import BaseDatasetConfig
-from captioning.datasets.checks import write_skipped
+from captioning.datasets.checks import refuse_bad_split, write_skipped
 from captioning.errors import UserError
 from captioning.images.augmentation import AugmentationConfig
 from captioning.images.preprocessing import Preprocessing
@@ -180,9 +180,23 @@ def open_source(
     read, or have no regions, are left out; they are the source's `skipped`.
 
     Raises:
-        UserError: more than `dataset.max_bad` of the images are unusable (`skipped_csv` then lists them), or stored
-            features are of another encoder.
+        UserError: more than `dataset.max_bad` of the images, or of those of a split, are unusable (`skipped_csv` then
+            lists them), or stored features are of another encoder.
     """
+    source = _open_source(settings, encoder, records, skipped_csv=skipped_csv)
+    readable = {record.image_id for record in source.readable(records)}
+    refuse_bad_split(
+        {record.path: record.split for record in records if record.image_id not in readable},
+        (record.split for record in records),
+        max_bad=settings.dataset.max_bad,
+        where=source.location,
+    )
+    return source
+
+
+def _open_source(
+    settings: ImageSettings, encoder: Encoder, records: Sequence[ImageRecord], *, skipped_csv: Path
+) -> ImageSource:
     dataset = settings.dataset
     if settings.encoder.precomputed:
         files = settings.encoder.open_regions()
@@ -246,7 +260,7 @@ def refuse_too_many(
     skipped = [Skip(item, reason) for item, reason in reasons.items()]
     if len(skipped) > max_bad * count:
         write_skipped(skipped_csv, skipped)
-        item, reason = skipped[0]
+        item, reason = next(iter(reasons.items()))
         raise UserError(
             f"{len(reasons)} of {count} images cannot be read (first {item}: {reason}); {skipped_csv} lists them"
         )

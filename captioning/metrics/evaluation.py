@@ -92,6 +92,7 @@ def evaluate(
     frequencies: DocumentFrequencies | None = None,
     captions: Mapping[ImageId, Sequence[str]] | None = None,
     training: TrainingCaptions | None = None,
+    missing: int = 0,
 ) -> Evaluation:
     """Score one caption an image against the references of a split, both raw text.
 
@@ -105,6 +106,7 @@ def evaluate(
         frequencies: document frequencies for CIDEr; by default the whole split's, also if a part of it is scored.
         captions: n >= 2 captions of each image, the same n for all: adds their diversity.
         training: adds the rate of captions that are not among these.
+        missing: number of images that belong to the split but have no file; for the coverage.
 
     Raises:
         UserError: a missing, unknown or repeated id, an empty split, no references, unequal numbers of `captions`.
@@ -116,31 +118,28 @@ def evaluate(
     if references.split_name != split_name:
         raise ValueError(f"references of split {references.split_name!r}, asked to score {split_name!r}")
     image_ids = references.match(predicted, allow_partial=allow_partial)
-
     chosen = [get_metric(metric) for metric in metrics]
     counts, weights = references.subset(image_ids), frequencies or references.frequencies
     tokens = [tokenize_caption(predicted[image_id]) for image_id in image_ids]
     results, notes = _score_available(MetricInput(counts, tokens, frequencies=weights), chosen)
     scores, statistics = Scores.of(results), caption_statistics(tokens, training)
-    descriptions, captions_per_image = _descriptions(chosen, results), 1
+    descriptions = _descriptions(chosen, results)
     if captions is not None:
         sets = _caption_sets(captions, image_ids, split_name)
-        captions_per_image = len(sets[0])
         default = [metric for metric in chosen if metric.name in NAMES]  # METEOR n times would take too long
         scores |= diversity_scores(counts, sets, metrics=default, frequencies=weights)
         of_all = caption_statistics(list(chain.from_iterable(sets)), training)
         statistics |= {f"all_{name}": value for name, value in of_all.items()}
         descriptions |= DESCRIPTIONS
-    signature = _signature(references, image_ids, predicted) | {
-        "captions_per_image": captions_per_image,
+    signature = _signature(references, image_ids, predicted, captions, missing) | {
         "variants": descriptions,
         "document_frequencies": _frequencies_text(frequencies, references),
         "training_captions": training and f"{training.fingerprint} of {len(training.captions)} captions",
         "search": None if search is None else dict(search),
         "notes": notes,
     }
-    scales = _scales(scores, statistics, chosen)
-    return Evaluation(scores.corpus | statistics, signature, image_ids, scores, scales)
+    values = scores.corpus | statistics
+    return Evaluation(values, signature, image_ids, scores, _scales(scores, statistics, chosen))
 
 
 def _score_available(
@@ -174,20 +173,28 @@ def _scales(scores: Scores, statistics: Mapping[str, float], metrics: Sequence[M
 
 
 def _signature(
-    references: ReferenceSet, scored: Sequence[ImageId], predicted: Mapping[ImageId, str]
+    references: ReferenceSet,
+    scored: Sequence[ImageId],
+    predicted: Mapping[ImageId, str],
+    captions: Mapping[ImageId, Sequence[str]] | None,
+    missing: int,
 ) -> dict[str, Any]:
     """The part of the signature that describes the images, the captions and the code."""
-    images = len(references.image_ids)
+    images = len(references.image_ids) + missing
+    all_captions = {key: captions[key] if captions else [predicted[key]] for key in scored}
     return {
         "split": references.split_name,
         "split_fingerprint": references.fingerprint,
-        "predictions_fingerprint": fingerprint(sorted([str(key), predicted[key]] for key in scored)),
+        "predictions_fingerprint": fingerprint(
+            sorted([str(key), *texts] for key, texts in all_captions.items())
+        ),
         "coverage": {
             "images": images,
             "scored": len(scored),
             "share": len(scored) / images,
             "passed_over": len(predicted) - len(scored),
         },
+        "captions_per_image": len(all_captions[scored[0]]),
         "tokenizer": _TOKENIZER,
         "clean_up": "none",
         "code": code_version(),

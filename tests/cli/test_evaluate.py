@@ -148,6 +148,19 @@ def test_an_image_that_cannot_be_read_lowers_the_coverage(tmp_path):
     assert (coverage["images"], coverage["scored"]) == (3, 2)
 
 
+def test_an_image_without_a_file_lowers_the_coverage(tmp_path):
+    config = make_run(tmp_path)
+    (tmp_path / "data" / "images" / "b.png").unlink()
+    done = tool("evaluate", config.folder)
+    assert done.code == 2 and "4 of 19 images and captions are bad" in done.err
+    lenient = replace(config, dataset=replace(config.dataset, max_bad=0.5))
+    (config.folder / "config.yaml").write_text(yaml.safe_dump(lenient.as_json()))
+    done = tool("evaluate", config.folder)
+    assert done.code == 0 and done.err == "val: 1 images have no file, see coverage\n"
+    coverage = json.loads((config.folder / "scores_val.json").read_text())["signature"]["coverage"]
+    assert (coverage["images"], coverage["scored"]) == (3, 2)
+
+
 def test_what_is_no_run(tmp_path):
     config = make_run(tmp_path)
     run = config.folder

@@ -12,8 +12,9 @@ from captioning.datasets import (
     FolderConfig,
     checks,
     load,
+    of_split,
 )
-from captioning.datasets.checks import caption_problem
+from captioning.datasets.checks import caption_problem, missing_images, refuse_bad_split
 from captioning.errors import UserError
 from captioning.records import ImageRecord
 from captioning.utils.file_slice import FileSlice, read_bytes
@@ -65,7 +66,7 @@ def test_bad_captions_are_skipped_and_listed(tmp_path: Path) -> None:
     assert [len(record.captions) for record in collection.records] == [500, 500]
     expected = [[f"{path}: annotation {5000 + n}", reason] for n, (_, reason) in enumerate(BAD_CAPTIONS)]
     assert skipped_rows(tmp_path / "out" / "skipped.csv") == [["item", "reason"], *expected]
-    assert [list(skip) for skip in collection.skipped] == expected
+    assert [[*skip] for skip in collection.skipped] == [[*row, "train", False] for row in expected]
     with pytest.raises(UserError, match=r"17 of 1019 images and captions are bad, more than max_bad = 0\.01"):
         load(CocoConfig(root=str(tmp_path), val=None, images=None))
 
@@ -97,7 +98,9 @@ def test_images_without_captions_and_captions_without_images_are_skipped(tmp_pat
     os.symlink("nowhere", tmp_path / "train2017" / "000000000003.jpg")  # a broken link is no file
     collection = load(CocoConfig(root=str(tmp_path), val=None, max_bad=0.9))
     folder = tmp_path / "train2017"
-    assert sorted(collection.skipped) == sorted(
+    assert [skip.item for skip in collection.skipped if skip.is_image] == [str(folder / "000000000003.jpg")]
+    assert missing_images(collection, "train") == 1 and missing_images(collection, "val") == 0
+    assert sorted((skip.item, skip.reason) for skip in collection.skipped) == sorted(
         [
             (f"{path}: annotation 5", "caption without image: image 9 is not in the file"),
             (f"{folder / '000000000002.jpg'}", "image without captions"),
@@ -158,6 +161,32 @@ def test_equal_files_in_two_splits_are_leakage(tmp_path: Path, monkeypatch: pyte
         for name, crc, split in (("1", 5, "train"), ("2", 6, "val"))
     ]
     checks.refuse_equal_files(tar, where="x")  # another CRC-32: not read
+
+
+def test_max_bad_holds_for_each_split(tmp_path: Path) -> None:
+    """Of 100 test images 8 are missing: 1 % of all 6,000 images and captions, but 8 % of the split's."""
+    lines = ["file_name,caption,split"]
+    for split, count in (("train", 900), ("testing", 100)):  # read as test
+        names = [f"{split}{number}.jpg" for number in range(count)]
+        lines += [f"{name},caption {number},{split}" for name in names for number in range(5)]
+        touch(tmp_path / "images", *names[8 if split == "testing" else 0 :])
+    write_file(tmp_path / "captions.csv", "\n".join(lines))
+    with pytest.raises(
+        UserError,
+        match=r"48 of 600 images and captions of the split 'test' are bad, .*: 8 no such image file",
+    ):
+        load(FolderConfig(root=str(tmp_path)))
+    collection = load(FolderConfig(root=str(tmp_path), max_bad=0.08))
+    assert missing_images(collection, "test") == 8 and len(of_split(collection, "test")) == 92
+
+
+def test_unusable_images_are_counted_for_each_split() -> None:
+    splits = ["train"] * 97 + ["val"] * 5
+    refuse_bad_split({"a": "train", "b": "val"}, splits, max_bad=0.2, where="x")
+    with pytest.raises(
+        UserError, match=r"^x: 1 of the 5 images of the split 'val' are unusable \(first b\), .* = 0\.19 "
+    ):
+        refuse_bad_split({"a": "train", "b": "val"}, splits, max_bad=0.19, where="x")
 
 
 def test_max_bad_counts_images_and_captions(tmp_path: Path) -> None:

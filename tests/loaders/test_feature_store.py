@@ -424,7 +424,7 @@ def test_bad_images_are_counted_and_listed(tmp_path: Path, encoder: Encoder, pic
     assert len(FeatureStore.open(folder)) >= 8  # what was done is kept
     store = make(records, encoder, folder, max_bad=0.05)
     assert len(store) == IMAGES and "bad" not in store
-    assert [tuple(skip) for skip in store.skipped] == [(str(bad), "not an image (empty file)")]
+    assert [(skip.item, skip.reason) for skip in store.skipped] == [(str(bad), "not an image (empty file)")]
     with open(folder / "skipped.csv", newline="") as file:
         assert list(csv.reader(file)) == [["item", "reason"], [str(bad), "not an image (empty file)"]]
     np.testing.assert_allclose(store.rows(ids(pictures)), encoded(encoder, pictures), atol=2e-3, rtol=1e-3)

@@ -223,6 +223,20 @@ def test_new_captions_are_those_with_other_tokens() -> None:
     assert run().signature["training_captions"] is None and "novel_rate" not in run().scores
 
 
+def test_the_signature_covers_every_caption_and_the_missing_images() -> None:
+    captions = {key: ["a dog", "two men"] for key in REFERENCES}
+    other = captions | {7: ["a dog", "two dogs"]}
+    one, same, another = (
+        run(captions=given).signature["predictions_fingerprint"]
+        for given in (captions, dict(captions), other)
+    )
+    assert one == same != another
+    assert run().signature["coverage"] == {"images": 5, "scored": 5, "share": 1, "passed_over": 0}
+    coverage = run(missing=3).signature["coverage"]
+    assert coverage == {"images": 8, "scored": 5, "share": 5 / 8, "passed_over": 0}
+    assert all("on 5 of 8 images" in line for line in run(missing=3).lines())
+
+
 @pytest.mark.parametrize("wrong", [{7: ["a"]}, {7: ["a", "b", "c"]}, {7: []}])
 def test_diversity_needs_as_many_captions_of_each(wrong: Any) -> None:
     captions = {key: ["a dog", "two men"] for key in REFERENCES} | wrong

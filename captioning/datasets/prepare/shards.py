@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from captioning.datasets.checks import list_captions
+from captioning.datasets.checks import list_captions, refuse_bad_split
 from captioning.datasets.disk import json_type
 from captioning.datasets.shards import FEATURE_SUFFIX, FORMAT, INDEX, length_problem, read_index
 from captioning.errors import UserError
-from captioning.records import ImageRecord
+from captioning.records import ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import atomic_write, fingerprint, safe_join, sha256, write_json, write_jsonl
 from captioning.utils.locks import folder_lock
@@ -102,10 +102,17 @@ def _write_shards(
             if unusable > max_bad * len(records):
                 raise UserError(
                     f"{root}: {unusable} of {len(records)} records are unusable, more than "
-                    f"max_bad = {max_bad:g} allows (last: {': '.join(shard['skipped'][-1])})"
+                    f"max_bad = {max_bad:g} allows (last: {': '.join(shard['skipped'][-1][:2])})"
                 )
             write_json(root / INDEX, index)
             bar.update(len(shard_records))
+    unusable_images = [Skip(*skip) for shard in index["shards"] for skip in shard["skipped"]]
+    refuse_bad_split(
+        {skip.item: skip.split or "" for skip in unusable_images},
+        (record.split for record in records),
+        max_bad=max_bad,
+        where=str(root),
+    )
     return _write_index(root, index)
 
 
@@ -137,15 +144,15 @@ def _assign_records(
             yield f"{split}-{start // per_shard:06d}.tar", shuffled[start : start + per_shard]
 
 
-def _write_tar(path: Path, records: Sequence[ImageRecord], read_content: ReadContent) -> list[list[str]]:
+def _write_tar(path: Path, records: Sequence[ImageRecord], read_content: ReadContent) -> list[Skip]:
     """Write one tar, with the same bytes for the same records; returns the skipped records with their reasons."""
-    skipped: list[list[str]] = []
+    skipped: list[Skip] = []
     with atomic_write(path) as part, tarfile.open(part, "x:", format=tarfile.USTAR_FORMAT) as tar:
         for number, record in enumerate(records):
             try:
                 extension, content = read_content(record)
             except UnusableRecord as error:
-                skipped.append([record.path, str(error)])
+                skipped.append(Skip(record.path, str(error), record.split, is_image=True))
                 continue
             description = {"image_id": record.image_id, "split": record.split, "captions": record.captions}
             # not the image's name as the key: it may contain dots, and a key ends at the first dot
@@ -188,7 +195,7 @@ def _write_index(root: Path, index: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _list_tar(root: Path, name: str, skipped: list[list[str]], *, allow_features: bool) -> dict[str, Any]:
+def _list_tar(root: Path, name: str, skipped: list[Skip], *, allow_features: bool) -> dict[str, Any]:
     """Write the listing of one tar, and return its entry in the index."""
     tar, listing = root / name, root / f"{name.removesuffix('.tar')}.jsonl"
     default_split = name.partition("-")[0] if name.startswith(("train-", "val-", "test-")) else "train"

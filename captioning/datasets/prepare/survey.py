@@ -125,7 +125,7 @@ def survey_files(
             if reason is None:
                 by_digest[digest].append(record)
             else:
-                broken.append(Skip(record.path, reason))
+                broken.append(Skip(record.path, reason, record.split, is_image=True))
     groups = [group for group in by_digest.values() if len(group) > 1]
     return FileSurvey(
         checked=len(records),
