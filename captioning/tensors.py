@@ -22,6 +22,7 @@ class Features(NamedTuple):
 
     regions: Tensor  # (B, N, D) float
     mask: Tensor | None = None  # (B, N) bool: False for padding; None: no padding
+    boxes: Tensor | None = None  # (B, N, 4): left, top, right, bottom, as shares of the image; None: a grid
 
 
 class Batch(NamedTuple):

@@ -320,11 +320,11 @@ def draw_attention(
     assert isinstance(captioner, Captioner) and loaded.pixels is not None and loaded.photo is not None
     words = prediction.caption.split()
     device = next(captioner.parameters()).device
-    maps = attention_maps(captioner, loaded.pixels[0].to(device), words)
+    attention = attention_maps(captioner, loaded.pixels[0].to(device), words)
     draw_attention(
         loaded.photo,
         words,
-        maps,
+        attention,
         Path(folder) / f"{safe_name(loaded.file)}.attention.png",
         preprocessing=captioner.config.preprocessing,
     )

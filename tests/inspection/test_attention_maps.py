@@ -8,7 +8,13 @@ from PIL import Image
 from captioning.errors import UserError
 from captioning.images.preprocessing import Preprocessing, preprocess
 from captioning.inspection.attention_figure import draw_attention
-from captioning.inspection.attention_maps import attention_maps, project_map, visible_box
+from captioning.inspection.attention_maps import (
+    Attention,
+    attention_maps,
+    project_box,
+    project_map,
+    visible_box,
+)
 from captioning.models.decoders import unroll
 from tests.helpers.models import ATTENDING, GRID, PREPROCESSING, tiny_captioner
 
@@ -27,8 +33,9 @@ def test_attention_is_that_of_reading_the_words_one_by_one(kind):
         3, PREPROCESSING.size, PREPROCESSING.size, generator=torch.Generator().manual_seed(5)
     )
     words = ["the", "café", "dog", "on"]
-    maps = attention_maps(captioner, pixels, words)
-    assert maps.shape == (4, GRID, GRID)
+    attention = attention_maps(captioner, pixels, words)
+    assert attention.weights.shape == (4, GRID * GRID) and attention.boxes is None
+    maps = np.stack([attention.map(word) for word in range(4)])
     vocabulary = captioner.vocabulary
     read = torch.tensor([[[vocabulary.start, *(vocabulary.ids[word] for word in words[:-1])]]])
     with torch.no_grad():
@@ -47,7 +54,7 @@ def test_words_it_does_not_know():
     pixels = torch.zeros(3, PREPROCESSING.size, PREPROCESSING.size)
     with pytest.raises(UserError, match="'zebra' is not in the model's vocabulary"):
         attention_maps(tiny_captioner(), pixels, ["a", "zebra"])
-    assert len(attention_maps(tiny_captioner(), pixels, [])) == 0
+    assert len(attention_maps(tiny_captioner(), pixels, []).weights) == 0
 
 
 @pytest.mark.parametrize("preprocessing", WAYS, ids=lambda way: f"{way.resize} {way.crop}")
@@ -102,11 +109,54 @@ def test_an_even_map_lights_all_that_is_seen():
 
 
 def test_drawing(tmp_path):
-    maps = np.random.default_rng(0).dirichlet(np.ones(25), 7).reshape(7, 5, 5)
+    attention = Attention(np.random.default_rng(0).dirichlet(np.ones(25), 7), None)
     image = Image.new("RGB", (67, 41), "orange")
     words = ["a", "$", "café", "_{x}", "_x^2", "\\alpha", "end"]
     path = tmp_path / "new" / "x.png"
-    draw_attention(image, words, maps, path, preprocessing=PREPROCESSING)
+    draw_attention(image, words, attention, path, preprocessing=PREPROCESSING)
     drawn = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     assert ((drawn == (255, 165, 0)).all(1)).sum() > 1000  # the photo itself
     assert len(np.unique(drawn, axis=0)) > 100
+
+
+def test_the_map_of_boxes_is_the_largest_weight_at_each_place():
+    boxes = np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 0.75, 1.0], [0.9, 0.9, 0.9, 0.9]])
+    attention = Attention(np.array([[0.2, 0.7, 0.1], [0.6, 0.1, 0.3]]), boxes)
+    first, second = attention.map(0), attention.map(1)
+    side = len(first)
+    assert first.shape == (side, side)
+    for x, y, expected in (
+        (0.1, 0.1, (0.2, 0.6)),
+        (0.4, 0.4, (0.7, 0.6)),
+        (0.6, 0.9, (0.7, 0.1)),
+        (0.8, 0.2, (0, 0)),
+    ):
+        place = round(y * side), round(x * side)
+        np.testing.assert_allclose((first[place], second[place]), expected, rtol=1e-6)
+
+
+def test_a_box_lies_on_the_photo_where_the_encoder_saw_it():
+    """The middle of the encoder's square is the middle of the photo, however it is fitted."""
+    for preprocessing in WAYS:
+        for width, height in SIZES:
+            left, top, right, bottom = project_box(np.array([0.5, 0.5, 1, 1]), (width, height), preprocessing)
+            assert (left, top) == pytest.approx((width / 2, height / 2))
+            assert (right, bottom) == pytest.approx(visible_box(width, height, preprocessing)[2:])
+
+
+def test_the_strongest_box_is_framed(tmp_path):
+    attention = Attention(
+        np.array([[0.1, 0.9]], np.float32), np.array([[0, 0, 0.2, 0.2], [0.3, 0.3, 0.9, 0.8]])
+    )
+    draw_attention(
+        Image.new("RGB", (200, 200), "white"),
+        ["dog"],
+        attention,
+        tmp_path / "x.png",
+        preprocessing=Preprocessing(),
+    )
+    drawn = np.asarray(Image.open(tmp_path / "x.png").convert("RGB")).astype(int)
+    frame = (np.abs(drawn - (255, 127, 14)).sum(-1) < 30).nonzero()
+    assert len(frame[0]) > 100
+    width, height = np.ptp(frame[1]), np.ptp(frame[0])
+    assert width / height == pytest.approx(0.6 / 0.5, rel=0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from captioning.models.encoders.base import BaseEncoderConfig, Encoder, for_inference
+from captioning.models.encoders.detector import DetectorConfig
 from captioning.models.encoders.region_files import RegionsConfig
 from captioning.models.encoders.small_cnn import SmallCNNConfig
 from captioning.models.encoders.timm_model import TimmConfig
@@ -12,7 +13,8 @@ from captioning.models.encoders.torchvision_cnn import TorchvisionConfig
 from captioning.utils.validation import ByKind
 
 EncoderConfig = Annotated[
-    TorchvisionConfig | TimmConfig | SmallCNNConfig | RegionsConfig, ByKind(BaseEncoderConfig)
+    TorchvisionConfig | TimmConfig | DetectorConfig | SmallCNNConfig | RegionsConfig,
+    ByKind(BaseEncoderConfig),
 ]
 
 
@@ -23,6 +25,7 @@ def build(config: BaseEncoderConfig) -> Encoder:
 
 __all__ = [
     "BaseEncoderConfig",
+    "DetectorConfig",
     "Encoder",
     "EncoderConfig",
     "RegionsConfig",
