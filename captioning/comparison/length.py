@@ -54,7 +54,7 @@ def recall(
 
     Returns:
         accuracy: share of captions whose name gets the highest score of all words.
-        among_names: the same with only the names as candidates; guessing gives `verdicts.CHANCE`.
+        among_names: the same with only the names as candidates; guessing gives `length_claims.CHANCE`.
         probability: mean probability of the right name.
         captions: how many were evaluated; the other entries are missing if there were none.
     """

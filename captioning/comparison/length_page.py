@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from captioning.comparison.document import Block, Heading, Picture, Table, Text
 from captioning.comparison.figures import legend_below, new_figure, seed_band, system_style, to_picture
-from captioning.comparison.verdicts import CHANCE, DEFINITIONS, Claim
+from captioning.comparison.length_claims import CHANCE, DEFINITIONS, Claim
 
 TABLES = {
     "quality": ("{metric}, times 100", 100),
@@ -28,7 +28,7 @@ def blocks(study: Mapping[str, Any], claims: Sequence[Claim]) -> list[Block]:
     """Claims with their figures, then the tables.
 
     Args:
-        study: as for `verdicts.length_claims`, with "agreement" (`SeedValues`).
+        study: as for `length_claims.answer_claims`, with "agreement" (`SeedValues`).
     """
     figures = (memory_figure(study), training_cost_figure(study), long_captions_figure(study))
     result: list[Block] = [Heading("Three claims")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captioning.comparison import length_page, measurements, page, results, verdicts
+from captioning.comparison import length_claims, length_page, measurements, page, results
 from captioning.comparison import systems as system_files
 from captioning.comparison.document import Block
 from captioning.comparison.length import name_agreement
@@ -67,8 +67,8 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
     extra: list[Block] = []
     if study.lengths:
         numbers = _length_numbers(plan, done, log, speed=speed)
-        claims = verdicts.length_claims(numbers)
-        comparison["headline"] = verdicts.length_headline(claims)
+        claims = length_claims.answer_claims(numbers)
+        comparison["headline"] = length_claims.headline(claims)
         comparison["length_study"] = {**numbers, "claims": [claim._asdict() for claim in claims]}
         comparison["scope"] = f", on captions of {caption_length} words"
         extra = length_page.blocks(numbers, claims)
@@ -148,7 +148,7 @@ def _search_settings(config: ExperimentConfig) -> str:
 
 
 def _length_numbers(plan: Plan, done: Sequence[StudyRun], log: Log, *, speed: bool) -> dict[str, Any]:
-    """The measurements of a length study, as `verdicts.length_claims` takes them."""
+    """The measurements of a length study, as `length_claims.answer_claims` takes them."""
     study = plan.study
     metric = get_metric(done[0].config.training.metric).name
     numbers: dict[str, dict[str, dict[int, list[float]]]] = {

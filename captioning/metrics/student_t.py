@@ -38,6 +38,12 @@ def t_test(differences: Floats, components: Sequence[tuple[Floats, int]]) -> TTe
     return TTest(two_sided_p(t, degrees), error * t_quantile(degrees), degrees)
 
 
+def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p of equal means of two samples of at least 2 values each (Welch 1947)."""
+    components = [(np.array([np.var(values, ddof=1) / len(values)]), len(values) - 1) for values in (a, b)]
+    return float(t_test(np.array([np.mean(a) - np.mean(b)]), components).p[0])
+
+
 def two_sided_p(t: Floats, degrees: Floats) -> Floats:
     """P(|T| >= t) for t >= 0 and degrees of freedom v >= 1, each (N,); the absolute error is below 1e-7.
 

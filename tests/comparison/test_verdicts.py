@@ -1,10 +1,10 @@
-"""Verdicts on systems and claims, never stronger than images and seeds support."""
+"""Verdicts on systems, never stronger than images and seeds support."""
 
 import pytest
 
 from captioning.comparison import verdicts
 from captioning.comparison.results import System
-from tests.helpers.comparison import length_numbers, make_comparison, make_records, make_system
+from tests.helpers.comparison import make_comparison, make_records, make_system
 
 
 def verdicts_of(comparison):
@@ -115,33 +115,3 @@ def test_limits_name_what_the_numbers_cannot_show():
     assert "The learning rate of A is" in text and "The validation score of B was best at the last" in text
     text = " ".join(verdicts.limits(comparison, split="val", chosen_on="val"))
     assert "The learning rates and the best epoch of each run were chosen on `val`" in text
-
-
-@pytest.mark.parametrize(
-    ("values", "answers"),
-    [
-        (
-            {"lstm": (1, 0.9), "rnn": (1, 0.1), "transformer": (1, 0.99), "slow": 2.0},
-            ("yes", "yes", "depends"),
-        ),
-        ({"lstm": (1, 0.2), "rnn": (0.3, 0.2), "transformer": (1, 0.99)}, ("depends", "no", "yes")),
-        (
-            {"lstm": (1, 0.2), "rnn": (1, 0.2), "transformer": (1, 0.99), "slow": 1.2, "decode": 3.0},
-            ("no", "depends", "depends"),
-        ),
-        ({"lstm": (1, 0.9), "rnn": (1, 0.1), "transformer": (1, 0.5)}, ("yes", "no", "no")),
-        ({"lstm": (0.13, 0.12), "rnn": (0.12, 0.12), "transformer": (0.13, 0.12)}, ("open", "no", "open")),
-    ],
-)
-def test_claims_are_answered_from_the_numbers(values, answers):
-    claims = verdicts.length_claims(length_numbers(**values))
-    assert tuple(claim.answer for claim in claims) == answers
-    assert all(f"{claim.claim}”: **{claim.answer}**" in verdicts.length_headline(claims) for claim in claims)
-    assert all("{" not in claim.reason for claim in claims)
-
-
-def test_claims_without_their_systems_are_not_measured():
-    study = length_numbers(lstm=(1, 1), rnn=(1, 1), transformer=(1, 1))
-    for key in ("quality", "recall", "agreement", "costs"):
-        study[key].pop("lstm", None)
-    assert {claim.answer for claim in verdicts.length_claims(study)} == {"not measured"}

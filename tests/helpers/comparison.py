@@ -112,7 +112,9 @@ def length_numbers(*, lstm, rnn, transformer, slow=1.0, decode=1.0):
     lengths = [10, 200]
     recall = {"lstm": lstm, "rnn": rnn, "transformer": transformer}
     by_length = {
-        name: {words: [value - 0.01, value + 0.01] for words, value in zip(lengths, values, strict=True)}
+        name: {
+            words: [value - 0.01, value, value + 0.01] for words, value in zip(lengths, values, strict=True)
+        }
         for name, values in recall.items()
     }
     times = {"lstm": (slow, 1.0), "rnn": (1.0, 1.0), "transformer": (1.0, decode)}

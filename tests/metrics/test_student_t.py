@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from captioning.metrics.student_t import t_quantile, t_test, two_sided_p
+from captioning.metrics.student_t import t_quantile, t_test, two_sided_p, welch_p
 
 
 def test_quantiles_as_in_printed_tables() -> None:
@@ -31,3 +31,12 @@ def test_components_are_summed_and_their_degrees_combined() -> None:
     assert test.margin[0] == pytest.approx(math.sqrt(3) * t_quantile(test.degrees[:1])[0])
     # without any variance every difference is certain
     assert test.p[1:] == pytest.approx([1, 0]) and test.margin[1:].tolist() == [0, 0]
+
+
+def test_welch_on_paper() -> None:
+    """Means 5 and 2 of 3 values, variances 1 and 1: t = 3 / sqrt(2 / 3) with 4 degrees of freedom."""
+    t, degrees = 3 / math.sqrt(2 / 3), 4.0
+    # P(|T| >= t) with 4 degrees of freedom: 1 - u (3 - u^2) / 2 with u = t / sqrt(4 + t^2)
+    u = t / math.sqrt(degrees + t * t)
+    assert welch_p([4, 5, 6], [1, 2, 3]) == pytest.approx(1 - u * (3 - u * u) / 2, abs=1e-9)
+    assert welch_p([1, 1], [1, 1]) == 1 and welch_p([2, 2], [1, 1]) == pytest.approx(0, abs=1e-9)
