@@ -48,6 +48,11 @@ class Preprocessing:
             raise ValueError(f"preprocessing.std must be above 0, got {list(self.std)}")
 
     @property
+    def side(self) -> int:
+        """Side in pixels of the square before its centre is cropped; rounded down, as by timm."""
+        return int(self.size / self.crop)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the settings that the tensors depend on."""
         return fingerprint(asdict(self))
@@ -60,7 +65,7 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
 def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """`preprocess` without `normalize`: (3, size, size) uint8, a quarter of the bytes to transfer."""
-    side = max(preprocessing.size, round(preprocessing.size / preprocessing.crop))
+    side = preprocessing.side
     fill = [round(255 * value) for value in preprocessing.mean]
     width, height = image.size
     if preprocessing.resize == "stretch":
@@ -70,7 +75,7 @@ def preprocess_uint8(image: Image.Image, preprocessing: Preprocessing) -> Tensor
         # crop before resizing: a 1 x 5000 image would otherwise grow to a gigabyte
         image = F.center_crop(image, [min(height, 2 * short), min(width, 2 * short)])
         width, height = image.size
-        image = _resize(image, round(width * side / short), round(height * side / short), preprocessing)
+        image = _resize(image, width * side // short, height * side // short, preprocessing)
     else:
         scale = side / max(width, height)
         image = _resize(image, max(1, round(width * scale)), max(1, round(height * scale)), preprocessing)

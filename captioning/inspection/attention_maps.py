@@ -83,7 +83,7 @@ def visible_box(width: int, height: int, preprocessing: Preprocessing) -> Box:
     `preprocess` scales the photo and crops the centre. With "long_side" the box extends beyond the photo.
     """
     size = preprocessing.size
-    side = max(size, round(size / preprocessing.crop))
+    side = preprocessing.side
     if preprocessing.resize == "stretch":
         x_scale, y_scale = width / side, height / side  # photo pixels per preprocessed pixel
     elif preprocessing.resize == "short_side":

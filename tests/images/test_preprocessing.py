@@ -63,6 +63,19 @@ def test_short_side_with_crop_equals_torchvisions_imagenet_evaluation():
     torch.testing.assert_close(ours, expected, atol=0.02, rtol=0)  # a level of 255 is 0.017
 
 
+@pytest.mark.parametrize("size", [(500, 375), (61, 97), (224, 224), (190, 100)])
+@pytest.mark.parametrize(("side", "crop"), [(224, 0.9), (260, 0.89), (288, 0.95), (518, 1.0)])
+def test_short_side_with_crop_equals_timms_evaluation(size: tuple[int, int], side: int, crop: float):
+    """To the bit: a side rounded otherwise moves the whole picture by half a pixel."""
+    create_transform = pytest.importorskip("timm.data").create_transform
+    half = (0.5, 0.5, 0.5)
+    expected = create_transform(side, crop_pct=crop, interpolation="bicubic", mean=half, std=half)(
+        scene(*size)
+    )
+    settings = Preprocessing(size=side, resize="short_side", crop=crop, mean=half, std=half)
+    torch.testing.assert_close(preprocess(scene(*size), settings), expected, atol=1e-5, rtol=0)
+
+
 def test_settings_are_checked():
     adapter = TypeAdapter(Preprocessing)
     assert adapter.validate_python({"size": 64, "mean": [0.5, 0.5, 0.5]}).mean == (0.5, 0.5, 0.5)
