@@ -25,7 +25,9 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 class SamplingConfig(RankedSearchConfig):
     """The options of a search that samples words from the allowed ones, renormalised.
 
-    Filters apply in this order. Log-probabilities in the results are the model's own.
+    Filters apply in this order, each to the words that the ones before it have left, renormalised. Log-probabilities in
+    the results are the model's own. Differs: each paper has its filter alone; Hugging Face's `generate` has the same
+    order, but min_p before typical.
 
     Attributes:
         samples: number of captions of each image.

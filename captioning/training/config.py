@@ -136,7 +136,7 @@ class TrainingConfig:
         caption_weights, word_weights: weights in the cross-entropy that average 1 over the training tokens (null:
             all 1).
         r_drop: alpha of R-Drop (Liang et al. 2021): two forward passes with different dropout whose distributions are
-            pulled together (0: one pass). Cross-entropy only.
+            pulled together (0: one pass), with weight 1 for every token. Cross-entropy only.
         embedding_dropout: probability that all embeddings of a word are zero in a batch (Gal and Ghahramani 2016), as
             in Merity et al. 2018. Cross-entropy only.
         scheduled_sampling: use some of the model's predictions as inputs; null: the captions' words. Cross-entropy

@@ -39,7 +39,8 @@ class CrossEntropy(nn.Module):
     Weights average 1 over the training split's tokens, so the sum is divided by the number of tokens, not by the sum
     of the batch's weights: a batch of captions with small weights moves the model less.
     With R-Drop (Liang et al. 2021) the loss is half of the paper's, so that a learning rate means the same with and
-    without it. The image is encoded once; the second pass of a caption is one more sequence of the image.
+    without it. The image is encoded once; the second pass of a caption is one more sequence of the image. Differs:
+    the paper has no weights; those of captions and words apply to the cross-entropy alone, not to the divergence.
     """
 
     token_weights: Tensor | None

@@ -29,6 +29,8 @@ from captioning.training.validation import to_device
 class SelfCritical(nn.Module):
     """Minus the mean over the update's samples of (reward - baseline) x log-probability.
 
+    The log-probability of a caption is the sum over its words. Differs: common implementations divide by the number
+    of words, of the caption or of the batch, so a learning rate from there is too large here by about that number.
     Its gradient is an unbiased estimate of that of minus the expected reward (REINFORCE, Williams 1992), since a
     sample takes no part in its own baseline. The captioner is put into eval mode and stays there: with dropout, the
     samples would come from another distribution than the trained one.

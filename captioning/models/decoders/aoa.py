@@ -74,6 +74,10 @@ class AoA(Decoder):
         c_t = AoA(f, W_Q h_t, W_K A, W_V A);  p(y_t) = softmax(W_p c_t)
     The initial state is zero. The attention returned is the mean over heads. Differs: W_V and W_p have biases, the
     keys none; the regions are projected to H channels and normalised before they are refined.
+    Differs from the authors' code: there a refining layer normalises A before its attention, not after the sum, with
+    dropout of the attention and of its result, and A is normalised again after the last layer; h_t is normalised
+    before W_Q; Q is A or h_t itself, not its product with W_Q; the embedding passes through a ReLU; c_t-1 has dropout,
+    and the input of the decoder's AoA none.
     """
 
     def __init__(self, config: AoAConfig, *, channels: int, vocabulary_size: int):

@@ -72,8 +72,11 @@ class MeshedMemory(Decoder):
         Z = AddNorm(M_mesh({X~^i}, AddNorm(S_mask(Y)))); Y~ = AddNorm(F(Z))            (eq. 9)
     Every attention ends in a product W_o, as in Vaswani et al. 2017; those of eq. 7 are the same for all i. Words
     have sinusoidal positions. As in the authors' code the regions are first projected, passed through a ReLU and
-    normalised. That code has AddNorm within C, not around M_mesh, and divides eq. 6 by the square root of the
-    number of encoder layers; here the equations are implemented as printed.
+    normalised, and the weights hold M_k / sqrt(d) and M_v / sqrt(slots), where d is the size of a head.
+    Differs from that code, which has AddNorm within C, not around M_mesh, divides eq. 6 by the square root of the
+    number of encoder layers, and begins with Xavier's matrices and zero biases: here the equations are implemented as
+    printed, and the matrices begin as PyTorch's layers do. Here the embedding is stored divided by sqrt(H) and has
+    dropout, and the layer to the vocabulary has a bias.
     `StepOutput.attention` is the mean over heads and layers of the attention of eq. 7; None in training mode.
     """
 
@@ -145,9 +148,10 @@ class MemoryLayer(nn.Module):
         self.heads = config.heads
         self.qkv_proj, self.out_proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
         self.self_norm = nn.LayerNorm(size)
-        # the standard deviations are those of the authors' code
-        self.slot_keys = nn.Parameter(torch.randn(config.slots, size) * (size / config.heads) ** -0.5)
-        self.slot_values = nn.Parameter(torch.randn(config.slots, size) * config.slots**-0.5)
+        # scaled as in the authors' code: an update by Adam moves M_k by sqrt(d) times the learning rate
+        self.key_scale, self.value_scale = math.sqrt(size / config.heads), math.sqrt(config.slots)
+        self.scaled_slot_keys = nn.Parameter(torch.randn(config.slots, size) / self.key_scale**2)
+        self.scaled_slot_values = nn.Parameter(torch.randn(config.slots, size) / self.value_scale**2)
         self.fc1, self.fc2 = nn.Linear(size, config.feed_forward), nn.Linear(config.feed_forward, size)
         self.ff_norm = nn.LayerNorm(size)
         self.dropout = nn.Dropout(config.dropout)
@@ -155,9 +159,11 @@ class MemoryLayer(nn.Module):
     def forward(self, regions: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, H) -> (B, N, H)"""
         query, keys, values = self.qkv_proj(regions).chunk(3, -1)
-        keys = torch.cat([keys, self.slot_keys.expand(len(keys), -1, -1)], 1)  # (B, N + slots, H)
-        values = torch.cat([values, self.slot_values.expand(len(values), -1, -1)], 1)
-        allowed = None if mask is None else F.pad(mask, (0, len(self.slot_keys)), value=True)[:, None, None]
+        slot_keys = self.key_scale * self.scaled_slot_keys
+        slot_values = self.value_scale * self.scaled_slot_values
+        keys = torch.cat([keys, slot_keys.expand(len(keys), -1, -1)], 1)  # (B, N + slots, H)
+        values = torch.cat([values, slot_values.expand(len(values), -1, -1)], 1)
+        allowed = None if mask is None else F.pad(mask, (0, len(slot_keys)), value=True)[:, None, None]
         attended = self.out_proj(multi_head(query, keys, values, heads=self.heads, allowed=allowed))
         regions = self.self_norm(regions + self.dropout(attended))
         hidden = self.dropout(torch.relu(self.fc1(regions)))

@@ -36,8 +36,10 @@ def encode_regions(weights, regions):
     for number in range(CONFIG.encoder_layers):
         layer = f"encoder.{number}"
         parts = qkv(weights, f"{layer}.qkv_proj", xs)
-        keys = [key for _, key, _ in parts] + list(weights[f"{layer}.slot_keys"])
-        values = [value for _, _, value in parts] + list(weights[f"{layer}.slot_values"])
+        keys = [key for _, key, _ in parts] + list(2**0.5 * weights[f"{layer}.scaled_slot_keys"])  # d = 2
+        values = [value for _, _, value in parts] + list(
+            2.0 * weights[f"{layer}.scaled_slot_values"]
+        )  # 4 slots
         outputs = []
         for x, (query, _, _) in zip(xs, parts, strict=True):
             attended, _ = attention(query, keys, values, CONFIG.heads)  # eq. 3
@@ -100,3 +102,27 @@ def test_it_computes_its_equations():
 def test_heads_must_divide_the_size():
     with pytest.raises(ValueError, match="hidden must be a multiple of heads, got 10 and 3"):
         MeshedMemoryConfig(hidden=10, heads=3)
+
+
+def test_slots_begin_and_learn_as_in_the_authors_code():
+    """Standard deviations of 1 / d and 1 / slots as stored; Adam's first step moves M_k by sqrt(d) learning rates."""
+    config = MeshedMemoryConfig(hidden=96, heads=6, layers=1, encoder_layers=1, slots=25, dropout=0.0)
+    torch.manual_seed(0)
+    decoder = build(config, channels=D, vocabulary_size=V)
+    layer, regions = decoder.encoder[0], torch.randn(3, 7, 96)
+    assert layer.scaled_slot_keys.std().item() == pytest.approx(1 / 16, rel=0.05)
+    assert layer.scaled_slot_values.std().item() == pytest.approx(1 / 25, rel=0.05)
+    concatenated = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "captioning.models.decoders.meshed_memory.multi_head",
+            lambda query, keys, values, **_: concatenated.append((keys[0, 7:], values[0, 7:])) or query,
+        )
+        layer(regions, None)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+        (concatenated[0][0].sum() + concatenated[0][1].sum()).backward()
+        optimizer.step()
+        layer(regions, None)
+    for part, scale in enumerate((4.0, 5.0)):
+        moved = concatenated[0][part] - concatenated[1][part]
+        torch.testing.assert_close(moved, torch.full_like(moved, scale * 1e-3), rtol=1e-3, atol=1e-6)
