@@ -104,13 +104,31 @@ def read_config(
         allow_code: import a `kind` outside the package ("my_module:MyConfig"); for configs of the user's own.
 
     Raises:
-        UserError: there is no such file, its YAML is broken, or a key or value is wrong.
+        UserError: there is no such file, its YAML is broken, or a key or value is wrong; names the file or the
+            override that the mistake came with.
     """
     path = find_config(path)
     values = read_yaml(path)
     for override in overrides:
         _apply(override, values)
-    return parse(values, where=str(path), allow_code=allow_code)
+    try:
+        return parse(values, where="", allow_code=allow_code)
+    except UserError as error:
+        source = _source_of_error(str(error), path, overrides, allow_code=allow_code)
+        raise UserError(f"{source}: {error}") from error.__cause__
+
+
+def _source_of_error(message: str, path: Path, overrides: Sequence[str], *, allow_code: bool) -> str:
+    """The file, or the first of the overrides with which the settings give this error."""
+    values = read_yaml(path)
+    for count in range(len(overrides)):
+        try:
+            parse(values, where="", allow_code=allow_code)
+        except UserError as error:
+            if str(error) == message:
+                return repr(overrides[count - 1]) if count else str(path)
+        _apply(overrides[count], values)
+    return repr(overrides[-1]) if overrides else str(path)
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:

@@ -37,6 +37,27 @@ def test_every_config_parses_and_builds(path):
     assert features.regions.shape[2] == channels
 
 
+def test_a_mistake_is_laid_to_the_file_or_the_override_it_came_with(tmp_path):
+    path = tmp_path / "x.yaml"
+    good = "name: x\nencoder: {kind: small}\nsearch: {kind: beam}\n"
+    path.write_text(good + "seed: -1.5\n")
+    two = ["training.epochs=3", "training.epoch=4"]
+    for overrides in ([], ["training.epochs=3"], two):
+        with pytest.raises(UserError) as caught:
+            read_config(path, overrides)
+        assert str(caught.value).startswith(f"{path}: seed:")  # the first of the mistakes
+    path.write_text(good)
+    for overrides in (two, two[::-1], ["training={epochs: 3, epoch: 4}"]):
+        with pytest.raises(UserError) as caught:
+            read_config(path, overrides)
+        blamed = next(override for override in overrides if "epoch" in override.replace("epochs", ""))
+        assert str(caught.value).startswith(f"{blamed!r}: training.epoch: unknown key")
+    with pytest.raises(
+        UserError, match=r"^'search.max_length=99': settings: the decoder reads no more than 64"
+    ):
+        read_config(path, ["seed=1", "decoder={kind: transformer}", "search.max_length=99"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
