@@ -14,12 +14,12 @@ import yaml
 from captioning import datasets
 from captioning.captioner.captioner import Captioner, count_parameters, load_weights
 from captioning.config import ExperimentConfig
-from captioning.datasets import of_split
 from captioning.datasets.checks import write_skipped
-from captioning.errors import UserError
+from captioning.datasets.splits import require_readable, training_splits
+from captioning.errors import UserError, notes_to
 from captioning.loaders.captions import EncodedCaptions
 from captioning.loaders.feature_store import FeatureStore
-from captioning.loaders.sources import ImageSettings, ImageSource, open_source, open_store
+from captioning.loaders.sources import ImageSettings, ImageSource, describe_notes, open_source, open_store
 from captioning.models.encoders import Encoder
 from captioning.records import Collection, ImageRecord
 from captioning.text.vocabulary import Vocabulary
@@ -42,6 +42,9 @@ from captioning.utils.files import write_json, write_text
 from captioning.utils.locks import folder_lock
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import timestamped
+
+NOTES = "image_notes.csv"
+"""File in a run's folder: images that are used although something may be wrong with them."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -130,11 +133,16 @@ class Experiment:
         )
 
     def image_source(self, encoder: Encoder, records: Sequence[ImageRecord]) -> ImageSource:
-        """The images of `records`; unusable ones are listed in the run's `skipped_images.csv`. See `open_source`."""
+        """The images of `records`; unusable ones are listed in the run's `skipped_images.csv`, notes in `NOTES`.
+
+        See `open_source`.
+        """
         path = self.folder / "skipped_images.csv"
         source = open_source(self.image_settings, encoder, records, skipped_csv=path)
         if source.skipped:
             self._write(functools.partial(write_skipped, path, source.skipped))
+        if source.noted:
+            self._write(functools.partial(write_skipped, self.folder / NOTES, source.noted))
         return source
 
     def feature_store(self, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
@@ -167,9 +175,7 @@ class Experiment:
         with self._holding_writes(resume):
             checkpoint = self._find_checkpoint(resume)
             with self._first_process_first():
-                self.log(f"loading the {self.config.dataset.kind} data set")
-                collection = self.load_dataset()
-                splits = {split: of_split(collection, split) for split in ("train", "val")}
+                splits = self._load_splits()
                 captions = (caption for record in splits["train"] for caption in record.captions)
                 vocabulary = Vocabulary.build(captions, min_count=self.config.vocabulary.min_count)
                 fingerprints = caption_fingerprints(vocabulary, splits)
@@ -179,6 +185,7 @@ class Experiment:
                     self._load_start_weights(self.config.start, captioner)
                 source = self.image_source(captioner.encoder, [*splits["train"], *splits["val"]])
                 readable = {split: source.readable(records) for split, records in splits.items()}
+                require_readable(splits, readable, where=self.config.dataset.root)
                 fingerprints |= content_fingerprints(readable, source.contents)
                 self._refuse_other_data(checkpoint, fingerprints)
         data = self._training_data(source, readable["train"], readable["val"], vocabulary)
@@ -187,6 +194,17 @@ class Experiment:
         self._log_sizes(data, captioner, source)
         identity = Identity(self.config.decisive, fingerprints)
         return self._train(captioner, data, checkpoint, identity)
+
+    def _load_splits(self) -> dict[str, list[ImageRecord]]:
+        """The records of train and val, after the checks that `captioning prepare` makes as well."""
+        dataset = self.config.dataset
+        self.log(f"loading the {dataset.kind} data set")
+        with notes_to(self.log):
+            collection = self.load_dataset()
+        training, validation = training_splits(collection, where=dataset.root)
+        if self.world.first:
+            datasets.refuse_equal_files(dataset, collection)
+        return {"train": training, "val": validation}
 
     def _refuse_other_data(self, checkpoint: Path | None, fingerprints: Mapping[str, Fingerprint]) -> None:
         if checkpoint:
@@ -279,6 +297,8 @@ class Experiment:
             f"{len(data.validator.records):,} images for validation; {len(captioner.vocabulary):,} words; "
             f"decoder with {decoder:.2f} M parameters, {trainable:.2f} M trained; images from {source.location}"
         )
+        if source.noted:
+            self.log(f"{describe_notes(source.noted)}; {self.folder / NOTES} lists them")
         if data.captions.num_truncated:
             limit = self.config.vocabulary.max_length
             self.log(f"{data.captions.num_truncated} captions truncated to {limit} words")

@@ -212,6 +212,7 @@ def evaluate_runs(args: argparse.Namespace) -> None:
     from captioning.cli.tables import split_table
     from captioning.datasets import of_split
     from captioning.datasets.checks import missing_images
+    from captioning.loaders.sources import describe_notes
     from captioning.metrics.coco_names import to_coco_names
 
     runs = open_runs(args)
@@ -219,6 +220,8 @@ def evaluate_runs(args: argparse.Namespace) -> None:
     splits = {split: of_split(collection, split) for split in args.split or ["val"]}
     records = [record for split_records in splits.values() for record in split_records]
     sources = [experiment.image_source(captioner.encoder, records) for experiment, captioner in runs.members]
+    if noted := sources[0].noted:
+        print(describe_notes(noted), file=sys.stderr)
     results = {}
     for split, split_records in splits.items():
         missing = missing_images(collection, split_records[0].split)

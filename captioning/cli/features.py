@@ -50,6 +50,9 @@ def main() -> int:
         print(
             f"{len(store.skipped)} images left out, listed in {store.folder / 'skipped.csv'}", file=sys.stderr
         )
+    if store.noted:
+        image_id, note = store.noted[0]
+        print(f"{len(store.noted)} images encoded with a note (first {image_id}: {note})", file=sys.stderr)
     return 0
 
 

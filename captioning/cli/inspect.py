@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,7 +111,7 @@ def inspect_image(args: argparse.Namespace) -> None:
     """Trace one caption of one photo; write a figure, a summary and arrays."""
     # imported after the arguments are parsed: importing torch takes seconds
     from captioning.captioner.captioner import Captioner
-    from captioning.images.reading import load_image
+    from captioning.images.reading import read_image
     from captioning.inspection.trace import save_arrays, summary
     from captioning.inspection.trace_figure import draw_trace
     from captioning.utils.files import write_json
@@ -118,7 +119,9 @@ def inspect_image(args: argparse.Namespace) -> None:
     run = Path(args.runs[0])
     folder = find_model(run)
     base = output_folder(args, run) / Path(args.image).stem
-    image = load_image(args.image)
+    image, notes = read_image(args.image)
+    for note in notes:
+        print(f"{args.image}: {note}", file=sys.stderr)
     captioner = Captioner.open(folder, device=choose_device(args.device), allow_code=args.allow_code)
     trace = trace_image(captioner, image, args)
     values = summary(trace)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioning.errors import UserError
 from captioning.loaders.captions import EncodedCaptions, pad_captions
 from captioning.loaders.images import Images
 from captioning.records import ImageId
@@ -128,12 +129,29 @@ class TrainingBatches(Dataset):
         return padded
 
 
+class _WithErrors(Dataset):
+    """Returns a UserError instead of raising it: DataLoader would change its type and text on the way here."""
+
+    def __init__(self, dataset: TrainingBatches):
+        self.dataset = dataset
+
+    def __getitem__(self, numbers: np.ndarray) -> Batch | UserError:
+        try:
+            return self.dataset[numbers]
+        except UserError as error:
+            return error
+
+
 def loader(
     dataset: TrainingBatches, batches: Sequence[np.ndarray], *, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """A DataLoader of the given batches in order, made by `workers` processes (0: by this one)."""
-    return DataLoader(
-        dataset,
+) -> Iterator[Batch]:
+    """The given batches in order, made by `workers` processes (0: by this one).
+
+    Raises:
+        UserError: as `dataset`, in whichever process.
+    """
+    loaded: DataLoader[Batch | UserError] = DataLoader(
+        _WithErrors(dataset),
         sampler=list(batches),  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers,
@@ -141,6 +159,10 @@ def loader(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_freeze_inherited_objects,
     )
+    for batch in loaded:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def _freeze_inherited_objects(worker: int) -> None:

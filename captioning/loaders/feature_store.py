@@ -116,6 +116,13 @@ class FeatureStore:
         """The images that could not be read when the store was built."""
         return [Skip(*skip) for skip in self._index["skipped"]]
 
+    @property
+    def noted(self) -> list[tuple[ImageId, str]]:
+        """Image ids and notes of images that were used: frames that are left out, a part that may be lost."""
+        return [
+            (image_id, note) for shard in self._index["shards"] for image_id, note in shard.get("notes", ())
+        ]
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -40,6 +40,7 @@ class LoadedImage(NamedTuple):
     reason: str = ""
     state: FileState = FileState(0, 0)
     crc: int = 0  # CRC-32 of the file
+    notes: tuple[str, ...] = ()
 
 
 class _Images(Dataset):
@@ -54,11 +55,14 @@ class _Images(Dataset):
     def __getitem__(self, number: int) -> LoadedImage:
         path = str(self.paths[number])
         try:
-            image = read_image(path).image
+            image, notes = read_image(path)
+            state, crc = FileState.of(path), content_crc(path)
         except BadImage as error:
             return LoadedImage(number, None, error.reason)
+        except OSError as error:
+            return LoadedImage(number, None, f"cannot be read ({error.strerror})")
         pixels = preprocess_uint8(image, self.preprocessing)
-        return LoadedImage(number, pixels, state=FileState.of(path), crc=content_crc(path))
+        return LoadedImage(number, pixels, state=state, crc=crc, notes=notes)
 
 
 def build_store(
@@ -266,6 +270,9 @@ class _Writer:
             "sizes": [image.state.size for image in stored],
             "mtimes_ns": [image.state.mtime_ns for image in stored],
             "crcs": [image.crc for image in stored],
+            "notes": [
+                [image_id, note] for image_id, image in zip(ids, stored, strict=True) for note in image.notes
+            ],
         }
         self.index["shards"].append(entry)
         write_json(self.folder / INDEX, self.index)

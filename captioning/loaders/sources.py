@@ -53,6 +53,7 @@ class Survey(NamedTuple):
 
     reasons: dict[str, str]  # path -> why the image cannot be decoded
     crcs: dict[str, int]  # path -> CRC-32 of the other files
+    noted: list[Skip]  # of the other files
 
 
 class ImageSource(ABC):
@@ -60,6 +61,8 @@ class ImageSource(ABC):
 
     location: str
     """Where the images are, for messages."""
+    noted: Sequence[Skip] = ()
+    """Notes on usable images: frames that are left out, a part that may be lost."""
 
     def __init__(self, settings: ImageSettings, records: Sequence[ImageRecord], skipped: Sequence[Skip] = ()):
         """`skipped`: the images that cannot be used."""
@@ -94,10 +97,11 @@ class PixelSource(ImageSource):
         records: Sequence[ImageRecord],
         skipped: Sequence[Skip] = (),
         *,
-        crcs: Mapping[str, int] | None = None,
+        survey: Survey | None = None,
     ):
-        """`crcs`: CRC-32 of files by their path; None for slices of shards."""
+        """`survey`: of the files; None for slices of shards."""
         super().__init__(settings, records, skipped)
+        crcs, self.noted = (survey.crcs, survey.noted) if survey else (None, ())
         self.location = (
             "their files" if crcs is not None else f"the images in the shards of {settings.dataset.root}"
         )
@@ -123,6 +127,8 @@ class StoreSource(ImageSource):
     def __init__(self, settings: ImageSettings, records: Sequence[ImageRecord], store: FeatureStore):
         super().__init__(settings, [record for record in records if record.image_id in store])
         self.store, self.location = store, f"the feature store {store.folder}"
+        paths = {record.image_id: record.path for record in records}
+        self.noted = [Skip(paths[image_id], note) for image_id, note in store.noted if image_id in paths]
 
     def contents(self, records: Sequence[ImageRecord]) -> Iterable[Sequence[object]]:
         return self.store.contents([record.image_id for record in records])
@@ -201,7 +207,7 @@ def _open_source(
     if settings.encoder.precomputed:
         files = settings.encoder.open_regions()
         reasons = {
-            str(record.image_id): f"no file of regions among {files.location}"
+            str(record.image_id): files.why_missing(record)
             for record in records
             if files.find(record) is None
         }
@@ -218,7 +224,7 @@ def _open_source(
     survey = survey_images(records)
     skipped = refuse_too_many(survey.reasons, len(records), max_bad=dataset.max_bad, skipped_csv=skipped_csv)
     readable = [record for record in records if record.path not in survey.reasons]
-    return PixelSource(settings, readable, skipped, crcs=survey.crcs)
+    return PixelSource(settings, readable, skipped, survey=survey)
 
 
 def open_store(settings: ImageSettings, encoder: Encoder, records: Sequence[ImageRecord]) -> FeatureStore:
@@ -242,15 +248,23 @@ def open_store(settings: ImageSettings, encoder: Encoder, records: Sequence[Imag
 
 def survey_images(records: Sequence[ImageRecord]) -> Survey:
     """Read and decode all images."""
-    survey = Survey({}, {})
+    survey = Survey({}, {}, [])
     for record in progress(records, desc="checking images", unit="image", delay=2):
         try:
-            read_image(record.path)
+            notes = read_image(record.path).notes
+            survey.crcs[record.path] = content_crc(record.path)
         except BadImage as error:
             survey.reasons[record.path] = error.reason
+        except OSError as error:
+            survey.reasons[record.path] = f"cannot be read ({error.strerror})"
         else:
-            survey.crcs[record.path] = content_crc(record.path)
+            survey.noted.extend(Skip(record.path, note) for note in notes)
     return survey
+
+
+def describe_notes(noted: Sequence[Skip]) -> str:
+    """One line about notes on images."""
+    return f"{len(noted):,} images are used with a note (first {noted[0].item}: {noted[0].reason})"
 
 
 def refuse_too_many(

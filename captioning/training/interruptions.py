@@ -15,6 +15,7 @@ from types import FrameType
 import torch
 
 from captioning.errors import Stopped, UserError
+from captioning.images.reading import BadImage
 from captioning.training.config import TrainingConfig
 
 
@@ -72,7 +73,7 @@ def tolerate_full_disk(
 
 @contextlib.contextmanager
 def explain_machine_errors(config: TrainingConfig) -> Iterator[None]:
-    """Turn running out of memory and the death of a loader process into one-sentence `UserError`s."""
+    """Turn running out of memory, a lost image and the death of a loader process into one-sentence `UserError`s."""
     size, setting = (
         f"{config.batch_size} images x {config.captions_per_image} captions",
         "training.batch_size",
@@ -85,6 +86,10 @@ def explain_machine_errors(config: TrainingConfig) -> Iterator[None]:
     )
     try:
         yield
+    except BadImage as error:
+        raise UserError(
+            f"{error}; the image was readable before: restore it, then go on with --resume"
+        ) from None
     except (torch.OutOfMemoryError, MemoryError):
         raise UserError(out_of_memory) from None
     except RuntimeError as error:

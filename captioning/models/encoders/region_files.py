@@ -94,11 +94,21 @@ class RegionFiles:
 
     def find(self, record: ImageRecord) -> str | None:
         """Path of the image's file, named after its id or its image file; None if there is neither."""
-        return self._paths.get(str(record.image_id)) or self._paths.get(Path(record.path).stem)
+        return next((self._paths[name] for name in _names(record) if name in self._paths), None)
+
+    def why_missing(self, record: ImageRecord) -> str:
+        """The names under which `find` looked for the image's file, as a reason to skip it."""
+        tried = ", ".join(name + suffix for name in _names(record) for suffix in SUFFIXES)
+        return f"no file of its regions in {self.config.folder} (tried {tried})"
 
     def read(self, path: str) -> np.ndarray:
         """The regions (N, D) float32 in a file. Raises UserError as `read_regions` does."""
         return read_regions(path, channels=self.config.channels, max_regions=self.config.max_regions)
+
+
+def _names(record: ImageRecord) -> list[str]:
+    """The names, without suffix, that an image's file may have."""
+    return list(dict.fromkeys((str(record.image_id), Path(record.path).stem)))
 
 
 def read_regions(path: str, *, channels: int, max_regions: int | None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Regions that others computed: read, padded, refused; a model trained, evaluated and asked for a photo."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +148,13 @@ def test_a_model_is_trained_evaluated_and_asked_for_a_photo(tmp_path):
     (tmp_path / "regions" / f"{without.image_id}.npz").unlink()
     experiment.train()
     listed = (experiment.folder / "skipped_images.csv").read_text()
-    assert str(without.image_id) in listed and "no file of regions" in listed
+    tried = ", ".join(
+        name + suffix
+        for name in (str(without.image_id), Path(without.path).stem)
+        for suffix in (".npz", ".npy")
+    )
+    reason = f"no file of its regions in {tmp_path / 'regions'} (tried {tried})"
+    assert listed == f'item,reason\n{without.image_id},"{reason}"\n'
 
     captioner = Captioner.open(experiment.folder / "model")
     kept = [record for record in records if record.split == "val"]
