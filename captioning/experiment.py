@@ -15,7 +15,7 @@ from captioning import datasets
 from captioning.captioner.captioner import Captioner, count_parameters, load_weights
 from captioning.config import ExperimentConfig
 from captioning.datasets.checks import write_skipped
-from captioning.datasets.splits import require_readable, training_splits
+from captioning.datasets.splits import training_splits
 from captioning.errors import UserError, notes_to
 from captioning.loaders.captions import EncodedCaptions
 from captioning.loaders.feature_store import FeatureStore
@@ -185,7 +185,6 @@ class Experiment:
                     self._load_start_weights(self.config.start, captioner)
                 source = self.image_source(captioner.encoder, [*splits["train"], *splits["val"]])
                 readable = {split: source.readable(records) for split, records in splits.items()}
-                require_readable(splits, readable, where=self.config.dataset.root)
                 fingerprints |= content_fingerprints(readable, source.contents)
                 self._refuse_other_data(checkpoint, fingerprints)
         data = self._training_data(source, readable["train"], readable["val"], vocabulary)

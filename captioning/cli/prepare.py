@@ -88,7 +88,7 @@ def main() -> int:
     else:
         refuse_equal_files(config, collection)
     if config.has_training_split:
-        refuse_untrainable(config, collection, statistics, files)
+        refuse_untrainable(config, collection, statistics)
     return 0
 
 
@@ -311,19 +311,11 @@ def print_files(files: dict[str, Any]) -> None:
         print(f"accepted with a note: {len(all_noted):,} {kind} (first {first})")
 
 
-def refuse_untrainable(
-    config: BaseDatasetConfig, collection: Collection, statistics: Survey, files: FileSurvey | None
-) -> None:
+def refuse_untrainable(config: BaseDatasetConfig, collection: Collection, statistics: Survey) -> None:
     """Raise UserError if `captioning train` would refuse the splits or find no words."""
-    from captioning.datasets.splits import require_readable, training_splits
+    from captioning.datasets.splits import training_splits
 
-    splits = dict(zip(("train", "val"), training_splits(collection, where=config.root), strict=True))
-    broken = {skip.item for skip in files.broken} if files else set()
-    readable = {
-        split: [record for record in records if record.path not in broken]
-        for split, records in splits.items()
-    }
-    require_readable(splits, readable, where=config.root)
+    training_splits(collection, where=config.root)
     if not statistics.vocabulary:
         raise UserError(
             f"{config.root}: no word occurs {statistics.min_count} times in the training captions; lower "
@@ -348,7 +340,7 @@ def refuse_bad_files(config: BaseDatasetConfig, collection: Collection, files: F
             {skip.item: skip.split or "" for skip in files.broken},
             (record.split for record in collection.records),
             max_bad=config.max_bad,
-            where=str(out / "broken.csv"),
+            where=config.root,
         )
 
 

@@ -175,7 +175,7 @@ def missing_images(collection: Collection, split: str) -> int:
 
 
 def refuse_bad_split(bad: Mapping[str, str], splits: Iterable[str], *, max_bad: float, where: str) -> None:
-    """Raise UserError if more than the share `max_bad` of a split's images are bad.
+    """Raise UserError if more than the share `max_bad` of a split's images are bad, or all of them.
 
     Args:
         bad: bad image -> its split.
@@ -184,11 +184,11 @@ def refuse_bad_split(bad: Mapping[str, str], splits: Iterable[str], *, max_bad: 
     """
     totals = Counter(splits)
     for split, count in Counter(bad.values()).items():
-        if count > max_bad * totals[split]:
+        if count > max_bad * totals[split] or count == totals[split]:
             first = next(image for image, its_split in bad.items() if its_split == split)
             raise UserError(
                 f"{where}: {count} of the {totals[split]} images of the split {split!r} are unusable (first {first}), "
-                f"more than max_bad = {max_bad:g} allows"
+                f"more than max_bad = {max_bad:g} allows; replace them"
             )
 
 

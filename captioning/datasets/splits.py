@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from captioning.errors import Note, UserError
@@ -131,18 +131,6 @@ def training_splits(collection: Collection, *, where: str) -> tuple[list[ImageRe
             f"found {describe_splits(collection.records)}"
         )
     return training, validation
-
-
-def require_readable(
-    splits: Mapping[str, Sequence[ImageRecord]], readable: Mapping[str, Sequence[ImageRecord]], *, where: str
-) -> None:
-    """Raise UserError if a split has images and none of them can be read."""
-    for split, records in splits.items():
-        if records and not readable[split]:
-            raise UserError(
-                f"{where}: cannot be trained on: none of the {len(records)} images of the split {split} can be read "
-                f"(first {records[0].path}); replace them"
-            )
 
 
 def describe_splits(records: Sequence[ImageRecord]) -> str:

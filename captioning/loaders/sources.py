@@ -195,7 +195,7 @@ def open_source(
         {record.path: record.split for record in records if record.image_id not in readable},
         (record.split for record in records),
         max_bad=settings.dataset.max_bad,
-        where=source.location,
+        where=settings.dataset.root,
     )
     return source
 

@@ -236,7 +236,7 @@ def test_download_and_unpack_of_a_part(tmp_path: Path) -> None:
         server.shutdown()
         thread.join()
     assert sorted(
-        str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*") if p.is_file()
+        str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("[!.]*") if p.is_file()
     ) == [
         "downloads/all.zip",
         "downloads/checksums.json",

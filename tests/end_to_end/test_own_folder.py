@@ -55,7 +55,7 @@ LAYOUTS = {
     "test test test": (lambda root: None, "no images in the split train"),
     "train train dev": (repeat("0.bmp", "2.bmp"), "leakage: 1 images are in two splits by content"),
     "train train val test": (repeat("1.bmp", "3.bmp"), "leakage: 1 images are in two splits by content"),
-    "train train train val": (lose("3.bmp"), "none of the 1 images of the split val can be read"),
+    "train train train val": (lose("3.bmp"), "1 of the 1 images of the split 'val' are unusable"),
 }
 
 
