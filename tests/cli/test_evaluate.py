@@ -148,18 +148,6 @@ def test_an_image_that_cannot_be_read_lowers_the_coverage(tmp_path):
     assert (coverage["images"], coverage["scored"]) == (3, 2)
 
 
-def test_unreadable_images_are_counted_for_each_split(tmp_path):
-    """One of five images cannot be read, but it is one of test's two."""
-    config = make_run(tmp_path)
-    name = next(name for name, (split, _) in IMAGES.items() if split == "test")
-    (tmp_path / "data" / "images" / name).write_bytes(b"")
-    config = replace(config, dataset=replace(config.dataset, max_bad=0.3))
-    (config.folder / "config.yaml").write_text(yaml.safe_dump(config.as_json()))
-    done = tool("evaluate", config.folder, "--split", "val", "test")
-    assert done.code == 2 and "1 of the 2 images of the split 'test' are unusable" in done.err
-    assert name in done.err and not list(config.folder.glob("scores_*"))
-
-
 def test_an_image_without_a_file_lowers_the_coverage(tmp_path):
     config = make_run(tmp_path)
     (tmp_path / "data" / "images" / "b.png").unlink()
