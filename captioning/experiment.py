@@ -38,7 +38,7 @@ from captioning.training.interruptions import Signals
 from captioning.training.model_card import environment, model_card
 from captioning.training.tracking import Tracker
 from captioning.training.validation import Validator
-from captioning.utils.files import write_json, write_text
+from captioning.utils.files import disk_full, explain_full_disk, write_json, write_text
 from captioning.utils.locks import folder_lock
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import timestamped
@@ -74,9 +74,13 @@ class Experiment:
             self._write(functools.partial(self._append, timestamped(line)))
 
     def _append(self, line: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "train.log", "a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "train.log", "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+        except OSError as error:
+            if not disk_full(error):  # the line was printed
+                raise
 
     def _write(self, write: Callable[[], None]) -> None:
         """Change a file of the run: at once, or at the end of `_holding_writes`."""
@@ -156,11 +160,12 @@ class Experiment:
         while the others wait.
 
         Raises:
-            UserError: another process trains in the run's folder; the data are not those of the checkpoint; and as
-                `_find_checkpoint` and `_load_start_weights`.
+            UserError: another process trains in the run's folder; the disk is full before the first update; the data
+                are not those of the checkpoint; and as `_find_checkpoint` and `_load_start_weights`.
         """
         self.world = join(self.device)
-        with self._run_lock():
+        advice = "free some, and go on with --resume if there is a checkpoint"
+        with explain_full_disk(self.folder, advice=advice), self._run_lock():
             return self._load_and_train(resume)
 
     def _run_lock(self) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,8 +197,20 @@ def _read_model_config(path: Path, *, allow_code: bool) -> ModelConfig:
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name. Tensors that share storage (a tied matrix) are written once per name."""
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, path)
+    """Write tensors by name. Tensors that share storage (a tied matrix) are written once per name.
+
+    Raises:
+        OSError: the disk is full, or refuses the file.
+    """
+    try:
+        save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, path)
+    except SafetensorError as error:  # with the system's error as text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        if os.name == "nt":
+            raise OSError(0, str(error), str(path), int(number[1])) from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from captioning.loaders.provenance import FeatureProvenance, refuse_other_proven
 from captioning.models.encoders import Encoder, for_inference
 from captioning.records import ImageId, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice, FileState, content_crc
-from captioning.utils.files import atomic_write, sha256, write_json
+from captioning.utils.files import atomic_write, explain_full_disk, sha256, write_json
 from captioning.utils.locks import folder_lock
 from captioning.utils.packed_strings import PackedStrings
 from captioning.utils.progress import duration, print_to_stderr, progress
@@ -88,14 +89,18 @@ def build_store(
 
     Raises:
         UserError: the folder holds features of another provenance, precision or number of views; an image has
-            changed since it was encoded; too many images are unreadable; features don't fit the precision.
+            changed since it was encoded; too many images are unreadable; features don't fit the precision or the disk.
     """
     folder = Path(folder)
     provenance = FeatureProvenance.of(encoder, preprocessing)
     ids = [record.image_id for record in records]
     if len(set(ids)) != len(ids):
         raise UserError(f"{folder}: an image id occurs twice among the records; give each image its own id")
-    with folder_lock(folder, advice="wait until it has ended", wait=True):
+    advice = "free some, or set features.root to a folder on another disk; what is encoded already is kept"
+    with (
+        explain_full_disk(folder, advice=advice),
+        folder_lock(folder, advice="wait until it has ended", wait=True),
+    ):
         for part in folder.glob(".*.part"):
             part.unlink()  # of a build that was killed; no other is running
         index = _open_index(folder, provenance, dtype=dtype, views=2 if flip else 1)
@@ -241,9 +246,13 @@ class _Writer:
         path = self._next_path()
         ids: list[ImageId] = []
         stored: list[LoadedImage] = []
-        with atomic_write(path) as part:
-            shape = (min(max_rows, len(todo)), self.index["views"], *self.index["shape"])
-            rows = np.lib.format.open_memmap(part, mode="w+", dtype=self.index["dtype"], shape=shape)
+        shape = (min(max_rows, len(todo)), self.index["views"], *self.index["shape"])
+        dtype = np.dtype(self.index["dtype"])
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        # a plain file, since writing to a memory map on a full disk would kill the process
+        with atomic_write(path) as part, open(part, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            begin = file.tell()
             for batch in batches:
                 good = [image for image in batch if image.pixels is not None]
                 self.skipped += [
@@ -251,14 +260,11 @@ class _Writer:
                 ]
                 if good:
                     pixels = torch.stack([image.pixels for image in good if image.pixels is not None])
-                    rows[len(ids) : len(ids) + len(good)] = self.encode_batch(
-                        pixels, [todo[i.number] for i in good]
-                    )
+                    file.write(self.encode_batch(pixels, [todo[i.number] for i in good]).tobytes())
                     ids += [todo[image.number].image_id for image in good]
                     stored += [image._replace(pixels=None) for image in good]
                 bar.update(len(batch))
-            rows.flush()
-            del rows
+            file.truncate(begin + math.prod(shape) * dtype.itemsize)
         if not ids:
             path.unlink()
             return

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ import torch
 from captioning.errors import Stopped, UserError
 from captioning.images.reading import BadImage
 from captioning.training.config import TrainingConfig
+from captioning.utils.files import disk_full, free_space
 
 
 class Signals:
@@ -62,11 +61,10 @@ def tolerate_full_disk(
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not disk_full(error):
             raise
-        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         log(
-            f"{description} is not saved: {folder} has {free / 1e6:.1f} MB free and it takes "
+            f"{description} is not saved ({error.strerror}): {folder} has {free_space(folder)} free and it takes "
             f"{bytes_needed / 1e6:.1f} MB; training goes on, and earlier saves are kept"
         )
 

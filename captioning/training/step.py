@@ -114,7 +114,8 @@ class TrainingStep:
         ids = [image_id for batch in batches for image_id in batch.image_ids]
         path = self.run.folder / "nonfinite_steps.jsonl"
         if self.run.world.first:
-            append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
+            with contextlib.suppress(OSError):  # a full disk; the line below names the first images
+                append_jsonl(path, {"step": progress.step, "gradient": str(norm), "images": ids})
         if progress.nonfinite_steps >= self.config.max_nonfinite_steps:
             raise Diverged(
                 f"step {progress.step}: the gradient is {norm}, for {progress.nonfinite_steps} updates in a row "

@@ -151,45 +151,52 @@ class LineFile:
     """A file whose lines are complete on disk when `add` returns; a full disk only delays them."""
 
     def __init__(self, path: Path, content: bytes = b"") -> None:
-        with atomic_write(path) as part:
-            part.write_bytes(content)
-        self._path = path
-        self._file: BinaryIO | None = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._path, self._content = path, content
+        self._file: BinaryIO | None = None
         self._size = len(content)
         self._pending: list[bytes] = []
+        self._told = self._closed = False
+        self._flush()
 
     def add(self, line: str) -> None:
         self._pending.append(line.encode("utf-8", "surrogatepass") + b"\n")
         self._flush()
 
     def _flush(self) -> None:
-        if not self._file:
+        if self._closed:
             return
         data = b"".join(self._pending)
         try:
+            if self._file is None:
+                with atomic_write(self._path) as part:
+                    part.write_bytes(self._content)
+                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
             if self._file.write(data) != len(data):
                 raise OSError("the disk took only a part of it")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._size)  # no partial line stays
-            if len(self._pending) == 1:
+            if self._file:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(self._size)  # no partial line stays
+            if not self._told:
                 _print(
                     f"{self._path}: cannot be written ({error}); free some space, its lines wait in memory"
                 )
+            self._told = True
             return
         self._size += len(data)
         self._pending.clear()
+        self._told = False
 
     def close(self) -> None:
+        if self._pending:
+            self._flush()
+        if self._pending:
+            _print(f"{self._path}: its last {len(self._pending)} lines could not be written")
         if self._file:
-            if self._pending:
-                self._flush()
-            if self._pending:
-                _print(f"{self._path}: its last {len(self._pending)} lines could not be written")
             with contextlib.suppress(OSError):
                 os.fsync(self._file.fileno())
             self._file.close()
-            self._file = None
+        self._closed = True
 
 
 class WandbProcess:

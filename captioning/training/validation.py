@@ -148,12 +148,11 @@ def record_validation(
     sign = 1 if metric.higher_is_better else -1
     best = progress.best is None or sign * score > sign * progress.best
     progress.scores.append(sign * score)
+    before = progress.best, progress.best_epoch
     if best:
         progress.best, progress.best_epoch, progress.stale = score, epoch, 0
-        if run.world.first:
-            folder = run.folder / "model"
-            with tolerate_full_disk("the best model", folder, module_bytes(captioner), run.log):
-                captioner.save(folder, card=run.model_card(progress, scores))
+        if run.world.any(not _save_model(captioner, scores, run, progress)):
+            best, (progress.best, progress.best_epoch) = False, before  # they describe the model that is kept
     else:
         progress.stale += 1
     progress.done = progress.stale >= config.patience
@@ -173,6 +172,17 @@ def record_validation(
         f"val loss {scores['loss']:.3f}  {scores_text(scores, metric)}{'  *best' if best else ''}",
         *(f"           {sample.caption!r}  ({record.captions[0]!r})" for record, sample in samples[:3]),
     ]
+
+
+def _save_model(captioner: Captioner, scores: dict[str, float], run: Run, progress: Progress) -> bool:
+    """Keep the model, in the first process; False if the disk is full."""
+    if not run.world.first:
+        return True
+    folder = run.folder / "model"
+    with tolerate_full_disk("the best model", folder, module_bytes(captioner), run.log):
+        captioner.save(folder, card=run.model_card(progress, scores))
+        return True
+    return False
 
 
 def scores_text(scores: Mapping[str, float], metric: metrics.Metric) -> str:

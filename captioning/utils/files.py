@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -62,6 +63,31 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         yield number, parse_json(line, where=str(path), line=number, surrogates=True)
+
+
+def disk_full(error: OSError) -> bool:
+    """Whether a write failed for lack of space: of the disk, of a quota, or by a limit on the size of files."""
+    names = ("ENOSPC", "EDQUOT", "EFBIG")  # Windows does not have all of them
+    return error.errno in [getattr(errno, name, None) for name in names]
+
+
+def free_space(path: Path) -> str:
+    """The free space on the disk of `path`, which need not exist: "12.5 MB"."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path, *, advice: str) -> Iterator[None]:
+    """Turn the error of a full disk inside the block into a one-sentence UserError, which ends with `advice`."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        raise UserError(
+            f"{folder}: no space ({error.strerror}, {free_space(folder)} free); {advice}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -63,7 +63,8 @@ def folder_lock(folder: str | os.PathLike[str], *, advice: str, wait: bool = Fal
     lock = _acquire(folder, advice=advice, wait=wait)
     try:
         owner = Owner(os.getpid(), socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S"))
-        (folder / OWNER).write_text(json.dumps(owner._asdict()), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without it
+            (folder / OWNER).write_text(json.dumps(owner._asdict()), encoding="utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
