@@ -316,17 +316,16 @@ def test_a_hanging_wandb_does_not_hold_up_the_interpreter(
 ) -> None:
     fake_wandb("hang finish")
     program = (
-        "import sys; from captioning.training.tracking import *; "
+        "import sys, time; from captioning.training.tracking import *; print(time.time()); "
         "t = Tracker(TrackingConfig(), sys.argv[1], run_config={}); t.log({'a': 1.0}, 1); {end}"
     )
-    start = time.perf_counter()
     processes = []
     for number, end in enumerate(("t.finish()", "pass", "raise SystemExit(3)")):
         command = [sys.executable, "-c", program.replace("{end}", end), str(tmp_path / f"run{number}")]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     for process in processes:
-        process.communicate()  # waits for every process that holds the output, too
-    assert time.perf_counter() - start < HANG - 5
+        begun, _ = process.communicate()  # waits for every process that holds the output, too
+        assert time.time() - float(begun) < HANG - 5  # importing may take long on a busy machine
     assert [process.returncode for process in processes] == [0, 0, 3]
 
 
