@@ -73,3 +73,18 @@ def test_files_and_functions_are_short():
                         f"{name}:{node.lineno}: {node.name} has {lines} lines, more than {FUNCTION_LINES}"
                     )
     assert not wrong, "\n".join(wrong)
+
+
+def test_one_loader_opens_image_files():
+    """Formats, sizes and damage are checked in `images.reading` only."""
+    opener = re.compile(r"\bImage\.open\(|\bimread\(|\btorchvision\.io\b")
+    allowed = {
+        "captioning/images/reading.py",
+        "captioning/training/wandb_process.py",
+    }  # the latter: our own PNGs
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCES
+        if opener.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == allowed

@@ -7,7 +7,9 @@ finishes by itself (after a run of a few seconds, on a slow disk, during an uplo
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import math
 import os
@@ -19,8 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
+from captioning.images.reading import BadImage, load_image
 from captioning.utils.files import atomic_write
 
+_PHOTO_SIDE = 512  # longest side, in pixels, of the images that wandb shows
 _FINISH_SECONDS = 2.0  # the longest that the end of a run waits for wandb
 _PROCESS = Path(__file__).with_name("wandb_process.py")
 # runs the file without this package, and without modules from the working folder
@@ -126,11 +130,10 @@ class Tracker:
         self._send(kind="summary", name=name, value=float(value), best=best)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
-        """Show rows of text, numbers and images (`Path`s) in wandb."""
-        cells = [
-            [{"image": str(cell.absolute())} if isinstance(cell, Path) else cell for cell in row]
-            for row in rows
-        ]
+        """Show rows of text, numbers and images (`Path`s) in wandb; an image that cannot be read is left out."""
+        if not self._wandb:
+            return
+        cells = [[_read_photo(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._send(kind="table", name=name, columns=list(columns), rows=cells, step=step)
 
     def finish(self, exit_code: int = 0) -> None:
@@ -145,6 +148,18 @@ class Tracker:
     def _send(self, **event: Any) -> None:
         if self._wandb:
             self._wandb.send(event)
+
+
+def _read_photo(path: Path) -> dict[str, str] | None:
+    """A small copy of an image for the file of events: {"png": base64}."""
+    try:
+        image = load_image(path)
+    except BadImage:
+        return None
+    image.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return {"png": base64.b64encode(content.getvalue()).decode("ascii")}
 
 
 class LineFile:

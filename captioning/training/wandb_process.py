@@ -7,7 +7,9 @@ Messages for the user go to EVENTS.messages; what wandb prints goes to wandb/pro
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import json
 import os
 import signal
@@ -141,10 +143,9 @@ def _table(wandb: Any, event: dict[str, Any]) -> Any:
 def _cell(wandb: Any, cell: Any) -> Any:
     if not isinstance(cell, dict):
         return cell
-    try:
-        return wandb.Image(cell["image"])
-    except Exception:
-        return None  # the table without this picture
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(base64.b64decode(cell["png"])), formats=("PNG",)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -183,8 +184,10 @@ def test_an_offline_run_of_the_real_wandb_is_complete(
     table = json.loads(written.read_text())
     assert table["columns"] == ["image", "references", "prediction", "score"]
     assert table["data"][0][1:] == ["a dog\ntwo dogs", "a <unk>", 0.5]
-    staged = [path.read_bytes() for path in (folder / "wandb" / "data").rglob("*") if path.is_file()]
-    assert picture.read_bytes() in staged  # what `wandb sync` uploads
+    staged = [path for path in (folder / "wandb" / "data").rglob("*") if path.is_file()]
+    (content,) = (path.read_bytes() for path in staged if path.read_bytes().startswith(b"\x89PNG"))
+    with Image.open(io.BytesIO(content)) as image:  # what `wandb sync` uploads
+        assert image.size == (7, 5) and image.convert("RGB").getpixel((3, 3)) == (255, 0, 0)
     assert table["data"][1] == [None, "x", "7", 1]  # a missing picture; words and numbers in one column
 
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 47
