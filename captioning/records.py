@@ -113,7 +113,9 @@ def read_results(path: str, *, several: bool = False) -> list[Result]:
     for number, entry in enumerate(entries):
         result = _result(entry)
         if result is None:
-            raise UserError(f'{path}: entry {number} is not {{"image_id": ..., "caption": "..."}}')
+            raise UserError(
+                f'{path}: entry {number} is not {{"image_id": ..., "caption": "..."}}: found {str(entry)[:80]}'
+            )
         earlier = results.get(result.image_id)
         if earlier is None:
             results[result.image_id] = result

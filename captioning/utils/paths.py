@@ -17,6 +17,11 @@ SUFFIXES = frozenset(
 ) | frozenset((".ppm", ".pgm", ".pbm", ".pnm"))
 """Extensions of the files that are taken from a folder. Files that are named directly may have any extension."""
 
+REFUSED_SUFFIXES = frozenset((".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".tga"))
+"""Extensions of photographs in formats that are not read. They are taken as well, so that each is refused by name."""
+
+TAKEN_SUFFIXES = SUFFIXES | REFUSED_SUFFIXES
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -36,9 +41,9 @@ class ImageFile:
 def find_images(arguments: Iterable[str]) -> list[ImageFile]:
     """The files that the arguments name, without duplicates, in order.
 
-    An argument is a file, a folder (all images below it except hidden ones, in natural order: img2 before
-    img10), "-" for standard input, or, if no file has that name, a `glob` pattern. An argument without files
-    gives an entry with a problem.
+    An argument is a file, a folder (all images below it except hidden ones, in natural order: img2 before img10; also
+    those in formats that are not read), "-" for standard input, or, if no file has that name, a `glob` pattern. An
+    argument without files gives an entry with a problem.
     """
     files: dict[str, ImageFile] = {}
     for file in (file for argument in arguments for file in _find(argument)):
@@ -83,7 +88,7 @@ def _below(folder: str) -> Iterator[ImageFile]:
     errors: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]  # `walk` skips the others
-        images = [name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES]
+        images = [name for name in files if os.path.splitext(name)[1].lower() in TAKEN_SUFFIXES]
         names += [os.path.relpath(os.path.join(parent, name), folder) for name in images if name[0] != "."]
     for name in sorted(names, key=natural_key):
         yield ImageFile(os.path.join(folder, name), _unicode(name))

@@ -86,6 +86,8 @@ def test_a_folder_in_natural_order(models, photos, kind):
 def test_one_bad_file_does_not_stop_the_rest(model, photos):
     (photos / "img2.png").write_bytes(b"")
     (photos / "img3.png").write_bytes(HTML)
+    (photos / "img4.HEIC").write_bytes(b"\0\0\0\x18ftypmif1" + bytes(range(200)))  # left out unsaid before
+    (photos / "notes.txt").write_bytes(b"no photograph")
     whole = (photos / "img12.png").read_bytes()
     (photos / "img12.png").write_bytes(whole[: len(whole) // 2])
     good = [photos / "deeper" / "img5.JPG", photos / "img1.png", photos / "img10.png", photos / "img11.png"]
@@ -98,9 +100,10 @@ def test_one_bad_file_does_not_stop_the_rest(model, photos):
     said = done.err.splitlines()
     assert said[0] == f"{photos / 'img2.png'}: not an image (empty file)"
     assert said[1] == f"{photos / 'img3.png'}: not an image (looks like HTML)"
-    assert said[2].startswith(f"{photos / 'img12.png'}: truncated")
-    assert said[3] == "no/such.jpg: no such file"
-    assert said[4:] == [f"captions of 4 images: {photos / 'p.json'}", "4 of 8 could not be captioned"]
+    assert said[2] == f"{photos / 'img4.HEIC'}: format not allowed (HEIC); convert it to PNG or JPEG"
+    assert said[3].startswith(f"{photos / 'img12.png'}: truncated")
+    assert said[4] == "no/such.jpg: no such file"
+    assert said[5:] == [f"captions of 4 images: {photos / 'p.json'}", "5 of 9 could not be captioned"]
 
 
 def test_nothing_but_bad_files(model, tmp_path):

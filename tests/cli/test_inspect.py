@@ -119,7 +119,7 @@ def test_gradients(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none", "--image", "photo.png"], "none: no such folder; give a run (runs/NAME), a model folder or a name that"),
+        (["none", "--image", "photo.png"], "none: no such folder; give a run (runs/NAME), a model folder or"),
         (["data", "--image", "photo.png"], "data: holds no model (no manifest.json, no model/); give a finished run"),
         (["lstm", "--image", "none.png"], "none.png: no such file"),
         (["lstm", "--image", "photo.png", "--text", "a zebra"], "--text: 'zebra' is not in the model's"),

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from captioning.errors import UserError
+from captioning.records import read_results
 from tests.helpers.running import python, tool
 from tests.helpers.scoring import (
     CAPTIONS,
@@ -107,6 +109,20 @@ def test_one_image_captioned_twice(tmp_path):
     path.write_text(json.dumps([{"image_id": "b.png", "caption": text} for text in ("a cat", "a dog")]))
     done = tool("evaluate", "--predictions", path, "--references", write_karpathy(tmp_path), "--split", "val")
     assert done.code == 2 and "occur twice" in done.err
+
+
+@pytest.mark.parametrize(
+    "entry", [{"caption": None}, {"caption": ["a", "dog"]}, {"text": "a dog"}, {"captions": []}]
+)
+def test_an_entry_that_is_no_caption_is_shown(tmp_path, entry):
+    path = tmp_path / "p.json"
+    entry = {"image_id": "b.png", **entry}
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(UserError) as caught:
+        read_results(str(path))
+    assert str(caught.value) == (
+        f'{path}: entry 0 is not {{"image_id": ..., "caption": "..."}}: found {entry}'
+    )
 
 
 def test_a_part_is_scored_on_demand_and_says_so(tmp_path):
