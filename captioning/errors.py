@@ -12,14 +12,32 @@ from typing import Any, NoReturn
 USER_ERROR, DIVERGED = 2, 3
 """Exit codes: the input was refused; the training diverged."""
 
+MAX_LENGTH = 1000
+"""Characters of a `UserError`."""
+
+
+def escape_unprintable(text: str) -> str:
+    """The text as one line of output: line ends, control characters, lone surrogates become escapes such as `\\n`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "replace").decode()
+        for character in text
+    )
+
 
 class UserError(Exception):
     """An error that the user can mend: one sentence that names the file, the value and the next step.
 
-    Commands print it without a traceback and exit with `code`.
+    Commands print it without a traceback and exit with `code`. Unprintable characters, which come from the user's
+    files, are escaped, and the middle of a text over `MAX_LENGTH` is left out.
     """
 
     code = USER_ERROR
+
+    def __str__(self) -> str:
+        text = escape_unprintable(super().__str__())
+        return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 200]} ... {text[-200:]}"
 
 
 class Diverged(UserError):
@@ -60,8 +78,9 @@ def notes_to(log: Callable[[str], None]) -> Iterator[None]:
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit code.
 
-    A `UserError` becomes one line on stderr and its exit code (2; 3 for `Diverged`); any other exception becomes
-    one line and exit code 1. With `--debug` on the command line the traceback is printed as well.
+    A `UserError` becomes one line on stderr and its exit code (2; 3 for `Diverged`), and so do a file that the system
+    refuses to read or write and a lack of memory (2); any other exception becomes one line and exit code 1. With
+    `--debug` on the command line the traceback is printed as well.
     """
     debug = "--debug" in sys.argv[1:]
     try:
@@ -76,14 +95,21 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         code = stop.code
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        code = error.code
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
-        code = 1
+        message, code = explain(error)
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for an exception, and the command's exit code."""
+    if isinstance(error, UserError):
+        return str(error), error.code
+    reason = " ".join(str(error).split("\n")[0].split())  # torch appends the frames of its C++ stack
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or reason}; check the path and its permissions", USER_ERROR
+    if isinstance(error, MemoryError):
+        return f"out of memory ({reason or 'no details'}); use smaller sizes", USER_ERROR
+    return f"{type(error).__name__}: {reason} (--debug shows where)", 1

@@ -12,9 +12,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from captioning.records import ImageId
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch or NumPy means that memory ran out, on a GPU or not."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    signs = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 class Features(NamedTuple):

@@ -80,12 +80,64 @@ def test_a_mistake_is_laid_to_the_file_or_the_override_it_came_with(tmp_path):
         (["search.width=0"], r"search\.width: .*got 0"),
         (["decoder.kind=lstmm"], r"decoder.*soft_attention_lstm"),
         (["training"], "an override is written section.key=value"),
+        (["training.learning_rate=.inf"], r"training\.learning_rate: expected a finite number, got inf"),
+        (["training.learning_rate=inf"], r"training\.learning_rate: expected a finite number, got inf"),
+        (["training.learning_rate=1e400"], r"training\.learning_rate: expected a finite number, got inf"),
+        (["training.weight_decay=.nan"], r"training\.weight_decay: .*got nan"),
+        (["training.grad_clip_norm=.inf"], r"training\.grad_clip_norm: expected a finite number"),
+        (["decoder.forget_bias=.nan"], r"decoder\.forget_bias: expected a finite number, got nan"),
+        (["preprocessing.mean=[.nan, 0, 0]"], r"preprocessing\.mean\.0: expected a finite number, got nan"),
+        (["seed=-1"], r"seed: .*greater than or equal to 0, got -1"),
+        (["dataset.seed=-1"], r"dataset\.seed: .*greater than or equal to 0, got -1"),
+        (["search={kind: sample, seed: -3}"], r"search\.seed: .*greater than or equal to 0, got -3"),
+        ([f"seed={2**63}"], rf"seed: expected a number of at most 64 bits, got {2**63}"),
+        (
+            ["decoder.hidden=10000000000000000000000"],
+            r"decoder\.hidden: .*less than or equal to 100000, got 1000",
+        ),
+        (["decoder.hidden=1.0e+22"], r"decoder\.hidden: .*exceeded maximum size, got 1e\+22"),
+        (
+            ["decoder={kind: transformer, layers: 2147483648}"],
+            r"decoder\.layers: .*less than or equal to 1000",
+        ),
+        (["preprocessing.size=1000000"], r"preprocessing\.size: .*less than or equal to 4096"),
+        (["preprocessing.crop=0.00001"], r"size / crop must be at most 4096 pixels, got 64 / 1e-05"),
+        (["search.width=1000000000"], r"search\.width: .*less than or equal to 10000"),
+        (['dataset.root="a\\0b"'], r"dataset\.root: expected text without NUL characters"),
+        (["name="], "name: .*got None"),
+        (["name=''"], r"name: expected a path below the folder of runs, .*got ''"),
+        (["name=../../out"], r"name: expected a path below the folder of runs, .*got '\.\./\.\./out'"),
+        (["name=a/../../b"], r"name: expected a path below"),
+        (["name=."], r"name: expected a path below"),
+        (["name=/tmp/x"], r"name: expected a path below the folder of runs, .*got '/tmp/x'"),
+        (["name='C:\\x'"], r"name: expected a path below"),
+        (['name="a\\0b"'], r"name: expected at most 200 printable characters"),
+        (['name="a\\nb"'], r"name: expected at most 200 printable characters"),
+        (["name=" + 300 * "a"], r"name: expected at most 200 printable characters, got 'a{80}'"),
+        (["name=" + 90 * "ü" + 90 * "é"], r"name: expected at most 200 printable characters"),
     ],
 )
 def test_wrong_settings_are_told_in_one_sentence(overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         read_config(ROOT / "configs" / "shapes.yaml", overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_may_lie_in_a_folder_of_runs():
+    config = read_config(ROOT / "configs" / "shapes.yaml", ["name=first try/seed 1.é"])
+    assert config.folder == Path("runs", "first try", "seed 1.é")
+
+
+def test_sizes_that_memory_cannot_hold_are_refused(monkeypatch):
+    def build(*_, **__):  # not by real sizes: some systems promise any memory and kill who uses it
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: ..."
+        )
+
+    monkeypatch.setattr("captioning.models.decoders.build", build)
+    config = read_config(ROOT / "configs" / "shapes.yaml")
+    with pytest.raises(UserError, match="too large for the memory of this machine; lower the sizes"):
+        Experiment(config).build_captioner(Vocabulary.build(CAPTIONS, min_count=1))
 
 
 def test_yaml_that_would_run_code_is_refused(tmp_path):

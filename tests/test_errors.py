@@ -16,6 +16,16 @@ from captioning.errors import Diverged, Note, Stopped, UserError, notes_to, run_
         (Stopped("stopped by SIGTERM", 143), 143, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
         (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero"),
+        (RuntimeError("first line\nframe #0: c10::Error"), 1, "error: RuntimeError: first line (--debug"),
+        (
+            PermissionError(13, "Permission denied", "/out/x"),
+            2,
+            "error: /out/x: Permission denied; check the path",
+        ),
+        (OSError(30, "Read-only file system", "/out"), 2, "error: /out: Read-only file system; check"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "error: out of memory (Unable to allocate 9 TiB)"),
+        (UserError("a\nb\x00\ud800 é"), 2, "error: a\\nb\\x00\\ud800 é"),
+        (UserError("x" * 5000 + "end"), 2, "error: " + "x" * 800 + " ... "),
     ],
 )
 def test_a_failure_is_one_line_and_an_exit_code(error, code, message, capsys, monkeypatch):

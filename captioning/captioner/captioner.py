@@ -21,7 +21,7 @@ from captioning.images.preprocessing import Preprocessing
 from captioning.models import decoders, encoders
 from captioning.models.decoders import BaseDecoderConfig, DecoderConfig
 from captioning.models.encoders import BaseEncoderConfig, EncoderConfig
-from captioning.tensors import Features
+from captioning.tensors import Features, is_out_of_memory
 from captioning.text.vocabulary import Vocabulary
 from captioning.utils.files import (
     atomic_folder,
@@ -33,6 +33,8 @@ from captioning.utils.files import (
 from captioning.utils.validation import dump, read_yaml, validate
 
 FORMAT = 2
+FILES = ("config.yaml", "vocabulary.json", "model.safetensors")
+"""Files of a model folder that `Captioner.open` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Captioner(nn.Module):
         """A captioner with an untrained decoder and the encoder weights that its config names.
 
         Raises:
-            UserError: the search's constraints contain words that are not in the vocabulary.
+            UserError: the search's constraints contain words that are not in the vocabulary, or memory ran out.
         """
         constraint_ids(search, vocabulary)
         config = ModelConfig(
@@ -85,13 +87,17 @@ class Captioner(nn.Module):
             search=search,
             vocabulary=vocabulary.fingerprint,
         )
-        built = encoders.build(encoder)
-        return cls(
-            config,
-            vocabulary,
-            built,
-            decoders.build(decoder, channels=built.channels, vocabulary_size=len(vocabulary)),
-        )
+        try:
+            built = encoders.build(encoder)
+            built_decoder = decoders.build(decoder, channels=built.channels, vocabulary_size=len(vocabulary))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                "the encoder and the decoder are too large for the memory of this machine; lower the sizes in these "
+                "sections"
+            ) from error
+        return cls(config, vocabulary, built, built_decoder)
 
     def features(self, images: Features | Tensor) -> Features:
         """The encoder's features of pixels (B, 3, height, width); stored features are returned unchanged."""
@@ -133,7 +139,10 @@ class Captioner(nn.Module):
                     "a compact model folder holds no encoder, so it needs a frozen one with encoder.weights=default"
                 )
             config = replace(config, encoder_fingerprint=self.encoder.fingerprint())
-            state = {name: tensor.half() for name, tensor in self.decoder.state_dict().items()}
+            state = {
+                name: tensor.half() if tensor.is_floating_point() else tensor
+                for name, tensor in self.decoder.state_dict().items()
+            }
         with atomic_folder(folder) as temporary:
             write_text(temporary / "config.yaml", yaml.safe_dump(dump(config), sort_keys=False))
             self.vocabulary.save(str(temporary / "vocabulary.json"))
@@ -160,7 +169,7 @@ class Captioner(nn.Module):
             raise UserError(
                 f"{folder}: not a model folder (no manifest.json); give RUN/model of a finished run"
             )
-        check_manifest(folder)
+        check_manifest(folder, needed=FILES)
         config = _read_model_config(folder / "config.yaml", allow_code=allow_code)
         vocabulary = Vocabulary.open(str(folder / "vocabulary.json"))
         if vocabulary.fingerprint != config.vocabulary:
@@ -214,26 +223,41 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load the parameters and buffers of `module` from a safetensors file.
+    """Load the parameters and buffers of `module` from a safetensors file. Raises UserError as `read_tensors`."""
+    module.load_state_dict(read_tensors(path, like=module.state_dict()))
+
+
+def read_tensors(path: Path, *, like: Mapping[str, Tensor], partial: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which have the names and shapes of `like`, with `partial` some of them.
 
     Raises:
-        UserError: the file is damaged, or a name or shape differs from the module's.
+        UserError: the file is damaged, a name, shape or type is another, or a value is not finite. Floating-point
+            numbers may be of another precision.
     """
     try:
-        state: dict[str, Any] = load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors ({error})") from None
-    expected = module.state_dict()
-    for name in sorted(expected.keys() ^ state.keys()):
-        problem = "missing" if name in expected else "not in this architecture"
+    for name in sorted(state.keys() - like.keys() if partial else state.keys() ^ like.keys()):
+        problem = "missing" if name in like else "not in this architecture"
         raise UserError(f"{path}: weight {name} is {problem}")
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
+        expected = like[name]
+        if tensor.shape != expected.shape:
             raise UserError(
                 f"{path}: weight {name} has shape {list(tensor.shape)}, but the architecture needs "
-                f"{list(expected[name].shape)}"
+                f"{list(expected.shape)}"
             )
-    module.load_state_dict(state)
+        if tensor.dtype != expected.dtype and not (
+            tensor.is_floating_point() and expected.is_floating_point()
+        ):
+            raise UserError(
+                f"{path}: weight {name} is of type {tensor.dtype}, but the architecture needs {expected.dtype}"
+            )
+        # a buffer may begin as NaN, until the first update
+        if not torch.isfinite(tensor.float()).all() and torch.isfinite(expected.float()).all():
+            raise UserError(f"{path}: weight {name} holds values that are not finite; train the model again")
+    return state
 
 
 def count_parameters(module: nn.Module) -> dict[str, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.errors import UserError
+from captioning.utils.files import read_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 DEFAULT = "flickr8k-lstm"
@@ -61,7 +62,7 @@ def find_model(name: str | os.PathLike[str]) -> Path:
 
 def _first_paragraph(card: Path) -> str:
     """The first paragraph below the title, as one line."""
-    text = card.read_text(encoding="utf-8")
+    text = read_text(card)
     body = text.partition("\n# ")[2] or text.removeprefix("# ")
     paragraphs = [" ".join(paragraph.split()) for paragraph in body.split("\n\n")[1:]]
     return paragraphs[0] if paragraphs else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from captioning.captioner.pretrained import DEFAULT, find_model, pretrained_models
 from captioning.errors import UserError
+from captioning.utils.files import read_text
 
 EXAMPLES = """\
 examples:
@@ -45,7 +46,7 @@ def main() -> int:
         pack(find_model(args.model), Path(args.pack), card=args.card)
     elif args.model:
         folder = find_model(args.model)
-        print(f"{folder}\n\n{(folder / 'README.md').read_text(encoding='utf-8').strip()}")
+        print(f"{folder}\n\n{read_text(folder / 'README.md').strip()}")
     else:
         list_models()
     return 0
@@ -69,7 +70,6 @@ def list_models() -> None:
 def pack(source: Path, target: Path, *, card: str | None) -> None:
     """Write a compact copy of the model folder `source` to the new folder `target`."""
     from captioning.captioner.captioner import Captioner
-    from captioning.utils.files import read_text
 
     if target.exists():
         raise UserError(f"{target}: exists already; name a new folder")

@@ -42,13 +42,12 @@ def caption_batch(
     Raises:
         UserError: memory ran out.
     """
-    import torch
-
     from captioning.captioner.predict import generate_captions
+    from captioning.tensors import is_out_of_memory
 
     try:
         return generate_captions(captioner, images, image_ids, config=search)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             raise UserError(f"out of memory with {len(image_ids)} images at a time; lower --batch") from None
         raise

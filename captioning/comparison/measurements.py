@@ -119,7 +119,8 @@ def costs_by_length(plan: Plan, lengths: Sequence[int], log: Log) -> dict[str, l
 
 def _stored(file: Path, key: str, measure: Callable[[], Any]) -> Any:
     """The result in `file` if it was measured for the same key, else a new one."""
-    if file.is_file() and (stored := read_json(file)).get("key") == key:
+    stored = read_json(file) if file.is_file() else None
+    if isinstance(stored, dict) and stored.get("key") == key and "result" in stored:
         return stored["result"]
     result = measure()
     write_json(file, {"key": key, "machine": machine(), "result": result})

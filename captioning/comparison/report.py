@@ -17,7 +17,9 @@ from captioning.config import ExperimentConfig
 from captioning.errors import UserError
 from captioning.metrics import NAMES, get_metric
 from captioning.metrics.coco_names import read_scores
+from captioning.records import read_results
 from captioning.utils.files import read_json
+from captioning.utils.validation import check_shape
 
 Log = Callable[[str], None]
 
@@ -122,8 +124,8 @@ def _study_setup(plan: Plan, done: StudyRun) -> list[str]:
         matched = (
             f"matched by {study.match.by} to {study.match.target}, all widths of a decoder scaled together"
         )
-    jobs = read_json(study.folder / "plan.json").get("jobs", 1)
-    threads = read_json(done.config.folder / "env.json")["threads"]
+    jobs = _read_count(study.folder / "plan.json", "jobs")
+    threads = _read_count(done.config.folder / "env.json", "threads")
     sentences = [
         f"Decoders {matched}, for {shape.regions} regions of {shape.channels} channels, {shape.vocabulary:,} words and "
         f"captions of {shape.words} words on average.",
@@ -142,6 +144,13 @@ def _study_setup(plan: Plan, done: StudyRun) -> list[str]:
     return sentences
 
 
+def _read_count(file: Path, key: str) -> int:
+    """A number in a JSON object that the study has written; 1 if it is not there."""
+    values = check_shape(read_json(file), dict[str, Any], where=file, advice="train the study again")
+    count = values.get(key)
+    return count if isinstance(count, int) else 1
+
+
 def _search_settings(config: ExperimentConfig) -> str:
     settings = config.as_json()["search"].items()
     return ", ".join(f"{key} {value}" for key, value in settings if value is not None)
@@ -157,11 +166,11 @@ def _length_numbers(plan: Plan, done: Sequence[StudyRun], log: Log, *, speed: bo
     for run in done:
         assert run.caption_length is not None
         folder = run.config.folder
-        predictions = read_json(folder / f"predictions_{study.split}.json")
+        predictions = read_results(str(folder / f"predictions_{study.split}.json"))
         values = {
             "quality": read_scores(folder / f"scores_{study.split}.json").get(metric),
             "recall": measurements.recall(run, study.split, log).get("among_names"),
-            "agreement": name_agreement([prediction["caption"] for prediction in predictions]),
+            "agreement": name_agreement([prediction.caption for prediction in predictions]),
         }
         for key, value in values.items():
             if value is not None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -18,8 +18,9 @@ from captioning.comparison.systems import same_search
 from captioning.config import ExperimentConfig, read_config
 from captioning.errors import DIVERGED, UserError
 from captioning.metrics import Metric, get_metric
-from captioning.training.checkpoint import latest
-from captioning.utils.files import read_json, recover_folder, sha256, write_json, write_text
+from captioning.metrics.coco_names import read_signature
+from captioning.training.checkpoint import latest, read_progress
+from captioning.utils.files import recover_folder, sha256, write_json, write_text
 from captioning.utils.locks import folder_lock
 from captioning.utils.validation import differing_settings
 
@@ -126,7 +127,7 @@ def _trial_scores(trials: Sequence[StudyRun]) -> dict[float, float | None]:
         if _divergence_file(run.config).is_file():
             scores[rate] = None
         elif run_state(run.config) == "trained":
-            scores[rate] = _progress(run.config.folder)["best"]
+            scores[rate] = read_progress(latest(run.config.folder)).best
     return dict(sorted(scores.items()))
 
 
@@ -145,22 +146,16 @@ def with_learning_rate(config: ExperimentConfig, rate: float | None) -> Experime
 def run_state(config: ExperimentConfig) -> Literal["new", "begun", "trained"]:
     """How far a run has come. A folder without a complete checkpoint is new."""
     try:
-        progress = _progress(config.folder)
+        progress = read_progress(latest(config.folder))
     except UserError:
         return "new"
-    done = progress["done"] and progress["phase"] == len(config.phases)
+    done = progress.done and progress.phase == len(config.phases)
     return "trained" if done and (config.folder / "model" / "manifest.json").is_file() else "begun"
 
 
 def run_states(plan: Plan) -> dict[str, str]:
     """`run_state` of every run, by its name."""
     return {run.config.name: run_state(run.config) for run in plan.runs}
-
-
-def _progress(folder: Path) -> dict[str, Any]:
-    """The progress in the newest complete checkpoint. Raises UserError if there is none."""
-    progress: dict[str, Any] = read_json(latest(folder) / "progress.json")
-    return progress
 
 
 def _divergence_file(config: ExperimentConfig) -> Path:
@@ -220,7 +215,7 @@ def is_evaluated(config: ExperimentConfig, split: str) -> bool:
     files = [config.folder / f"{kind}_{split}.json" for kind in ("predictions", "scores")]
     if not all(file.is_file() for file in files):
         return False
-    signature = read_json(files[1])["signature"]
+    signature = read_signature(files[1])
     model = recover_folder(config.folder / "model") / "manifest.json"
     return signature.get("model") == sha256(model)[:16] and same_search(
         signature.get("search"), config.as_json()["search"]

@@ -13,7 +13,8 @@ from pydantic import Field
 from captioning.config import find_config
 from captioning.errors import UserError
 from captioning.utils.parsing import parse_yaml_value
-from captioning.utils.validation import read_yaml, validate
+from captioning.utils.paths import RunName
+from captioning.utils.validation import Seed, read_yaml, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,10 @@ class StudyConfig:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    name: str
+    name: RunName
     base: str
     decoders: dict[str, SystemConfig]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     runs: str = "runs"
     overrides: dict[str, Any] = field(default_factory=dict)
     match: MatchConfig | None = None

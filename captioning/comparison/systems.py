@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import statistics
@@ -10,18 +9,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
 from captioning import datasets
 from captioning.comparison.results import System, SystemRun
 from captioning.datasets import DatasetConfig, of_split
 from captioning.datasets.checks import missing_images
 from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
+from captioning.metrics.coco_names import read_signature
 from captioning.records import ImageId, ImageRecord, read_results
+from captioning.training.tracking import parse_metrics_line
 from captioning.utils.files import fingerprint, read_json, read_text
-from captioning.utils.validation import read_yaml, validate
+from captioning.utils.validation import check_shape, read_yaml, validate
 
 RUN_SPECIFIC = ("name", "seed", "runs", "tracking", "device")
 """Settings that may differ between the runs of one system."""
+
+
+class TrainingValues(TypedDict):
+    metric: str
+
+
+class RunValues(TypedDict):
+    """The part of a run's config.yaml that is read here."""
+
+    training: TrainingValues
+    dataset: dict[str, Any]
+
+
+class TrainingLength(TypedDict):
+    """The part of a checkpoint's progress.json that is read here."""
+
+    step: int
+    epochs_before: int
+    epoch: int
 
 
 class RunSettings(NamedTuple):
@@ -48,7 +70,9 @@ def read_settings(folder: Path) -> RunSettings:
     """Raises UserError if `folder` is not a run's folder."""
     if not (folder / "config.yaml").is_file() or not (folder / "metrics.jsonl").is_file():
         raise UserError(f"{folder}: not the folder of a run; captioning train makes one in runs/NAME")
-    return RunSettings(folder, read_yaml(folder / "config.yaml"))
+    file = folder / "config.yaml"
+    values = check_shape(read_yaml(file), RunValues, where=file, advice="restore the run's own file")
+    return RunSettings(folder, values)
 
 
 def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
@@ -62,19 +86,18 @@ def read_run(settings: RunSettings, split: str, *, metric: str) -> SystemRun:
     advice = f"captioning evaluate {folder} --split {split}"
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it by {advice}")
-    if scores.is_file() and not same_search(
-        read_json(scores)["signature"].get("search"), settings.values["search"]
-    ):
+    if scores.is_file() and not same_search(read_signature(scores).get("search"), settings.values["search"]):
         raise UserError(f"{file}: made by another search than the run's own; make it anew by {advice}")
     lines = metrics_lines(folder)
     speeds = [line for line in lines if "speed/captions_per_s" in line]
     facts = _training_length(folder)
     for name in ("captions_per_s", "tokens_per_s", "waiting_share"):
-        if values := [line[f"speed/{name}"] for line in speeds]:
+        if values := _numbers(speeds, f"speed/{name}"):
             facts[name] = statistics.median_high(values)
-    if speeds and "speed/seconds" in speeds[-1]:
-        facts["seconds"] = sum(line["speed/seconds"] for line in speeds)
-        facts["memory_mb"] = max(line["speed/memory_mb"] for line in speeds)
+    if seconds := _numbers(speeds, "speed/seconds"):
+        facts["seconds"] = sum(seconds)
+    if memory := _numbers(speeds, "speed/memory_mb"):
+        facts["memory_mb"] = max(memory)
     curve = learning_curve(lines, metric)
     return SystemRun(folder.name, settings.seed, _captions(file), curve, facts)
 
@@ -87,12 +110,19 @@ def same_search(stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> boo
     return stored is not None and all(stored[key] == own[key] for key in stored.keys() & own.keys())
 
 
+def _numbers(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The finite values of one name."""
+    return [line[name] for line in lines if line.get(name) is not None]
+
+
 def _training_length(folder: Path) -> dict[str, float]:
     """Updates and finished epochs by the run's last checkpoint; empty if it has been deleted."""
     file = folder / "checkpoints" / "last" / "progress.json"
     if not file.is_file():
         return {}
-    progress = read_json(file)
+    progress = check_shape(
+        read_json(file), TrainingLength, where=file, advice="delete the folder checkpoints"
+    )
     return {"updates": progress["step"], "epochs": progress["epochs_before"] + progress["epoch"]}
 
 
@@ -102,13 +132,13 @@ def _captions(file: str | Path) -> dict[ImageId, str]:
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's timings.jsonl and metrics.jsonl in order of steps; torn lines of a crash are skipped."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name in ("timings.jsonl", "metrics.jsonl"):  # in this order: an epoch's seconds before its scores
         if not (folder / name).is_file():
             continue
         for line in read_text(folder / name).splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
+            if values := parse_metrics_line(line):
+                lines.append(values)
     return sorted(lines, key=lambda line: line["step"])
 
 
@@ -118,12 +148,13 @@ def learning_curve(lines: Sequence[Mapping[str, Any]], metric: str) -> list[dict
     seconds: float | None = 0.0
     tokens = 0.0
     for line in lines:
-        if "speed/tokens_per_s" in line:
+        if (rate := line.get("speed/tokens_per_s")) is not None:
             elapsed = line.get("speed/seconds")
             seconds = None if elapsed is None or seconds is None else seconds + elapsed
-            tokens += line["speed/tokens_per_s"] * (elapsed or 0.0)
-        if f"val/{metric}" in line:
-            point = {"step": line["step"], "score": line[f"val/{metric}"], "loss": line["val/loss"]}
+            tokens += rate * (elapsed or 0.0)
+        score, loss = line.get(f"val/{metric}"), line.get("val/loss")
+        if score is not None and loss is not None:
+            point = {"step": line["step"], "score": score, "loss": loss}
             if seconds:
                 point |= {"seconds": seconds, "tokens": tokens}
             points.append(point)

@@ -204,7 +204,11 @@ def _check_format(path: str, content: Any) -> None:
             and isinstance(image.get("filename"), str)
             and isinstance(image.get("filepath", ""), str)
             and isinstance(image.get("split"), str)
+            and type(image.get("cocoid", 0)) in (int, str)
             and isinstance(image.get("sentences"), list)
-            and all(isinstance(sentence, dict) for sentence in image["sentences"])
+            and all(
+                isinstance(sentence, dict) and type(sentence.get("sentid", 0)) in (int, str, type(None))
+                for sentence in image["sentences"]
+            )
         ):
             raise error(f"images entry {number}: {str(image)[:80]}", hint)

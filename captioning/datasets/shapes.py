@@ -40,7 +40,7 @@ from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord
 from captioning.utils.files import fingerprint, fsync_folder, read_jsonl, write_jsonl
 from captioning.utils.progress import progress
-from captioning.utils.validation import dump, validate
+from captioning.utils.validation import Seed, dump, validate
 
 DRAWING_VERSION = 2
 """Increased with every change of images or captions, so that older folders are not reused."""
@@ -75,7 +75,7 @@ class ShapesConfig(BaseDatasetConfig):
     test: Count = 200
     unseen: Count = 200
     """Images of `test_unseen`; each shows one combination that no other split contains."""
-    seed: int = 0
+    seed: Seed = 0
     size: Annotated[int, Field(ge=32, le=1024)] = 64
     """Width and height in pixels."""
     words: Annotated[int, Field(ge=MIN_WORDS, le=MAX_WORDS)] | None = None
@@ -123,6 +123,9 @@ def _read_folder(folder: Path) -> Collection:
             name = line["file_name"]
             record = ImageRecord(line["image_id"], str(folder / name), tuple(line["captions"]), line["split"])
             expected = line["bytes"]
+            texts = (name, record.split, *record.captions)
+            if type(record.image_id) is not int or not all(isinstance(text, str) for text in texts):
+                raise TypeError("a value of another type")
         except (TypeError, KeyError) as error:
             raise UserError(f"{index}: line {number} is not a scene ({error}); {advice}") from None
         if sizes.get(name) != expected:

@@ -11,12 +11,13 @@ checked against the listing's CRC-32.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from typing_extensions import TypedDict
 
 from captioning.datasets import disk
 from captioning.datasets.base import BaseDatasetConfig, Guide
@@ -25,12 +26,52 @@ from captioning.errors import UserError
 from captioning.records import Collection, ImageRecord, Skip
 from captioning.utils.file_slice import FileSlice
 from captioning.utils.files import read_json, safe_join, sha256
+from captioning.utils.parsing import parse_json
 from captioning.utils.progress import progress
+from captioning.utils.validation import check_shape
 
 FORMAT = 1
 INDEX = "index.json"
-SHARD_KEYS = frozenset(("file", "bytes", "sha256", "records", "listing", "listing_sha256", "skipped"))
 FEATURE_SUFFIX = ".npy"
+
+
+class Shard(TypedDict):
+    """A shard in the index."""
+
+    file: str
+    bytes: int
+    sha256: str
+    records: dict[str, int]  # by split
+    listing: str
+    listing_sha256: str
+    skipped: list[Skip]
+
+
+class Holds(TypedDict):
+    kind: str
+
+
+class StoredFeatures(TypedDict):
+    """`holds` of shards of features."""
+
+    views: int
+    provenance: Provenance
+
+
+class Provenance(TypedDict):
+    """As `loaders.FeatureProvenance`."""
+
+    encoder: dict[str, Any]
+    weights: str
+    preprocessing: dict[str, Any]
+
+
+class Index(TypedDict):
+    """The contents of `index.json` that are read."""
+
+    format: int
+    holds: Holds
+    shards: list[Shard]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +117,11 @@ FOLDER` lists existing tars of webdataset or img2dataset.""",
 
     def stored_features(self) -> Mapping[str, Any] | None:
         content = read_index(self.root)["holds"]
-        return content if content["kind"] == "features" else None
+        if content["kind"] != "features":
+            return None
+        return check_shape(
+            content, StoredFeatures, where=Path(self.root, INDEX), advice="write the shards again"
+        )
 
     def has_images(self, records: Sequence[ImageRecord]) -> bool:
         return not records[0].path.endswith(FEATURE_SUFFIX)
@@ -94,15 +139,9 @@ def read_index(root: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: no such file; captioning prepare shard --adopt {root} writes it for existing tars"
         )
     index = read_json(path)
-    if not (isinstance(index, dict) and isinstance(index.get("shards"), list) and "holds" in index):
-        raise UserError(f"{path}: not the index of a folder of shards")
-    if index.get("format") != FORMAT:
-        raise UserError(f"{path}: format {index.get('format')}, expected {FORMAT}; write the shards again")
-    for number, shard in enumerate(index["shards"]):
-        if not (isinstance(shard, dict) and shard.keys() >= SHARD_KEYS):
-            missing = ", ".join(sorted(SHARD_KEYS - set(shard)))
-            raise UserError(f"{path}: shards entry {number} lacks {missing}; write the shards again")
-    return index
+    if isinstance(index, dict) and index.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path}: format {index['format']}, expected {FORMAT}; write the shards again")
+    return check_shape(index, Index, where=path, advice="write the shards again")
 
 
 def _read_listing(root: str, shard: Mapping[str, Any], collection: Collection) -> None:
@@ -141,11 +180,14 @@ def _read_listing(root: str, shard: Mapping[str, Any], collection: Collection) -
 def _parse_record(line: bytes, container: str, container_size: int) -> ImageRecord | None:
     """The record of a line, its captions unchecked; None if the line is no record of the tar `container`."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line.decode("utf-8"), where=container)
         part = FileSlice(container, entry["offset"], entry["size"], int(entry["crc"], 16), entry["name"])
         captions, image_id, split = entry["captions"], entry["id"], entry["split"]
-        valid = 0 <= part.offset <= part.offset + part.size <= container_size and "/" not in part.name
-    except (ValueError, KeyError, TypeError):
+        valid = (
+            0 <= part.offset <= part.offset + part.size <= container_size
+            and FileSlice.parse(part.path) == part
+        )
+    except (UserError, ValueError, KeyError, TypeError):
         return None
     if not (valid and isinstance(captions, list) and type(image_id) in (int, str) and type(split) is str):
         return None

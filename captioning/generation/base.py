@@ -42,8 +42,8 @@ class BaseSearchConfig(abc.ABC):
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     kind: str
-    max_length: Annotated[int, Field(ge=1)] = 20
-    min_length: Annotated[int, Field(ge=0)] = 1
+    max_length: Annotated[int, Field(ge=1, le=10_000)] = 20
+    min_length: Annotated[int, Field(ge=0, le=10_000)] = 1
     prefix: str = ""
     forced: Texts = ()
     banned: Texts = ()
@@ -113,8 +113,8 @@ class BeamSearchConfig(RankedSearchConfig):
             `n_best`, or at `max_length`.
     """
 
-    width: Annotated[int, Field(ge=1)] = 5
-    n_best: Annotated[int, Field(ge=1)] = 1
+    width: Annotated[int, Field(ge=1, le=10_000)] = 5
+    n_best: Annotated[int, Field(ge=1, le=10_000)] = 1
     patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class DiverseBeamConfig(BeamSearchConfig):
     """
 
     kind: Literal["diverse_beam"] = "diverse_beam"
-    width: Annotated[int, Field(ge=1)] = 6
+    width: Annotated[int, Field(ge=1, le=10_000)] = 6
     groups: Annotated[int, Field(ge=1)] = 3
     diversity: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
 

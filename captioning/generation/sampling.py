@@ -17,6 +17,7 @@ from captioning.generation.generate_loop import generate_loop
 from captioning.generation.prefill import Prefill
 from captioning.generation.scores import IMPOSSIBLE, rank, trim
 from captioning.tensors import Hypotheses
+from captioning.utils.validation import Seed
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -40,13 +41,13 @@ class SamplingConfig(RankedSearchConfig):
         seed: of the random numbers. The captions of an image depend on the seed and its key alone.
     """
 
-    samples: Annotated[int, Field(ge=1)] = 1
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 1
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=1)] | None = None
     top_p: Share | None = None
     typical: Share | None = None
     min_p: Share | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def num_sequences(self) -> int:

@@ -24,7 +24,7 @@ class StochasticBeamConfig(SamplingConfig):
     """`samples` different captions of each image, fewer where there are no more."""
 
     kind: Literal["stochastic_beam"] = "stochastic_beam"
-    samples: Annotated[int, Field(ge=1)] = 5
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 5
 
     def with_n_best(self, n_best: int) -> StochasticBeamConfig:
         return replace(self, samples=n_best)

@@ -20,6 +20,9 @@ Channels = tuple[float, float, float]
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
+MAX_SIDE = 4096
+"""Pixels; of the side of an image before and after cropping."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
@@ -36,7 +39,7 @@ class Preprocessing:
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    size: Annotated[int, Field(ge=1)] = 224
+    size: Annotated[int, Field(ge=1, le=MAX_SIDE)] = 224
     resize: Literal["stretch", "short_side", "long_side"] = "stretch"
     crop: Share = 1.0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
@@ -46,6 +49,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
             raise ValueError(f"preprocessing.std must be above 0, got {list(self.std)}")
+        if self.size / self.crop > MAX_SIDE:
+            raise ValueError(f"size / crop must be at most {MAX_SIDE} pixels, got {self.size} / {self.crop}")
 
     @property
     def side(self) -> int:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 
-from captioning.errors import UserError
+from captioning.errors import UserError, escape_unprintable
 from captioning.images.integrity import CHECKED_FORMATS, find_damage, png_size, uniform_part, without_metadata
 from captioning.utils.file_slice import FileSlice, read_bytes
 
@@ -86,18 +86,14 @@ def _open_slice(path: str, name: str) -> BinaryIO:
         return io.BytesIO(read_bytes(path))
     except UserError as error:
         raise BadImage(name, str(error).removeprefix(f"{path}: ")) from None
-    except OSError as error:
-        raise BadImage(name, f"cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise BadImage(name, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def printable(source: ImageSource) -> str:
     """The file's name for one line of output, with unprintable characters escaped."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<image>")
-    text = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "<image>"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "replace").decode()
-        for character in text
-    )
+    return escape_unprintable(os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "<image>")
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -7,23 +7,27 @@ in the index once it is complete on disk, so a build that was killed continues a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from captioning.errors import UserError
 from captioning.loaders.provenance import FeatureProvenance, refuse_other_provenance
 from captioning.records import ImageId, Skip
 from captioning.tensors import Features
-from captioning.utils.files import read_json, sha256, write_json
+from captioning.utils.files import ARRAY_ERRORS, read_json, sha256, write_json
 from captioning.utils.progress import progress
+from captioning.utils.validation import check_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,37 @@ SETTLED_NS = 100_000_000
 Precision = Literal["float16", "float32"]
 
 
+class StoredShard(TypedDict):
+    """A shard in the index."""
+
+    file: str
+    bytes: int
+    sha256: str
+    ids: list[int | str]
+    sizes: list[int]
+    mtimes_ns: NotRequired[list[int]]  # these two are missing in stores of earlier versions
+    crcs: NotRequired[list[int]]
+
+
+class StoredProvenance(TypedDict):
+    encoder: dict[str, Any]
+    weights: str
+    preprocessing: dict[str, Any]
+
+
+class StoreIndex(TypedDict):
+    """The contents of `index.json`."""
+
+    format: int
+    fingerprint: str
+    provenance: StoredProvenance
+    dtype: Precision
+    views: Literal[1, 2]
+    shape: Annotated[list[int], Field(min_length=2, max_length=2)] | None
+    shards: list[StoredShard]
+    skipped: list[Skip]
+
+
 class Place(NamedTuple):
     shard: int
     row: int
@@ -66,7 +101,10 @@ class FeatureStore:
 
     def __init__(self, folder: Path, index: dict[str, Any]):
         self.folder, self._index = folder, index
-        self.provenance = FeatureProvenance(**index["provenance"])
+        provenance: StoredProvenance = index["provenance"]
+        self.provenance = FeatureProvenance(
+            provenance["encoder"], provenance["weights"], provenance["preprocessing"]
+        )
         self.dtype = np.dtype(index["dtype"])
         self.views: int = index["views"]
         self._places = {
@@ -224,7 +262,18 @@ class FeatureStore:
         return {**self.__dict__, "_maps": [None] * len(self._maps)}  # every process maps the files itself
 
     def _map(self, shard: int) -> np.ndarray:
-        return np.load(self.folder / self._index["shards"][shard]["file"], mmap_mode="r", allow_pickle=False)
+        entry = self._index["shards"][shard]
+        path, shape = self.folder / entry["file"], (self.views, *self.shape)
+        try:
+            rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ARRAY_ERRORS as error:
+            raise UserError(f"{path}: cannot be read as an array ({error}); build the store again") from None
+        if rows.shape[1:] != shape or rows.dtype != self.dtype or len(rows) < len(entry["ids"]):
+            raise UserError(
+                f"{path}: an array {rows.shape} of {rows.dtype}, but the index names {len(entry['ids'])} images of "
+                f"shape {shape} in {self.dtype}; build the store again"
+            )
+        return rows
 
     def length_problem(self, shard: dict[str, Any]) -> str | None:
         """Why a shard cannot be complete, judged by the length of its file; None if the length is right."""
@@ -275,8 +324,14 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     index = read_json(path)
-    if not isinstance(index, dict) or "shards" not in index:
-        raise UserError(f"{path}: not the index of a feature store")
-    if index.get("format") != FORMAT:
-        raise UserError(f"{path}: format {index.get('format')}, expected {FORMAT}; build the store again")
+    if isinstance(index, dict) and index.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path}: format {index['format']}, expected {FORMAT}; build the store again")
+    check_shape(index, StoreIndex, where=path, advice="build the store again")
+    row = index["views"] * math.prod(index["shape"] or (0,)) * np.dtype(index["dtype"]).itemsize
+    for shard in index["shards"]:
+        name, rows = shard["file"], len(shard["ids"])
+        lists = [shard[key] for key in ("sizes", "mtimes_ns", "crcs") if key in shard]
+        equal = all(len(values) == rows for values in lists)
+        if Path(name).name != name or not equal or not 0 < rows * row <= shard["bytes"]:
+            raise UserError(f"{path}: its entry of {name!r} contradicts itself; build the store again")
     return index

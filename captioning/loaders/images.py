@@ -20,6 +20,7 @@ from captioning.models.encoders.region_files import RegionFiles, pad_regions
 from captioning.records import ImageId, ImageRecord
 from captioning.tensors import Features
 from captioning.utils.file_slice import read_bytes
+from captioning.utils.files import ARRAY_ERRORS
 from captioning.utils.packed_strings import PackedStrings
 
 Numbers = Sequence[int] | np.ndarray
@@ -102,10 +103,8 @@ class ShardFeatures:
 def _read_array(path: str) -> np.ndarray:
     try:
         return np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{path}: not an array of numbers ({error}); write the shards again") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ARRAY_ERRORS as error:
+        raise UserError(f"{path}: cannot be read as an array ({error}); write the shards again") from None
 
 
 class PixelImages:

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from typing_extensions import NotRequired, TypedDict
 
 from captioning.utils.files import read_json
+from captioning.utils.validation import check_shape
 
 V = TypeVar("V")
+
+AGAIN = "run captioning evaluate again"
+
+
+class Signature(TypedDict):
+    """The part of the signature that is read: the model's fingerprint and the search's settings."""
+
+    model: NotRequired[str | None]
+    search: NotRequired[dict[str, Any] | None]
+
+
+class ScoresOfFile(TypedDict):
+    scores: dict[str, float]
+
+
+class SignatureOfFile(TypedDict):
+    signature: Signature
+
 
 _PARTS = (
     ("NLTK-", "NLTK_"),
@@ -49,6 +70,13 @@ def read_scores(path: str | os.PathLike[str]) -> dict[str, float]:
     """The corpus scores in a `scores_SPLIT.json`, under our names.
 
     Raises:
-        UserError: the file is missing or not JSON.
+        UserError: the file is missing, not JSON, or holds no scores.
     """
-    return from_coco_names(read_json(path)["scores"])
+    values = check_shape(read_json(path), ScoresOfFile, where=path, advice=AGAIN)
+    return from_coco_names(values["scores"])
+
+
+def read_signature(path: str | os.PathLike[str]) -> Signature:
+    """The signature in a `scores_SPLIT.json`. Raises UserError as `read_scores`."""
+    values: SignatureOfFile = check_shape(read_json(path), SignatureOfFile, where=path, advice=AGAIN)
+    return values["signature"]

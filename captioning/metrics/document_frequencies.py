@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from captioning.metrics.ngrams import (
     ReferenceCounts,
     translate_counts,
 )
-from captioning.utils.files import atomic_write, fingerprint
+from captioning.utils.files import ARRAY_ERRORS, atomic_write, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ class DocumentFrequencies:
                 num_images = int(arrays["images"])
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        except ARRAY_ERRORS as error:
             raise UserError(
                 f"{path}: not a table of document frequencies ({error}); write one with its save"
             ) from None

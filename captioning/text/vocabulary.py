@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from captioning.errors import UserError
 from captioning.text.tokenizer import tokenize
 from captioning.utils.files import fingerprint, read_json, write_json
+from captioning.utils.validation import check_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,14 @@ class VocabularyConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     min_count: Annotated[int, Field(ge=1)] = 5
-    max_length: Annotated[int, Field(ge=1)] = 50
+    max_length: Annotated[int, Field(ge=1, le=10_000)] = 50
+
+
+class VocabularyFile(TypedDict):
+    """The contents of `vocabulary.json`."""
+
+    min_count: NotRequired[int]
+    words: list[str]
 
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -104,11 +113,7 @@ class Vocabulary:
     @classmethod
     def open(cls, path: str) -> Vocabulary:
         """Raises UserError if the file is missing or not a vocabulary."""
-        value = read_json(path)
-        if not (
-            isinstance(value, dict)
-            and isinstance(value.get("words"), list)
-            and all(isinstance(word, str) for word in value["words"])
-        ):
-            raise UserError(f'{path}: expected {{"min_count": ..., "words": [...]}}')
-        return cls(words=tuple(value["words"]), min_count=int(value.get("min_count", 1)))
+        value = check_shape(
+            read_json(path), VocabularyFile, where=path, advice="restore the model's own file"
+        )
+        return cls(words=tuple(value["words"]), min_count=value.get("min_count", 1))

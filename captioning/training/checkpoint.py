@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
-from captioning.captioner.captioner import Captioner, load_weights, save_weights
+from captioning.captioner.captioner import Captioner, load_weights, read_tensors, save_weights
 from captioning.errors import UserError
 from captioning.training.config import TrainingConfig
 from captioning.training.ema import EMA
@@ -29,8 +30,11 @@ from captioning.utils.files import (
     write_json,
     write_manifest,
 )
+from captioning.utils.validation import check_shape, validate
 
 FORMAT = 3
+START_ANEW = "start the run anew"
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "progress.json")
 
 
 @dataclass
@@ -88,6 +92,20 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
     return {name: value / count for name, value in sums.items() if name != "of"} if count else {}
 
 
+class StoredIdentity(TypedDict):
+    """`Identity.as_json()`; the data's values are number and hash."""
+
+    settings: dict[str, Any]
+    data: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]]
+
+
+class Stored(TypedDict):
+    """The part of `progress.json` that is not a `Progress`."""
+
+    identity: StoredIdentity
+    scaler: dict[str, Any]
+
+
 class TrainState(NamedTuple):
     """Everything that training changes, besides its progress."""
 
@@ -125,10 +143,9 @@ def save(run: Path, state: TrainState, progress: Progress, *, identity: Identity
         OSError: the disk is full; earlier checkpoints are intact and no partial one is left.
     """
     folder = run / "checkpoints"
-    optimizer = state.optimizer.state_dict()
     moments = {
         f"{number}.{key}": value
-        for number, entry in optimizer["state"].items()
+        for number, entry in state.optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
     with new_folder(folder / ".part") as part:
@@ -141,7 +158,6 @@ def save(run: Path, state: TrainState, progress: Progress, *, identity: Identity
                 "format": FORMAT,
                 **asdict(progress),
                 "identity": identity.as_json(),
-                "optimizer": [_plain(group) for group in optimizer["param_groups"]],
                 "scaler": state.scaler.state_dict(),
             },
         )
@@ -171,26 +187,57 @@ def read_identity(folder: Path) -> Identity:
 
 
 def _read_progress(folder: Path) -> tuple[Progress, dict[str, Any]]:
-    values = read_json(folder / "progress.json")
+    path = folder / "progress.json"
+    values = check_shape(read_json(path), dict[str, Any], where=path, advice=START_ANEW)
     version = values.pop("format", 1)
     if version != FORMAT:
         raise UserError(
             f"{folder}: checkpoint format {version}, but this version reads format {FORMAT}; train the run anew"
         )
-    rest = {name: values.pop(name) for name in ("identity", "optimizer", "scaler")}
-    return Progress(**values), rest
+    stored = check_shape(
+        {name: values.pop(name, None) for name in Stored.__annotations__},
+        Stored,
+        where=path,
+        advice=START_ANEW,
+    )
+    return validate(Progress, values, where=str(path)), stored
 
 
 def load(folder: Path, state: TrainState) -> None:
-    """Fill `state` from the checkpoint `folder`."""
+    """Fill `state` from the checkpoint `folder`. Raises UserError if it does not fit."""
+    try:
+        _load(folder, state)
+    except (
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # of the parts' own checks
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{folder}: does not fit the model and its settings ({reason}); {START_ANEW}"
+        ) from error
+
+
+def _load(folder: Path, state: TrainState) -> None:
     _, rest = _read_progress(folder)
     load_weights(state.module, folder / "model.safetensors")
-    state.ema.load_state_dict(load_file(folder / "ema.safetensors"))
+    state.ema.load_state_dict(read_tensors(folder / "ema.safetensors", like=state.ema.state_dict()))
+    groups = state.optimizer.state_dict()[
+        "param_groups"
+    ]  # their settings are the config's, not the checkpoint's
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    like = {
+        f"{number}.{key}": torch.zeros(()) if key == "step" else parameter
+        for number, parameter in enumerate(parameters)
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    }
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+    for name, tensor in read_tensors(folder / "optimizer.safetensors", like=like, partial=True).items():
         number, key = name.split(".", 1)
         moments.setdefault(int(number), {})[key] = tensor
-    state.optimizer.load_state_dict({"state": moments, "param_groups": rest["optimizer"]})
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.scaler.load_state_dict(rest["scaler"])
 
 
@@ -208,7 +255,7 @@ def latest(run: Path, *, log: Callable[[str], None] = lambda _: None) -> Path:
         if not (folder / name / "manifest.json").is_file():
             continue
         try:
-            check_manifest(folder / name)
+            check_manifest(folder / name, needed=FILES)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -227,13 +274,4 @@ def has_checkpoint(run: Path) -> bool:
 
 def read_step(folder: Path) -> int:
     """The number of updates at the checkpoint `folder`."""
-    return int(read_json(folder / "progress.json")["step"])
-
-
-def _plain(group: dict[str, Any]) -> dict[str, Any]:
-    """The entries of an optimizer's parameter group that JSON can hold."""
-    return {
-        key: value
-        for key, value in group.items()
-        if isinstance(value, (int, float, str, bool, list, tuple, type(None)))
-    }
+    return _read_progress(folder)[0].step

@@ -34,12 +34,12 @@ class SelfCriticalConfig:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
-    samples: Count = 5
+    samples: Annotated[int, Field(ge=1, le=10_000)] = 5
     baseline: Literal["greedy", "mean"] = "mean"
     cider: NotNegative = 1.0
     bleu: NotNegative = 0.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    max_length: Annotated[int, Field(ge=2)] = 20
+    max_length: Annotated[int, Field(ge=2, le=10_000)] = 20
 
     def __post_init__(self) -> None:
         if self.baseline == "mean" and self.samples < 2:

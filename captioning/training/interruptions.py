@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from captioning.errors import Stopped, UserError
 from captioning.images.reading import BadImage
+from captioning.tensors import is_out_of_memory
 from captioning.training.config import TrainingConfig
 from captioning.utils.files import disk_full, free_space
 
@@ -88,15 +87,13 @@ def explain_machine_errors(config: TrainingConfig) -> Iterator[None]:
         raise UserError(
             f"{error}; the image was readable before: restore it, then go on with --resume"
         ) from None
-    except (torch.OutOfMemoryError, MemoryError):
-        raise UserError(out_of_memory) from None
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         text = str(error)
         if "DataLoader worker" in text:
             raise UserError(
                 f"a process that loads images ended ({text.splitlines()[0]}); often memory ran out: lower "
                 "training.workers, then go on with --resume"
             ) from None
-        if "allocate memory" in text or "out of memory" in text:
+        if is_out_of_memory(error):
             raise UserError(out_of_memory) from None
         raise

@@ -21,8 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
+from captioning.errors import UserError
 from captioning.images.reading import BadImage, load_image
 from captioning.utils.files import atomic_write
+from captioning.utils.parsing import parse_json
 
 _PHOTO_SIDE = 512  # longest side, in pixels, of the images that wandb shows
 _FINISH_SECONDS = 2.0  # the longest that the end of a run waits for wandb
@@ -86,12 +88,8 @@ class Tracker:
         if self._resume_step is None or not path.exists():
             return lines
         for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                values = json.loads(line)
-                keep = line.endswith(b"\n") and values["step"] <= self._resume_step
-            except (ValueError, TypeError, KeyError):
-                continue
-            if keep:
+            values = parse_metrics_line(line.decode(errors="replace"))
+            if values and line.endswith(b"\n") and values["step"] <= self._resume_step:
                 lines += line
                 self._update_ranges({name: value for name, value in values.items() if value is not None})
         return lines
@@ -274,6 +272,17 @@ class WandbProcess:
             self._events.close()
             self._messages.close()
             self._messages_path.unlink()  # tells the process that the run is over
+
+
+def parse_metrics_line(line: str) -> dict[str, Any] | None:
+    """The step and the values (null: not finite) of a line of metrics.jsonl; None if a crash cut it off."""
+    try:
+        values = parse_json(line, where="metrics.jsonl")
+    except UserError:
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return values if all(isinstance(value, int | float | None) for value in values.values()) else None
 
 
 def _print(line: str) -> None:

@@ -9,6 +9,10 @@ import json
 import os
 import secrets
 import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,23 @@ def unify_line_ends(text: str) -> str:
     """The text with `\\n` for `\\r\\n`, and for `\\r` if there is no `\\n` (spreadsheets on a Mac write that)."""
     text = text.replace("\r\n", "\n")
     return text if "\n" in text else text.replace("\r", "\n")
+
+
+ARRAY_ERRORS = (
+    *(
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        SyntaxError,
+        MemoryError,
+        RuntimeError,
+        struct.error,
+    ),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What `numpy.load` raises on damaged .npy and .npz files."""
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -161,10 +182,16 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / "manifest.json", {path.name: sha256(path) for path in sorted(folder.iterdir())})
 
 
-def check_manifest(folder: Path) -> None:
-    """Raise UserError if a file of `manifest.json` is missing or was changed."""
-    for name, digest in read_json(folder / "manifest.json").items():
-        path = safe_join(folder, name, entry=f"{folder / 'manifest.json'}: entry {name!r}")
+def check_manifest(folder: Path, *, needed: Iterable[str]) -> None:
+    """Raise UserError if a file of `manifest.json` is missing or was changed, or it lacks one that is `needed`."""
+    manifest = folder / "manifest.json"
+    digests = read_json(manifest)
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise UserError(f"{manifest}: expected file names with their sha256; copy the whole folder again")
+    if missing := sorted(set(needed) - set(digests)):
+        raise UserError(f"{manifest}: does not list {', '.join(missing)}; copy the whole folder again")
+    for name, digest in digests.items():
+        path = safe_join(folder, name, entry=f"{manifest}: entry {name!r}")
         if not path.is_file():
             raise UserError(f"{path}: missing; copy the whole folder again")
         if sha256(path) != digest:

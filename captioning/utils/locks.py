@@ -15,6 +15,7 @@ from typing import NamedTuple
 import filelock
 
 from captioning.errors import UserError
+from captioning.utils.files import read_json
 
 LOCK, OWNER = ".lock", ".lock-owner.json"
 TAKE_OVER_S = 30.0
@@ -38,7 +39,7 @@ class Owner(NamedTuple):
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except PermissionError:
             return False
@@ -106,7 +107,8 @@ def _try(lock: filelock.BaseFileLock, folder: Path, *, advice: str, wait: bool) 
 def _owner(folder: Path) -> Owner | None:
     for _ in range(10):  # the file is written a moment after the lock is taken
         try:
-            return Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            pid, host, since = read_json(folder / OWNER).values()
+            return Owner(int(pid), str(host), str(since))
+        except (UserError, ValueError, TypeError, AttributeError):
             time.sleep(0.05)
     return None

@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 STDIN = "-"
 
@@ -102,6 +105,27 @@ def _below(folder: str) -> Iterator[ImageFile]:
 
 def _unicode(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+MAX_NAME_BYTES = 200
+"""File systems allow 255, and temporary files add to a name."""
+
+
+def check_run_name(name: str) -> str:
+    """Return `name` if it is a relative path that stays below the folder of runs. Raises ValueError otherwise."""
+    parts = name.split("/")
+    if set(parts) & {"", ".", ".."} or set(name) & set(
+        "\\:"
+    ):  # the latter separate folders and drives on Windows
+        raise ValueError(
+            f"expected a path below the folder of runs, such as lstm or lstm/second, got {name[:80]!r}"
+        )
+    if not name.isprintable() or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise ValueError(f"expected at most {MAX_NAME_BYTES} printable characters, got {name[:80]!r}")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(check_run_name)]
 
 
 def shipped_configs() -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import core_schema
 
 from captioning.errors import UserError
@@ -19,6 +20,9 @@ from captioning.utils.parsing import parse_yaml
 from captioning.utils.plugins import load_object
 
 T = TypeVar("T")
+
+Seed = Annotated[int, Field(ge=0)]
+"""Type of a setting that seeds random numbers."""
 
 
 class KindError(ValueError):
@@ -60,10 +64,10 @@ class ByKind:
         """The class of a kind. Raises KindError."""
         if kind is None:
             raise KindError(f"missing; there are {', '.join(members)}")
-        if kind in members:
+        if isinstance(kind, str) and kind in members:
             return members[kind]
         if not (self.base and isinstance(kind, str) and ":" in kind):
-            near = difflib.get_close_matches(str(kind), members, n=1)
+            near = difflib.get_close_matches(str(kind)[:80], members, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(members)}"
             raise KindError(f"unknown kind {kind!r}; {hint}")
         try:
@@ -110,6 +114,22 @@ def dump(value: Any) -> dict[str, Any]:
     return _adapter(type(value)).dump_python(value, mode="json")
 
 
+def check_shape(value: T, shape: Any, *, where: str | os.PathLike[str], advice: str) -> T:
+    """Return `value`, read from a JSON file, if it has the type `shape` (such as a TypedDict).
+
+    Raises:
+        UserError: names the first entry that has another type; `advice` says what to do.
+    """
+    try:
+        _adapter(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        entry = ".".join(str(part)[:80] for part in problem["loc"]) or "the root"
+        message = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+        raise UserError(f"{where}: not in the form expected here ({entry}: {message}); {advice}") from None
+    return value
+
+
 def validate(
     target: type[T] | Any,
     values: Mapping[str, Any],
@@ -129,12 +149,37 @@ def validate(
         UserError: names the first key that is wrong, and the nearest known one where it is unknown.
     """
     try:
-        return _adapter(target).validate_python(dict(values), context={"allow_code": allow_code})
+        result = _adapter(target).validate_python(dict(values), context={"allow_code": allow_code})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         cause = problem.get("ctx", {}).get("error")
         message = _explain(problem, target, values, section)
         raise UserError(f"{where}: {message}" if where else message) from getattr(cause, "__cause__", None)
+    if impossible := _find_impossible(result, section):
+        raise UserError(f"{where}: {impossible}" if where else impossible)
+    return result
+
+
+def _find_impossible(value: Any, key: str) -> str | None:
+    """The first value that no setting can have: infinity, NaN, an integer of over 64 bits, text with a NUL character.
+
+    Checked here for all settings, those of classes outside the package included.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}: expected a finite number, got {value}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"{key}: expected a number of at most 64 bits, got {value!r}"
+    if isinstance(value, str):
+        return f"{key}: expected text without NUL characters, got {value!r}" if "\0" in value else None
+    entries: Iterable[tuple[Any, Any]] = ()
+    if is_dataclass(value):
+        entries = ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list | tuple):
+        entries = enumerate(value)
+    found = (_find_impossible(child, f"{key}.{name}" if key else str(name)) for name, child in entries)
+    return next(filter(None, found), None)
 
 
 def _explain(problem: Mapping[str, Any], target: Any, values: Any, section: str) -> str:

@@ -1,8 +1,11 @@
 """Model folders: saved and opened again, and the sentences for folders that cannot be opened."""
 
+import json
+
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torchvision.models import get_model
 
 from captioning.captioner.captioner import FORMAT, Captioner
@@ -40,6 +43,63 @@ def test_other_formats_are_refused_in_one_sentence(tmp_path, version):
 def test_a_folder_without_a_manifest_is_no_model(tmp_path):
     with pytest.raises(UserError, match="not a model folder"):
         Captioner.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda weight: weight.to(torch.int8),
+            "is of type torch.int8, but the architecture needs torch.float32",
+        ),
+        (lambda weight: weight > 0, "is of type torch.bool"),
+        (lambda weight: weight.to(torch.complex64), "is of type torch.complex64"),
+        (lambda weight: weight / 0, "holds values that are not finite"),
+        (lambda weight: weight[:1].clone(), r"has shape \[1"),
+    ],
+)
+def test_weights_that_would_caption_wrongly_are_refused(tmp_path, edit, message):
+    folder = save_tiny_model(tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    state["decoder.embedding.weight"] = edit(state["decoder.embedding.weight"])
+    save_file(state, folder / "model.safetensors")
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    with pytest.raises(UserError, match=rf"model\.safetensors: weight decoder\.embedding\.weight {message}"):
+        Captioner.open(folder)
+
+
+def test_weights_of_another_precision_are_the_same_model(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    half = {
+        name: weight.bfloat16()
+        for name, weight in load_file(folder / "model.safetensors").items()
+        if weight.is_floating_point()
+    }
+    save_file({**load_file(folder / "model.safetensors"), **half}, folder / "model.safetensors")
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    assert {weight.dtype for weight in Captioner.open(folder).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "vocabulary.json", "model.safetensors"])
+def test_a_manifest_lists_every_file_that_is_read(tmp_path, name):
+    folder = save_tiny_model(tmp_path / "model")
+    entries = json.loads((folder / "manifest.json").read_text())
+    del entries[name]
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    with pytest.raises(
+        UserError, match=rf"manifest\.json: does not list {name}; copy the whole folder again"
+    ):
+        Captioner.open(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"config.yaml": 3}'])
+def test_a_manifest_without_files_is_refused(tmp_path, content):
+    folder = save_tiny_model(tmp_path / "model")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json: (does not list|expected file names)"):
+        Captioner.open(folder)
 
 
 def test_a_vocabulary_of_another_model_is_refused(tmp_path):

@@ -12,6 +12,8 @@ from captioning.comparison import runner
 from captioning.comparison.plan import make_plan
 from captioning.comparison.study import read_study
 from captioning.errors import DIVERGED, UserError
+from captioning.training import checkpoint
+from captioning.utils.files import write_manifest
 from captioning.utils.locks import folder_lock
 from tests.helpers.comparison import write_study
 from tests.helpers.running import tool
@@ -27,11 +29,17 @@ def call(name, *arguments):
 
 
 def pretend_trained(folder, **progress):
-    for name in ("checkpoints/last", "model"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "manifest.json").write_text("{}")
-    values = {"done": True, "phase": 0, **progress}
-    (folder / "checkpoints/last/progress.json").write_text(json.dumps(values))
+    last = folder / "checkpoints" / "last"
+    for path in (last, folder / "model"):
+        path.mkdir(parents=True)
+    for name in checkpoint.FILES:
+        (last / name).touch()
+    stored = {"identity": {"settings": {}, "data": {}}, "scaler": {}}
+    (last / "progress.json").write_text(
+        json.dumps({"format": checkpoint.FORMAT, **stored, "done": True, "phase": 0, **progress})
+    )
+    for path in (last, folder / "model"):
+        write_manifest(path)
 
 
 def test_a_study_is_resumed_wherever_it_was_interrupted(tmp_path, monkeypatch):

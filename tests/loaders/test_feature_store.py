@@ -359,7 +359,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, encoder: Encoder, pictures:
     index = tmp_path / "index.json"
     for content, reason in (
         ("{", "broken JSON at line 1"),
-        ("[]", "not the index of a feature store"),
+        ("[]", "not in the form expected here"),
         ('{"shards": [], "format": 99}', "format 99, expected 2"),
     ):
         index.write_text(content)

@@ -70,5 +70,5 @@ def test_saved_and_opened(tmp_path):
 def test_a_file_that_is_not_a_vocabulary_is_refused(content, tmp_path):
     path = tmp_path / "vocabulary.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"vocabulary\.json: expected"):
+    with pytest.raises(UserError, match=r"vocabulary\.json: not in the form expected here"):
         Vocabulary.open(str(path))

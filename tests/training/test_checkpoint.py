@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from captioning.errors import UserError
 from captioning.text.vocabulary import Vocabulary
 from captioning.training import checkpoint
 from captioning.training.identity import Identity
-from captioning.utils.files import check_manifest
+from captioning.utils.files import check_manifest, write_manifest
 from tests.helpers.training import checkpoint_weights, small_run
 
 
@@ -35,6 +36,39 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, d
     assert any("optimizer.safetensors" in line and "before-1" in line for line in lines)
     assert checkpoint_weights(run) == checkpoint_weights(whole)
     assert (run.folder / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "{", '{"progress.json": 5}'])
+def test_a_checkpoint_with_a_broken_manifest_is_left_for_the_one_before(tmp_path, manifest):
+    lines = []
+    run = small_run(tmp_path, epochs=2)
+    run.train()
+    folder = run.folder / "checkpoints"
+    (folder / "last" / "manifest.json").write_text(manifest)
+    assert checkpoint.latest(run.folder, log=lines.append) == folder / "before-1"
+    assert len(lines) == 1 and "manifest.json" in lines[0] and "going on from" in lines[0]
+
+
+def test_moments_and_averages_of_other_sizes_are_refused(tmp_path):
+    run = small_run(tmp_path, epochs=1)
+    run.train()
+    last = run.folder / "checkpoints" / "last"
+    for name, edit in (("ema", lambda t: t.to(torch.int8)), ("optimizer", lambda t: t.flatten()[:1].clone())):
+        path = last / f"{name}.safetensors"
+        content = path.read_bytes()
+        state = load_file(path)
+        key = next(key for key, tensor in state.items() if tensor.numel() > 1)
+        save_file({**state, key: edit(state[key])}, path)
+        write_again(last)
+        with pytest.raises(UserError, match=rf"{name}\.safetensors: weight {key} "):
+            run.train(resume=True)
+        path.write_bytes(content)
+        write_again(last)
+
+
+def write_again(folder):
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
 
 
 def test_only_damaged_checkpoints_are_an_error(tmp_path):
@@ -71,7 +105,7 @@ def test_a_full_disk_stops_the_checkpoint_but_not_the_run(tmp_path, monkeypatch)
     assert "MB free" in line and "takes" in line
     folders = list((run.folder / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["last"]  # no debris
-    check_manifest(folders[0])
+    check_manifest(folders[0], needed=checkpoint.FILES)
     monkeypatch.undo()
     whole = small_run(tmp_path, "whole")
     whole.train()

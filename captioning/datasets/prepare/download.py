@@ -262,7 +262,10 @@ def _with_recorded(remote: RemoteFile, folder: Path) -> RemoteFile:
     entry = entries.get(remote.name) if isinstance(entries, dict) else None
     if not isinstance(entry, dict) or entry.get("url") != remote.url:
         return remote
-    return RemoteFile(url=remote.url, size=entry.get("size"), sha256=entry.get("sha256"))
+    size, digest = entry.get("size"), entry.get("sha256")
+    if type(size) is not int or type(digest) is not str:
+        return remote
+    return RemoteFile(url=remote.url, size=size, sha256=digest)
 
 
 def _record(folder: Path, target: Path, url: str, digest: str) -> None:

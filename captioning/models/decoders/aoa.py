@@ -36,7 +36,7 @@ class AoAConfig(RecurrentConfig):
     embedding: Size = 1024
     hidden: Size = 1024
     heads: Size = 8
-    refining: Annotated[int, Field(ge=0)] = 6
+    refining: Annotated[int, Field(ge=0, le=1000)] = 6
     gate_dropout: Dropout = 0.3
 
     def __post_init__(self) -> None:

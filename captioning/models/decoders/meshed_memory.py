@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioning.models.decoders.base import BaseDecoderConfig, Decoder
-from captioning.models.decoders.settings import Dropout, Size
+from captioning.models.decoders.settings import Dropout, Layers, Size
 from captioning.models.decoders.transformer import check_sizes
 from captioning.models.decoders.transformer_layers import (
     RegionHeads,
@@ -41,8 +41,8 @@ class MeshedMemoryConfig(BaseDecoderConfig):
     hidden: Size = 512
     feed_forward: Size = 2048
     heads: Size = 8
-    layers: Size = 3
-    encoder_layers: Size = 3
+    layers: Layers = 3
+    encoder_layers: Layers = 3
     slots: Size = 40
     dropout: Dropout = 0.1
 

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from captioning.models.decoders.base import BaseDecoderConfig
 
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 

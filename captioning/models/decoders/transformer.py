@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioning.models.decoders.base import BaseDecoderConfig, Decoder
-from captioning.models.decoders.settings import Dropout, Size
+from captioning.models.decoders.settings import Dropout, Layers, Size
 from captioning.models.decoders.transformer_layers import (
     RegionHeads,
     attend_regions,
@@ -50,8 +50,8 @@ class TransformerConfig(BaseDecoderConfig):
     hidden: Size = 512
     feed_forward: Size = 2048
     heads: Size = 8
-    layers: Size = 6
-    encoder_layers: Annotated[int, Field(ge=0)] = 0
+    layers: Layers = 6
+    encoder_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     norm: Literal["pre", "post"] = "pre"
     positions: Positions = "learned"
     max_length: Size = 64

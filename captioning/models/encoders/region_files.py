@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn
@@ -16,6 +14,7 @@ from torch import Tensor
 from captioning.errors import UserError
 from captioning.models.encoders.base import BaseEncoderConfig, Encoder
 from captioning.records import ImageRecord
+from captioning.utils.files import ARRAY_ERRORS
 
 ARRAY_NAMES = ("features", "feat", "x", "arr_0")
 """Names under which an .npz may hold the regions; the first one present is read. Boxes and the like are ignored."""
@@ -36,7 +35,7 @@ class RegionsConfig(BaseEncoderConfig):
     precomputed: ClassVar[bool] = True
     kind: Literal["regions"] = "regions"
     folder: str
-    channels: Annotated[int, Field(ge=1)] = 2048
+    channels: Annotated[int, Field(ge=1, le=100_000)] = 2048
     max_regions: Annotated[int, Field(ge=1)] | None = None
 
     def build(self) -> Regions:
@@ -128,7 +127,7 @@ def read_regions(path: str, *, channels: int, max_regions: int | None) -> np.nda
             array = content if isinstance(content, np.ndarray) else _array_of_npz(content, path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of regions") from None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except ARRAY_ERRORS as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{path}: refused as unsafe: holds Python objects; save plain numbers") from None
         raise UserError(

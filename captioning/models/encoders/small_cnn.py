@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from captioning.models.encoders.base import BaseEncoderConfig, Encoder, flatten_maps, run_layers
 from captioning.tensors import Features
 
-Size = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=100_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class SmallCNNConfig(BaseEncoderConfig):
     kind: Literal["small"] = "small"
     channels: Annotated[tuple[Size, ...], Field(min_length=1)] = (32, 64, 128)
     frequencies: Annotated[int, Field(ge=0, le=16)] = 4
-    grid: Size | None = None
+    grid: Annotated[int, Field(ge=1, le=4096)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
     gradient_checkpointing: bool = False
 

@@ -53,7 +53,7 @@ class TimmConfig(BaseEncoderConfig):
     name: str
     weights: str = "none"
     layer: Literal["last", "before_head"] | Annotated[int, Field(ge=0)] = "last"
-    grid: Annotated[int, Field(ge=1)] | None = None
+    grid: Annotated[int, Field(ge=1, le=4096)] | None = None
     trainable_from: Annotated[int, Field(ge=0)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = 1e-4
 

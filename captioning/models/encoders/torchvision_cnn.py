@@ -72,7 +72,7 @@ class TorchvisionConfig(BaseEncoderConfig):
     kind: Literal["torchvision"] = "torchvision"
     name: Name = "resnet101"
     weights: str = "none"
-    grid: Annotated[int, Field(ge=1)] | None = None
+    grid: Annotated[int, Field(ge=1, le=4096)] | None = None
     trainable_from: Annotated[int, Field(ge=0)] | None = None
     lr: Annotated[float, Field(gt=0)] | None = 1e-4
     gradient_checkpointing: bool = False
