@@ -68,7 +68,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_configs(wheel):
 def test_quickstart_runs(installed, tmp_path):
     out = installed("quickstart", "--small", "dataset.train=40", "training.epochs=1", cwd=tmp_path)
     assert (
-        "[4/4] Results" in out and (tmp_path / "runs" / "shapes_small" / "model" / "manifest.json").is_file()
+        "[5/5] Results" in out and (tmp_path / "runs" / "shapes_small" / "model" / "manifest.json").is_file()
     )
 
 

@@ -326,7 +326,7 @@ def test_the_errors_of_a_split(tmp_path):
     run = config.folder
     done = tool("evaluate", run, "--errors", "--json", "--batch", "2", "--max-length", "6", cwd=tmp_path)
     assert done.code == 0, done.err
-    told, written = json.loads(done.out), json.loads((run / "errors_val.json").read_text())
+    told, written = json.loads(done.out), json.loads((run / "errors_val_max_length=6.json").read_text())
     captioner = tiny_captioner("lstm")
     search = BeamConfig(width=3, max_length=6)
     names = [name for name, (split, _) in IMAGES.items() if split == "val"]

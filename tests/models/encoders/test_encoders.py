@@ -86,8 +86,8 @@ def test_regions_are_torchvisions_own_maps(tmp_path: Path, name: str, node: str,
     pixels = torch.randn(2, 3, 96, 144)
     expected = create_feature_extractor(network, {node: "maps"})(pixels)["maps"]
     assert expected.shape == (2, *shape) and encoder.channels == shape[0]
-    regions, valid = encoder(pixels)
-    assert valid is None and regions.is_contiguous()
+    regions, mask, boxes = encoder(pixels)
+    assert mask is boxes is None and regions.is_contiguous()
     scale = expected.abs().max()
     for row in range(shape[1]):
         for column in range(shape[2]):
