@@ -165,7 +165,11 @@ class Experiment:
         """
         self.world = join(self.device)
         advice = "free some, and go on with --resume if there is a checkpoint"
-        with explain_full_disk(self.folder, advice=advice), self._run_lock():
+        with (
+            explain_full_disk(self.folder, advice=advice),
+            self.world.explain_lost_process(),
+            self._run_lock(),
+        ):
             return self._load_and_train(resume)
 
     def _run_lock(self) -> contextlib.AbstractContextManager[None]:

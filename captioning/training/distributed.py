@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
-from collections.abc import Sequence
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed
 
+from captioning.errors import UserError
+
 Item = TypeVar("Item")
+_BROKEN = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe")
+_PROBE_S = 5.0
+_listeners: list[socket.socket] = []  # open until the process ends
+
+
+class Peer(NamedTuple):
+    """A process of the run, with a port on which it listens for as long as it exists."""
+
+    rank: int
+    host: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+    def alive(self) -> bool:
+        """Whether the system of that process accepts a connection for it, however busy the process is."""
+        try:
+            with socket.create_connection((self.address, self.port), timeout=_PROBE_S):
+                return True
+        except OSError:
+            return False
 
 
 class World(NamedTuple):
@@ -19,6 +49,7 @@ class World(NamedTuple):
 
     rank: int = 0
     size: int = 1
+    peers: Sequence[Peer] = ()  # all processes, this one included
 
     @property
     def first(self) -> bool:
@@ -54,6 +85,25 @@ class World(NamedTuple):
         if self.size > 1:
             distributed.barrier()
 
+    @contextlib.contextmanager
+    def explain_lost_process(self) -> Iterator[None]:
+        """Turn a connection that broke inside the block into a UserError that names the ended process and its host."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _BROKEN.search(str(error)):
+                raise
+            deadline = time.monotonic() + _PROBE_S  # a process may end a little after its connection
+            while not (lost := [str(peer) for peer in self.peers if not peer.alive()]):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+            raise UserError(
+                f"{' and '.join(lost) or 'another rank'} ended or cannot be reached (noticed by "
+                f"{self.peers[self.rank]}); the output of the first that ended says why: mend that and start all "
+                "processes with --resume"
+            ) from None
+
     def leave(self) -> None:
         """Destroy the process group when the work has succeeded.
 
@@ -82,7 +132,21 @@ def join(device: torch.device) -> World:
             world_size=size,
             timeout=timeout,
         )
-    return World(rank=distributed.get_rank(), size=size)
+    rank = distributed.get_rank()
+    peers: list[Any] = [None] * size
+    distributed.all_gather_object(peers, _listen(rank))
+    return World(rank, size, peers)
+
+
+@functools.cache
+def _listen(rank: int) -> Peer:
+    """Listen on a free port, until this process ends; nothing is ever received."""
+    family, kind, _, _, first = socket.getaddrinfo(os.environ["MASTER_ADDR"], 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as route:
+        route.connect(first)  # sends nothing
+        address = route.getsockname()[0]
+    _listeners.append(socket.create_server((address, 0), family=family))
+    return Peer(rank, socket.gethostname(), address, _listeners[-1].getsockname()[1])
 
 
 def local_device(device: torch.device) -> torch.device:

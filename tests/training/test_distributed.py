@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from captioning.training.distributed import World
-from tests.helpers.training import experiment, metrics_of, tiny_settings
+from tests.helpers.training import eventually, experiment, metrics_of, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,25 @@ def start(config: Path, *, processes=2, restarts=0):
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def start_bare(config: Path, port: int, processes: int):
+    """Processes that only environment variables bring together, as a cluster's own launcher starts them."""
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/end_to_end/two_processes.py"), str(config)],
+            env={**os.environ, **own, "WORLD_SIZE": str(processes), "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
 
 
 def settings(folder, name, **training):
@@ -129,3 +149,28 @@ def test_a_killed_process_restarts_and_the_run_ends_the_same(folder, whole):
     for name in ("model.safetensors", "optimizer.safetensors"):
         one, other = (run / "checkpoints" / "last" / name for run in (cut, whole))
         assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(("dead", "processes"), [(0, 2), (1, 3)])
+def test_the_others_name_a_process_that_died(folder, dead, processes):
+    path, run = settings(folder, f"dead{dead}", save_every=1, epochs=200)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = start_bare(path, port, processes)
+    try:
+        assert eventually(lambda: (run / "checkpoints" / "last").exists())
+        ranks[dead].kill()
+        for rank, process in enumerate(ranks):
+            _, errors = process.communicate(timeout=120)
+            if rank != dead:
+                (said,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+                host = socket.gethostname()
+                named, noticed = said.removeprefix("error: ").split(
+                    " ended or cannot be reached (noticed by "
+                )
+                assert f"rank {dead} on {host}" in named and f"rank {rank} " not in named
+                assert noticed.startswith(f"rank {rank} on {host})") and process.returncode == 2, errors
+    finally:
+        for process in ranks:
+            process.kill()
