@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
 import sys
 import traceback
 import warnings
@@ -75,23 +78,80 @@ def notes_to(log: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+class _Output(io.FileIO):
+    """Standard output or error; what is written after its reader closed it is dropped, so that the work goes on."""
+
+    reader_left = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
+                raise
+            self.reader_left = True
+            return len(data)
+
+
+def reader_left() -> bool:
+    """Whether the reader of standard output (head, less) has closed it while `run_command` runs a command."""
+    return getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "reader_left", False)
+
+
+@contextlib.contextmanager
+def _outputs_may_close() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _that_may_close(sys.stdout, 1), _that_may_close(sys.stderr, 2)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a full disk, which was reported
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _that_may_close(stream: Any, number: int) -> Any:
+    """The same stream with an `_Output` below it, unless it is a terminal or not the process's own."""
+    if stream is None:  # the shell's >&-
+        return open(os.devnull, "w", encoding="utf-8")
+    try:
+        if stream.fileno() != number or stream.isatty():
+            return stream
+    except (OSError, AttributeError):
+        return stream
+    stream.flush()
+    buffer = io.BufferedWriter(_Output(number, "wb", closefd=False))
+    options = {"errors": stream.errors, "line_buffering": stream.line_buffering}
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, **options)
+
+
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main` and leave the process with its exit code.
 
     A `UserError` becomes one line on stderr and its exit code (2; 3 for `Diverged`), and so do a file that the system
     refuses to read or write and a lack of memory (2); any other exception becomes one line and exit code 1. With
-    `--debug` on the command line the traceback is printed as well.
+    `--debug` on the command line the traceback is printed as well. A command whose standard output is closed early
+    writes its files all the same.
     """
+    with _outputs_may_close():
+        code = _exit_code(main)
+        if reader_left():
+            print(
+                "standard output was closed before the end; the work was done all the same", file=sys.stderr
+            )
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int | None]) -> int:
     debug = "--debug" in sys.argv[1:]
     try:
         with notes_to(lambda line: print(line, file=sys.stderr)):
             code = main() or 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of our stdout (head, less) has closed it
-        sys.stderr.close()
-        code = 0
     except Stopped as stop:
         print(stop, file=sys.stderr)
         code = stop.code
@@ -100,7 +160,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             traceback.print_exc()
         message, code = explain(error)
         print(f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from captioning.captioner.pretrained import DEFAULT, find_model
 from captioning.cli.options import add_allow_code, add_search, positive, search_of
 from captioning.cli.running import caption_batch, choose_device
-from captioning.errors import UserError
+from captioning.errors import UserError, reader_left
 from captioning.utils.paths import STDIN, ImageFile, find_images
 from captioning.utils.prefetch import prefetch
 
@@ -215,6 +215,8 @@ def caption_files(
                 yield prediction
             sys.stdout.flush()
             bar.update(len(batch))
+            if reader_left() and not (args.out or args.attention or args.explain):
+                raise SystemExit(0)
 
 
 def check_writable(out: str) -> None:

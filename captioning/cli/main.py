@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from functools import partial
+from typing import NoReturn
 
 from captioning import __version__
-from captioning.errors import USER_ERROR, run_command
+from captioning.errors import USER_ERROR, UserError, run_command
 
 COMMANDS = {
     "quickstart": "draw a small data set, train a model on it, caption and score its test images",
@@ -23,24 +25,27 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> NoReturn:
     """Run `captioning COMMAND ...` and exit with its code.
 
     Exit codes: 0 success, 1 some inputs failed, 2 the input was refused, 3 a training diverged.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        command = importlib.import_module(f"captioning.cli.{argv[0]}")
         sys.argv = [f"captioning {argv[0]}", *argv[1:]]
-        run_command(command.main)
+    run_command(partial(_run, argv))
+
+
+def _run(argv: list[str]) -> int | None:
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f"captioning.cli.{argv[0]}").main()
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
-        sys.exit(0 if argv else USER_ERROR)
+        return 0 if argv else USER_ERROR
     if argv[0] == "--version":
         print(f"captioning {__version__}")
-        sys.exit(0)
-    print(f"error: {_unknown(argv[0])}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+        return 0
+    raise UserError(_unknown(argv[0]))
 
 
 def _usage() -> str:

@@ -1,12 +1,14 @@
 """captioning evaluate --predictions: anyone's captions against every format of references."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from captioning.errors import UserError
 from captioning.records import read_results
-from tests.helpers.running import python, tool
+from tests.helpers.running import ROOT, python, tool
 from tests.helpers.scoring import (
     CAPTIONS,
     IMAGES,
@@ -259,3 +261,15 @@ def test_arguments_that_do_not_go_together(arguments):
     done = tool("evaluate", *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: ")
+
+
+def test_scores_are_written_though_nobody_reads_the_table(tmp_path, predictions):
+    arguments = f"--predictions '{predictions}' --references '{write_jsonl(tmp_path)}' --split val"
+    for option in ("", "--json"):
+        command = (
+            f"'{sys.executable}' -m captioning evaluate {arguments} --out '{tmp_path}/s.json' {option} | true"
+        )
+        done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, cwd=ROOT)
+        assert done.returncode == 0
+        assert json.loads((tmp_path / "s.json").read_text())["scores"]["Bleu_4"] > 0
+        (tmp_path / "s.json").unlink()
