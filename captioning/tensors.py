@@ -76,11 +76,13 @@ class StepOutput(NamedTuple):
 
 
 class SampledRegions(NamedTuple):
-    """Regions that hard attention sampled during training, and the weights of its loss terms."""
+    """Regions that hard attention sampled, and the weights of its loss terms in cross-entropy."""
 
     regions: Tensor  # (B, K, T) int64, sampled from the attention
-    sampled: Tensor  # (B, 1) bool: images for which the sampled regions were used, not the expected region
-    baseline: Tensor  # (): moving average of the captions' log-likelihood, updated in place; NaN at first
+    sampled: (
+        Tensor | None
+    )  # (B, 1) bool: images that used the sampled regions, not the expected one; None: all
+    baseline: Tensor  # (): moving average of the captions' log-likelihood; NaN before the first update
     reward: float  # weight of the REINFORCE term
     entropy: float  # weight of the attention's entropy
 

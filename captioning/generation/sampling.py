@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioning.generation import noise
 from captioning.generation.base import RankedSearchConfig
 from captioning.generation.generate_loop import generate_loop
 from captioning.generation.prefill import Prefill
 from captioning.generation.scores import IMPOSSIBLE, rank, trim
+from captioning.ops import noise
 from captioning.tensors import Hypotheses
 from captioning.utils.validation import Seed
 
@@ -72,12 +72,16 @@ class SampleConfig(SamplingConfig):
         return replace(self, samples=n_best)
 
     def run(self, prefill: Prefill) -> Hypotheses:
+        return trim(rank(self.draw(prefill)))
+
+    def draw(self, prefill: Prefill) -> Hypotheses:
+        """The samples in the order of their sequences."""
         state = noise.sequence_states(self.seed, prefill.keys, self.samples)
 
         def sample(scores: Tensor, length: int) -> Tensor:
             return multinomial(filter_logits(scores, self), noise.mix(state, length))
 
-        return trim(rank(generate_loop(prefill, self, sample)))
+        return generate_loop(prefill, self, sample)
 
 
 def filter_logits(scores: Tensor, config: SamplingConfig) -> Tensor:

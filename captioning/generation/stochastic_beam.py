@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from captioning.generation import noise
 from captioning.generation.generate_loop import as_hypotheses
 from captioning.generation.prefill import Prefill
 from captioning.generation.processors import process_logits
 from captioning.generation.sampling import SamplingConfig, blocks, filter_logits
 from captioning.generation.scores import IMPOSSIBLE, PAD, clear_rows, rank, trim
 from captioning.models.decoders.base import reorder_state
+from captioning.ops import noise
 from captioning.tensors import Hypotheses
 
 

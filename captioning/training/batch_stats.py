@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioning.tensors import Batch
 
@@ -29,3 +29,10 @@ class Loss(NamedTuple):
     value: Tensor  # ()
     sums: dict[str, Tensor]
     of: float
+
+
+class Objective(nn.Module):
+    """What an update lowers: `forward(batch, sizes of the update)` is a `Loss`."""
+
+    def end_update(self, totals: dict[str, float]) -> None:
+        """Called once after every update, with the sums over its batches and all processes, before they are logged."""

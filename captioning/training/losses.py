@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -148,26 +149,52 @@ def caption_logprobs(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     return logprob.sum(-1)
 
 
+def region_logprobs(attention: Tensor, regions: Tensor, valid: Tensor) -> Tensor:
+    """Log-probability (B, K) of each caption's regions, sum_t log alpha_t[s_t], in nats, with gradient.
+
+    Args:
+        attention: (B, K, T, N).
+        regions: (B, K, T) int64.
+        valid: (B, K, T) bool, False at padding.
+    """
+    return attention.gather(-1, regions[..., None])[..., 0].where(valid, 1.0).log().sum(-1)
+
+
 def hard_attention(attention: Tensor, sampled: SampledRegions, logprob: Tensor, valid: Tensor) -> Tensor:
     """Loss of the sampled regions, summed over captions (Xu et al. 2015, section 4.1).
 
-    -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992). Then the
-    baseline moves in place, b <- 0.9 b + 0.1 mean log p(y | s); the first batch's mean is the first b. Images that
-    used the expected region add nothing and do not move it.
+    -lambda_r (log p(y | s) - b) log p(s) - lambda_e H[s], whose gradient is REINFORCE's (Williams 1992); the first term
+    is 0 before the first update, when there is no b. Images that used the expected region add nothing.
 
     Args:
         attention: (B, K, T, N).
         logprob: (B, K), from `caption_logprobs`.
         valid: (B, K, T) bool, False at padding.
     """
-    valid = valid & sampled.sampled[..., None]
-    present = valid.any(-1)  # (B, K)
-    mean = (logprob * present).sum() / present.sum().clamp(min=1)
-    baseline = torch.where(sampled.baseline.isnan(), mean, sampled.baseline)
-    chosen = attention.gather(-1, sampled.regions[..., None])[..., 0].where(valid, 1.0)  # (B, K, T)
+    if sampled.sampled is not None:
+        valid = valid & sampled.sampled[..., None]
     # a weight that underflowed to 0 would have an infinite slope
     entropy = torch.special.entr(attention.clamp(min=torch.finfo(attention.dtype).tiny)).sum(-1)
-    advantage = (logprob - baseline)[..., None]
-    loss = -sampled.reward * (advantage * chosen.log()).sum() - sampled.entropy * (entropy * valid).sum()
-    sampled.baseline.copy_(torch.where(present.any(), baseline.lerp(mean, 0.1), sampled.baseline))
-    return loss
+    advantage = torch.where(sampled.baseline.isnan(), 0.0, logprob - sampled.baseline)
+    reinforce = (advantage * region_logprobs(attention, sampled.regions, valid)).sum()
+    return -sampled.reward * reinforce - sampled.entropy * (entropy * valid).sum()
+
+
+def sampled_logprob(sampled: SampledRegions, logprob: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Sum and number of the log-likelihoods that move hard attention's baseline; arguments as of `hard_attention`."""
+    present = valid.any(-1) if sampled.sampled is None else valid.any(-1) & sampled.sampled
+    return {"sampled_logprob": (logprob * present).sum(), "sampled_captions": present.sum()}
+
+
+def move_baseline(baseline: Tensor, totals: dict[str, float]) -> None:
+    """b <- 0.9 b + 0.1 mean log p(y | s), in place; the first mean is the first b (Xu et al. 2015, section 4.1).
+
+    Args:
+        baseline: ().
+        totals: takes out the entries of `sampled_logprob`, summed over an update's batches and processes.
+    """
+    total, count = totals.pop("sampled_logprob"), totals.pop("sampled_captions")
+    if count:
+        mean = total / count
+        before = float(baseline)
+        baseline.fill_(mean if math.isnan(before) else 0.9 * before + 0.1 * mean)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from captioning.errors import UserError
 from captioning.loaders.captions import EncodedCaptions
 from captioning.records import ImageId
 from captioning.tensors import Batch, SequenceOutput
-from captioning.training.batch_stats import BatchStats, Loss
+from captioning.training.batch_stats import BatchStats, Loss, Objective
 from captioning.training.config import TrainingConfig
 from captioning.training.loss_weights import Weights
 from captioning.training.losses import (
@@ -25,6 +25,8 @@ from captioning.training.losses import (
     divergence,
     doubly_stochastic,
     hard_attention,
+    move_baseline,
+    sampled_logprob,
     target_logits,
 )
 from captioning.training.rewards import References
@@ -33,7 +35,7 @@ from captioning.training.self_critical import SelfCritical
 from captioning.training.validation import to_device
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Objective):
     """Mean cross-entropy per token of the update, with label smoothing and penalties.
 
     Weights average 1 over the training split's tokens, so the sum is divided by the number of tokens, not by the sum
@@ -99,6 +101,7 @@ class CrossEntropy(nn.Module):
             logprob = caption_logprobs(scored.logits, scored.targets, valid)
             reinforce = hard_attention(output.attention, output.sampled_regions, logprob, valid)
             value = value + reinforce / passes / update.tokens
+            sums |= sampled_logprob(output.sampled_regions, logprob, valid)
         if config.doubly_stochastic:
             if output.attention is None:
                 raise UserError(
@@ -107,6 +110,10 @@ class CrossEntropy(nn.Module):
             penalty = doubly_stochastic(output.attention, targets != pad, features.mask)
             value = value + config.doubly_stochastic / passes / update.captions * penalty
         return Loss(value, sums, batch.tokens)
+
+    def end_update(self, totals: dict[str, float]) -> None:
+        if "sampled_captions" in totals:
+            move_baseline(cast(Tensor, self.captioner.decoder.baseline), totals)
 
     def _scheduled_inputs(
         self, ids: Tensor, memory: Any, batch_sizes: tuple[int, ...], *, epoch: int
@@ -160,7 +167,7 @@ def build_objective(
     weights: Weights,
     seed: int,
     log: Callable[[str], None],
-) -> nn.Module:
+) -> Objective:
     """The objective of `config`: a module (batch, sizes of the update) -> Loss.
 
     Args:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from captioning.errors import Diverged
 from captioning.tensors import Batch
-from captioning.training.batch_stats import BatchStats
+from captioning.training.batch_stats import BatchStats, Objective
 from captioning.training.checkpoint import Progress, TrainState
 from captioning.training.config import TrainingConfig
 from captioning.training.run import Run
@@ -36,13 +36,14 @@ class TrainingStep:
     """
 
     def __init__(
-        self, objective: nn.Module, state: TrainState, config: TrainingConfig, run: Run, *, pad: int
+        self, objective: Objective, state: TrainState, config: TrainingConfig, run: Run, *, pad: int
     ):
         self.state, self.config, self.run, self.pad = state, config, run, pad
         self.parameters = [
             parameter for group in state.optimizer.param_groups for parameter in group["params"]
         ]
         self.objective: Any = objective
+        self.end_update = objective.end_update
         self.no_sync: Callable[[], Any] = contextlib.nullcontext
         if run.world.size > 1:
             devices = [run.device.index] if run.device.type == "cuda" else None
@@ -74,7 +75,9 @@ class TrainingStep:
             self._clip(norm)
             scaler.step(optimizer)
             ema.update(progress.phase_step)
-            progress.add(dict(zip(sums, world.all_reduce(list(sums.values())), strict=True)))
+            totals = dict(zip(sums, world.all_reduce(list(sums.values())), strict=True))
+            self.end_update(totals)
+            progress.add(totals)
         elif scaler.get_scale() <= 1:  # above 1 fp16 has overflowed, which lowers the scale
             self._skip_nonfinite(batches, float(norm), progress)
         scaler.update()

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.generation import GreedyConfig, SampleConfig, noise
+from captioning.generation import GreedyConfig, SampleConfig
 from captioning.generation.sampling import filter_logits, multinomial
+from captioning.ops import noise
 from captioning.tensors import Features
 from tests.helpers.searching import (
     FEW,

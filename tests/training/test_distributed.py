@@ -50,12 +50,12 @@ def start_bare(config: Path, port: int, processes: int):
     ]
 
 
-def settings(folder, name, **training):
+def settings(folder, name, *, decoder=None, **training):
     """A file of settings without random draws and BatchNorm, so that two processes compute what one does."""
     values = tiny_settings(folder, name, epochs=4)
     values["encoder"] = {"kind": "torchvision", "name": "squeezenet1_1", "grid": 2, "weights": "none"}
     values["features"] = {"root": str(folder / "features"), "dtype": "float32"}
-    values["decoder"]["dropout"] = 0.0
+    values["decoder"] = decoder or {**values["decoder"], "dropout": 0.0}
     values["training"] |= {"log_every": 1, "doubly_stochastic": 0.5, **training}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(values))
@@ -69,18 +69,18 @@ def test_shards_are_even_and_complete():
         assert sorted(itertools.chain(*parts)) == items and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def run_two_processes(folder, name, **training):
+def run_two_processes(folder, name, **options):
     """The folder of a run by two processes."""
-    path, run = settings(folder, name, **training)
+    path, run = settings(folder, name, **options)
     process = start(path)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     return run
 
 
-def run_one_process(folder, name, **training):
+def run_one_process(folder, name, **options):
     """The folder of the same run, in this process."""
-    path, run = settings(folder, name, **training)
+    path, run = settings(folder, name, **options)
     experiment(json.loads(path.read_text())).train()
     return run
 
@@ -131,6 +131,18 @@ def test_two_processes_with_weights_and_token_batches_train_as_one(folder):
     ]
     one, two = map(metrics_of, runs)
     assert len(one) > 8
+    assert_close(one, two, rel=1e-5)
+
+
+def test_two_processes_learn_regions_from_the_reward_as_one(folder):
+    """Hard attention under self-critical training: every weight has a gradient, and the same regions are sampled."""
+    hard = {"kind": "hard_attention_lstm", "embedding": 8, "hidden": 16, "attention_size": 8, "dropout": 0.0}
+    options = {"self_critical": {"samples": 3, "max_length": 12}, "epochs": 1, "doubly_stochastic": 0.0}
+    one, two = (
+        metrics_of(run(folder, f"regions{n}", decoder=hard, **options))
+        for n, run in enumerate((run_one_process, run_two_processes))
+    )
+    assert len(one) == 6  # 5 steps and 1 validation
     assert_close(one, two, rel=1e-5)
 
 

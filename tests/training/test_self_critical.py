@@ -14,13 +14,14 @@ from captioning.errors import UserError
 from captioning.experiment import Experiment
 from captioning.generation import GreedyConfig, SampleConfig
 from captioning.loaders.captions import EncodedCaptions
+from captioning.models.decoders import HardAttentionLSTMConfig
 from captioning.tensors import Batch, Features, Hypotheses
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training import checkpoint
 from captioning.training.batch_stats import BatchStats
 from captioning.training.config import SelfCriticalConfig
 from captioning.training.rewards import References
-from captioning.training.self_critical import SelfCritical, caption_logprobs, longest_first
+from captioning.training.self_critical import SelfCritical, caption_logprobs, longest_first, run_search
 from tests.helpers.models import DECODERS
 from tests.helpers.toy import Toy
 from tests.helpers.training import experiment, tiny_settings
@@ -130,6 +131,46 @@ def test_gradient_is_that_of_the_expected_reward(baseline, temperature):
     assert torch.cosine_similarity(drawn.mean(0), exact, 0) > 0.99 and exact.norm() > 20 * error.mean()
 
 
+def test_sampled_regions_are_learned_by_the_reward(monkeypatch):
+    """Hard attention against the sum over all captions and sequences of regions of probability x reward."""
+    torch.manual_seed(0)
+    config = HardAttentionLSTMConfig(embedding=3, hidden=5, attention_size=7, dropout=0.4)
+    decoder = config.build(channels=3, vocabulary_size=len(VOCABULARY)).double()
+    for parameter in decoder.parameters():
+        parameter.data.add_(0.7 * torch.randn_like(parameter))
+    goal, batch = objective(decoder, samples=701, cider=0.3, bleu=2.0, max_length=2), batch_of(["two"])
+    found = [gradient(goal, batch, step)[0] for step in range(40)]
+    drawn, error = torch.stack(found).mean(0), torch.stack(found).std(0) / 40**0.5
+
+    captions = list(every_caption(2))
+    ids = torch.tensor([captions])  # each of two tokens
+    rewards = goal.references.score(np.array([1]), ids.numpy(), np.full((1, len(captions)), 2))
+    worth = torch.from_numpy(0.3 * rewards.cider + 2.0 * rewards.bleu)[0]
+    memory = decoder.eval().encode_memory(goal.captioner.features(batch.images))
+    read = torch.cat([torch.full((1, len(captions), 1), VOCABULARY.start), ids[..., :1]], -1)
+    expectation, total = 0.0, 0.0
+    for regions in itertools.product(range(2), repeat=2):  # chosen as the most probable ones
+        chosen = iter(regions)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "argmax", lambda x, _: torch.full(x.shape[:-1], next(chosen)))  # noqa: B023
+            output = decoder(read, memory)
+        logits = decoder.logits(output.hidden)[0]  # (K, 2, V)
+        logits = logits.masked_fill(torch.tensor([True, True, False, True, False, False]), float("-inf"))
+        first = logits[:, 0].index_fill(-1, torch.tensor(END), float("-inf"))
+        logprob = (
+            torch.stack([first, logits[:, 1]], 1).log_softmax(-1).gather(-1, ids[0, ..., None]).sum((1, 2))
+        )
+        share = output.attention[0, :, 0, regions[0]] * output.attention[0, :, 1, regions[1]] * logprob.exp()
+        expectation, total = expectation + (share * worth).sum(), total + share.sum()
+    assert total.item() == pytest.approx(1.0)
+    exact = torch.autograd.grad(-expectation, list(decoder.parameters()))
+    exact = torch.cat([each.flatten() for each in exact])
+    assert ((drawn - exact).abs() <= 5 * error + 1e-12).all()
+    assert torch.cosine_similarity(drawn, exact, 0) > 0.99 and exact.norm() > 20 * error.mean()
+    attention = torch.cat([decoder.score_weight.grad, decoder.key_proj.weight.grad.flatten()])
+    assert attention.norm() > 0.01 * drawn.norm()
+
+
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "aoa", "hard_attention_lstm"])
 def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
     """In float64 by single steps, with words renormalised that may come; captions of many lengths."""
@@ -137,7 +178,9 @@ def test_log_probabilities_of_a_batch_are_those_of_each_caption_alone(kind):
     torch.manual_seed(2)
     decoder = DECODERS[kind].build(channels=3, vocabulary_size=len(vocabulary)).double().eval()
     memory = decoder.encode_memory(Features(torch.randn(2, 5, 3, dtype=torch.double)))
-    drawn = longest_first(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
+    found = run_search(decoder, memory, SampleConfig(samples=7, max_length=9), vocabulary, ["x", "y"])
+    drawn, places = longest_first(found, torch.arange(7).expand(2, 7))
+    assert torch.equal(drawn.ids, torch.stack([found.ids[b, places[b]] for b in range(2)]))
     assert len(set(drawn.lengths.flatten().tolist())) > 3
     assert (drawn.lengths.diff(dim=1) <= 0).all()
     ours = caption_logprobs(decoder, memory, drawn, vocabulary, temperature=1.0)
@@ -174,7 +217,7 @@ def test_the_greedy_captions_reward_is_the_baseline():
     batch = batch_of(IDS)
     loss = goal(batch, BatchStats(1, 1, 3, step=2))
     memory = decoder.encode_memory(goal.captioner.features(batch.images))
-    greedy = longest_first(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
+    greedy = run_search(decoder, memory, GreedyConfig(max_length=4), VOCABULARY, IDS)
     baseline = 3 * goal.references.score(np.arange(3), greedy.ids.numpy(), greedy.lengths.numpy()).bleu
     assert float(loss.sums["baseline"]) == pytest.approx(5 * baseline.sum()) and baseline.sum() > 0
     assert loss.value.item() == pytest.approx(float(loss.sums["loss"]) / 15)
@@ -186,7 +229,7 @@ def test_bad_endings_and_lengths_are_counted(monkeypatch):
     words = torch.tensor([[[DOG, THE, THE, DOG], [DOG, THE, END, 0], [THE, END, 0, 0]]])
     lengths, finished = torch.tensor([[4, 3, 2]]), torch.tensor([[False, True, True]])
     fixed = Hypotheses(words, lengths, *[torch.zeros(1, 3)] * 3, finished)
-    monkeypatch.setattr("captioning.training.self_critical.longest_first", lambda *_: fixed)
+    monkeypatch.setattr("captioning.training.self_critical.longest_first", lambda _, states: (fixed, states))
     sums = goal(batch_of(["one"]), BatchStats(1, 1, 1)).sums
     assert (float(sums["length"]), float(sums["bad_ending"])) == (4 + 2 + 1, 2)  # "dog the", "the"
     reward = goal.references.score(np.array([0]), words.numpy(), lengths.numpy()).cider

@@ -11,8 +11,10 @@ from torch.amp import GradScaler
 from captioning.errors import Diverged
 from captioning.loaders.captions import EncodedCaptions
 from captioning.text.vocabulary import Vocabulary
-from captioning.training import epoch_batches, step
+from captioning.training import epoch_batches, objective, step
+from captioning.training.distributed import World
 from captioning.training.objective import CrossEntropy, Loss
+from captioning.training.step import TrainingStep
 from tests.helpers.training import ALL_OPTIONS, experiment, metrics_of, small_run, tiny_settings
 
 
@@ -152,6 +154,44 @@ def test_training_in_mixed_precision_is_near_that_in_float32(kind, precision, tm
     monkeypatch.setattr(torch.amp, "GradScaler", Scaling if precision == "fp16" else GradScaler)
     found = losses("mixed")
     assert len(wanted) >= 3 and found != wanted and found == pytest.approx(wanted, rel=0.02)
+
+
+def test_the_baseline_of_hard_attention_moves_once_an_update(tmp_path, monkeypatch):
+    """With two batches an update, and a second process that has had 7 captions of log-likelihood -30 more."""
+    values = tiny_settings(tmp_path, "run", "hard_attention_lstm", epochs=1)
+    values["training"] |= {"accumulate": 2}
+    seen, after = [], []
+    real = objective.sampled_logprob, World.all_reduce, TrainingStep.__call__
+
+    def sampled_logprob(sampled, logprob, valid):
+        chosen = logprob[sampled.sampled.expand_as(logprob) & valid.any(-1)]
+        seen.append((float(chosen.sum()), len(chosen)))
+        return real[0](sampled, logprob, valid)
+
+    def all_reduce(world, sums):
+        sums = real[1](world, sums)
+        if len(sums) == 4:  # loss, sum and number of log-likelihoods, tokens
+            sums = [sums[0], sums[1] - 210, sums[2] + 7, sums[3]]
+        return sums
+
+    def update(step, *args, **settings):
+        seen.clear()
+        stats = real[2](step, *args, **settings)
+        after.append((list(seen), float(step.state.module.decoder.baseline)))
+        return stats
+
+    monkeypatch.setattr(objective, "sampled_logprob", sampled_logprob)
+    monkeypatch.setattr(World, "all_reduce", all_reduce)
+    monkeypatch.setattr(TrainingStep, "__call__", update)
+    run = experiment(values)
+    run.train()
+    assert [len(batches) for batches, _ in after] == [2, 2, 1]
+    wanted = None
+    for batches, baseline in after:
+        mean = (sum(total for total, _ in batches) - 210) / (sum(count for _, count in batches) + 7)
+        wanted = mean if wanted is None else 0.9 * wanted + 0.1 * mean
+        assert baseline == pytest.approx(wanted, rel=1e-5)
+    assert not any("sampled" in name for line in metrics_of(run.folder) for name in line)
 
 
 def test_an_update_with_a_nonfinite_gradient_is_skipped_and_logged(tmp_path, monkeypatch):

@@ -53,6 +53,16 @@ class Decoder(nn.Module, abc.ABC):
     def init_state(self, memory: Any, num_sequences: int) -> Any:
         """The State of (B, num_sequences, ...) tensors before the first token (`<start>`) is read."""
 
+    def with_noise(self, memory: Any, noise: Tensor) -> Any:
+        """The memory for K sequences that draw the decoder's random variables from `noise`, in either mode.
+
+        The same noise gives the same draws in `step` and in `forward`. Decoders without random variables need none.
+
+        Args:
+            noise: (B, K) int64, a state of `ops.noise` for each sequence.
+        """
+        return memory
+
     @abc.abstractmethod
     def step(self, ids: Tensor, state: Any, memory: Any) -> tuple[StepOutput, Any]:
         """Read one token per sequence, `ids` (B, K) int64: a StepOutput of (B, K, ...) tensors and the next State."""

@@ -18,6 +18,7 @@ from captioning.models.decoders.region_attention import mean_region, projection
 from captioning.models.decoders.settings import RecurrentConfig, Size
 from captioning.ops.attention import additive_scores, attention_weights
 from captioning.ops.cpu_kernels import DeferredGradLinear, VocabProjection
+from captioning.ops.noise import gumbel, mix
 from captioning.ops.time_loop import Linear, StepLayout, decode_sequence, decode_step
 from captioning.tensors import Features, SampledRegions, SequenceOutput, StepOutput
 
@@ -33,6 +34,8 @@ class HardAttentionLSTMConfig(RecurrentConfig):
         expected: share of the images for which training uses the expected region instead of sampled ones.
         reward: lambda_r, the weight of the REINFORCE term.
         entropy: lambda_e, the weight of the attention's entropy, in nats.
+
+    These three are used by cross-entropy only.
     """
 
     kind: Literal["hard_attention_lstm"] = "hard_attention_lstm"
@@ -52,6 +55,7 @@ class Memory(NamedTuple):
     mask: Tensor | None  # (B, N)
     state: CellState  # (B, 1, H) each, before the first token
     expected: Tensor | None  # (B, 1) bool: images that use the expected region; None when not training
+    noise: Tensor | None  # (B, K) int64, from which regions are sampled; None: see `HardAttentionLSTM`
 
 
 class LoopWeights(NamedTuple):
@@ -67,10 +71,13 @@ class HardAttentionLSTM(Decoder):
     which is learned by REINFORCE (eqs. 11, 12), with log p(s) in place of the regions' gradient:
         d log p(y | s) + lambda_r (log p(y | s) - b) d log p(s) + lambda_e d H[s]
     where b is a moving average of log p(y | s) (`losses.hard_attention`). For a share `expected` of the images the
-    expected region is used instead of sampled ones; the paper does so for half of them.
+    expected region is used instead of sampled ones; the paper does so for half of them. Self-critical training samples
+    every region, and their log-probability counts as that of words does (`with_noise`).
     In eval mode the region is the most probable one: the LSTM reads a single region as in training, and the same one
     every time, so that a search ranks the captions that it returns. `attention` is alpha_t in either mode.
-    Differs: no beta_t (section 4.2.1 has it for soft attention); otherwise as `SoftAttentionLSTM`.
+    Differs: no beta_t (section 4.2.1 has it for soft attention); otherwise as `SoftAttentionLSTM`. The authors' code
+    generates captions with the expected region, decides between it and sampled ones per batch, not per image, and
+    begins with b = 0; here the first update has no REINFORCE term.
     """
 
     baseline: Tensor
@@ -116,10 +123,16 @@ class HardAttentionLSTM(Decoder):
             mask=features.mask,
             state=tuple(torch.tanh(layer(mean[:, None])) for layer in self.state_init),
             expected=expected,
+            noise=None,
         )
 
+    def with_noise(self, memory: Memory, noise: Tensor) -> Memory:
+        return memory._replace(noise=noise, expected=None)
+
     def init_state(self, memory: Memory, num_sequences: int) -> CellState:
-        return expand_state(memory.state, num_sequences)
+        """(h, c), and where regions are sampled from noise, its state (B, num_sequences) int64."""
+        state = expand_state(memory.state, num_sequences)
+        return state if memory.noise is None else (*state, memory.noise)
 
     def step(self, ids: Tensor, state: CellState, memory: Memory) -> tuple[StepOutput, CellState]:
         return decode_step(self, ids, state, memory, append_embedding=True)
@@ -137,12 +150,12 @@ class HardAttentionLSTM(Decoder):
         output = decode_sequence(
             self, ids, memory, batch_sizes, append_embedding=True, recurrent_step=step_and_record
         )
-        if memory.expected is None:
+        if memory.expected is None and memory.noise is None:
             return output
         layout = StepLayout.of(ids, batch_sizes)
         sampled_regions = SampledRegions(
             regions=layout.stack([region[..., None] for region in regions])[..., 0],
-            sampled=~memory.expected,
+            sampled=None if memory.expected is None else ~memory.expected,
             baseline=self.baseline,
             reward=self.config.reward,
             entropy=self.config.entropy,
@@ -167,7 +180,11 @@ class HardAttentionLSTM(Decoder):
         """`recurrent_step`, and the regions (B, K) int64 that were chosen."""
         hidden_gates, query = weights.hidden(state[0]).split([self.gate_size, self.config.attention_size], -1)
         attention = attention_weights(additive_scores(memory.keys, query, self.score_weight), memory.mask)
-        if memory.expected is None:
+        cell_state, noise = state[: self.cell.num_states], state[self.cell.num_states :]
+        if noise:
+            gumbels = gumbel(mix(noise[0], 0), attention.shape[-1])
+            region, noise = (attention.detach().log() + gumbels).argmax(-1), (mix(noise[0], 1),)
+        elif memory.expected is None:
             region = attention.argmax(-1)
         else:
             region = torch.multinomial(attention.detach().flatten(0, 1), 1).view(attention.shape[:2])
@@ -175,9 +192,10 @@ class HardAttentionLSTM(Decoder):
         if memory.expected is not None:
             region_weights = torch.where(memory.expected[..., None], attention, region_weights)
         context = torch.bmm(region_weights, memory.regions)
-        state, gates = self.cell(input_gates + weights.context(context), hidden_gates, state)
-        hidden = torch.cat([state[0], context], -1)
-        return StepOutput(hidden=hidden, attention=attention, gates=(gates,)), state, region
+        cell_state, gates = self.cell(input_gates + weights.context(context), hidden_gates, cell_state)
+        hidden = torch.cat([cell_state[0], context], -1)
+        output = StepOutput(hidden=hidden, attention=attention, gates=(gates,))
+        return output, (*cell_state, *noise), region
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.vocab_projection(self.dropout(torch.tanh(self.deep_output(hidden))))

@@ -8,10 +8,18 @@ import torch
 
 from captioning.loaders.captions import pad_captions
 from captioning.models.decoders import HardAttentionLSTMConfig, build
+from captioning.models.decoders.base import unroll
+from captioning.ops.noise import sequence_states
 from captioning.tensors import Batch, Features, SampledRegions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import TrainingConfig
-from captioning.training.losses import caption_logprobs, cross_entropy, hard_attention
+from captioning.training.losses import (
+    caption_logprobs,
+    cross_entropy,
+    hard_attention,
+    move_baseline,
+    sampled_logprob,
+)
 from captioning.training.objective import BatchStats, CrossEntropy
 
 CHANNELS, VOCABULARY, REGIONS, LENGTH = 5, 7, 3, 2
@@ -42,6 +50,12 @@ def run(decoder, features, ids):
     torch.testing.assert_close(detached, logprob.detach())
     loss = hard_attention(output.attention, output.sampled_regions, detached, counts)
     return output, logprob, loss
+
+
+def move(sampled, logprob, counts):
+    """Move the baseline as an update of this batch alone does."""
+    terms = sampled_logprob(sampled, logprob, counts)
+    move_baseline(sampled.baseline, {name: float(value) for name, value in terms.items()})
 
 
 @pytest.mark.parametrize("baseline", [0.0, -2.7])
@@ -82,17 +96,21 @@ def test_entropy_and_baseline():
     entropy = torch.tensor([0.5, 0.5, 0.2, 0.3, 0.5]).double()
     entropy = -(entropy * entropy.log()).sum()
     loss = hard_attention(attention, sampled, logprob, counts)
+    torch.testing.assert_close(loss, -0.3 * entropy)  # there is no b yet
+    move(sampled, logprob, counts)
+    assert baseline == -4
+    loss = hard_attention(attention, sampled, logprob, counts)
     chosen = torch.tensor([0.25, 1.0]).double().log()  # log p(s) of both captions
     expected = -0.7 * (1.0 * chosen[0] - 1.0 * chosen[1]) - 0.3 * entropy  # b is the mean, -4
     torch.testing.assert_close(loss, expected)
-    assert baseline == -4
     loss.backward()
     assert attention.grad.isfinite().all()
-    hard_attention(attention, sampled, logprob + 1, counts)
+    move(sampled, logprob + 1, counts)
     assert float(baseline) == pytest.approx(0.9 * -4 + 0.1 * -3)
     # images that used the expected region add nothing
     unseen = sampled._replace(sampled=torch.tensor([[False]]))
     assert hard_attention(attention, unseen, logprob - 9, counts) == 0
+    move(unseen, logprob - 9, counts)
     assert float(baseline) == pytest.approx(-3.9)
 
 
@@ -106,6 +124,27 @@ def test_regions_are_sampled_from_the_attention_and_become_the_context():
     torch.testing.assert_close(share, output.attention[0, 0, 0], atol=0.04, rtol=0)
     context = output.hidden[0, :, 0, 7 : 7 + CHANNELS]
     torch.testing.assert_close(context, features.regions[0][drawn])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_regions_sampled_from_noise_follow_the_attention_and_the_steps(training):
+    decoder = made(expected=0.5).train(training)
+    features, ids = scene(captions=4001, length=3)
+    ids[:] = ids[:, :1]
+    states = sequence_states(3, torch.arange(1), 4001)
+    memory = decoder.with_noise(decoder.encode_memory(features), states)
+    output, steps = decoder(ids[..., :-1], memory), unroll(decoder, ids[..., :-1], memory)
+    torch.testing.assert_close(output.hidden, steps.hidden)
+    regions = output.sampled_regions.regions[0]  # (K, T)
+    expected = output.attention[0, 0, 0]
+    share = torch.bincount(regions[:, 0], minlength=REGIONS) / 4001
+    torch.testing.assert_close(share.double(), expected, atol=0.04, rtol=0)
+    # given the first region, the second is drawn anew from the attention that it led to
+    for first in range(REGIONS):
+        after = regions[:, 0] == first
+        share = torch.bincount(regions[after, 1], minlength=REGIONS) / after.sum()
+        spread = 4 * (0.25 / after.sum().item()) ** 0.5
+        torch.testing.assert_close(share.double(), output.attention[0, after, 1].mean(0), atol=spread, rtol=0)
 
 
 def test_a_share_of_the_images_uses_the_expected_region():
@@ -141,9 +180,9 @@ def test_attention_to_the_region_with_the_answer_is_learned():
         logits = decoder.logits(output.hidden)[:, 0, 0]
         counts = torch.ones(31, 1, 1, dtype=torch.bool)
         loss = cross_entropy(logits, answer, smoothing=0.0)
-        loss = loss + hard_attention(
-            output.attention, output.sampled_regions, caption_logprobs(logits, answer, counts), counts
-        )
+        logprob = caption_logprobs(logits, answer, counts)
+        loss = loss + hard_attention(output.attention, output.sampled_regions, logprob, counts)
+        move(output.sampled_regions, logprob, counts)
         optimizer.zero_grad()
         (loss / 31).backward()
         optimizer.step()

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from captioning.generation import noise
+from captioning.ops import noise
 from tests.helpers.searching import (
     chi_square,
 )
