@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from captioning.cli.options import positive
+from captioning.cli.options import encoder_of, positive
 
 DECODED = ("soft_attention_lstm", "transformer")
 """Decoders whose beam search can be measured."""
@@ -22,7 +22,9 @@ examples:
   captioning benchmark decode --json
   captioning benchmark decode --decoder transformer
   captioning benchmark metrics --captions captions_val2017.json
-  captioning benchmark reward --json"""
+  captioning benchmark reward --json
+  captioning benchmark encode                         networks of torchvision and timm, as a table
+  captioning benchmark encode --encoder kind=timm,name=vit_small_patch16_224"""
 
 Benchmark = Callable[..., dict[str, Any]]
 Lines = Callable[[Mapping[str, Any]], list[str]]
@@ -49,10 +51,11 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "name",
-        choices=["train", "decode", "metrics", "reward"],
+        choices=["train", "decode", "metrics", "reward", "encode"],
         help="train: a training step of 50 captions; decode: beam search of width 5; metrics: tokenizing and "
         "scoring 5,000 captions against pycocoevalcap, and resampling the scores; reward: CIDEr-D of 50 images x "
-        "5 samples against pycocoevalcap's scorer, and its share of a self-critical step",
+        "5 samples against pycocoevalcap's scorer, and its share of a self-critical step; encode: images to "
+        "regions, against a plain loop over the same network",
     )
     add(
         "--decoder",
@@ -70,13 +73,19 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="train: a setting of the decoder (default: sizes of 512; Transformers with 3 layers)",
     )
+    add(
+        "--encoder",
+        metavar="NAME|KEY=VALUE,...",
+        help="encode: a network of torchvision by its name, or kind=timm,name=NAME; random weights (default: three)",
+    )
     add("--captions", metavar="FILE", help="metrics: references of one split (default: synthetic captions)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     add(
         "--repeats",
         type=positive,
         metavar="N",
-        help="rounds (default: train 15, with other decoders 7; decode 5, transformer 3; metrics 3; reward 9)",
+        help="rounds (default: train 15, with other decoders 7; decode 5, transformer 3; metrics 3; reward 9; "
+        "encode 5)",
     )
     add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -85,6 +94,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--decoder of decode: one of {', '.join(DECODED)}")
     if options.decoder_option and (options.name != "train" or options.decoder == "all"):
         parser.error("--decoder-option is for train with one --decoder")
+    if options.encoder and options.name != "encode":
+        parser.error("--encoder is for encode")
     if options.captions and options.name != "metrics":
         parser.error("--captions is for metrics")
     return options
@@ -104,6 +115,13 @@ def select(options: argparse.Namespace) -> tuple[Benchmark, Lines]:
         from captioning.benchmarks import reward
 
         return reward.benchmark_reward, reward.lines
+    if options.name == "encode":
+        from captioning.benchmarks import encoding
+
+        if options.encoder is None:
+            return encoding.benchmark_all, encoding.lines
+        encoder = encoder_of(options.encoder).without_weights()
+        return partial(encoding.benchmark_encoder, encoder), encoding.lines
     if options.name == "train":
         from captioning.benchmarks import training
 

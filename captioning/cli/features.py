@@ -9,12 +9,11 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from captioning.cli.options import positive, share
+from captioning.cli.options import encoder_of, positive, share
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
     from captioning.loaders.feature_store import FeatureStore
-    from captioning.models.encoders import BaseEncoderConfig
 
 EXAMPLES = """examples:
   captioning features configs/flickr8k_lstm.yaml
@@ -127,7 +126,7 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
     files = find_images([args.images])
     if not files:
         raise UserError(f"{args.images}: contains no images")
-    config = _encoder_config(args)
+    config = encoder_of(args.encoder, **_given(weights=args.weights, grid=args.grid))
     values = asdict(config.default_preprocessing()) | _given(size=args.size, resize=args.resize)
     preprocessing: Preprocessing = validate(Preprocessing, values, where="", section="preprocessing")
     encoder = encoders.build(config)
@@ -146,31 +145,6 @@ def _of_folder(args: argparse.Namespace) -> FeatureStore:
             max_bad=args.max_bad,
         ),
     )
-
-
-def _encoder_config(args: argparse.Namespace) -> BaseEncoderConfig:
-    """The encoder of `--encoder`, a name or settings, with `--weights` and `--grid`.
-
-    Raises:
-        UserError: a setting is unknown or wrong.
-    """
-    from captioning.models.encoders import EncoderConfig
-    from captioning.utils.parsing import parse_yaml_value
-    from captioning.utils.validation import validate
-
-    values: dict[str, Any] = {"weights": "default"}
-    if "=" not in args.encoder:
-        values |= {"kind": "torchvision", "name": args.encoder}
-    else:
-        for setting in args.encoder.split(","):
-            key, sign, text = setting.partition("=")
-            if not sign:
-                raise UserError(
-                    f"--encoder {args.encoder}: write KEY=VALUE,KEY=VALUE, as in kind=timm,name=resnet50"
-                )
-            values[key.strip()] = parse_yaml_value(text, where=f"--encoder {setting}")
-    values |= _given(weights=args.weights, grid=args.grid)
-    return validate(EncoderConfig, values, where="", section="encoder", allow_code=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:

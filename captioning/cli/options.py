@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from captioning.captioner.captioner import Captioner
     from captioning.captioner.ensemble import EnsembleCaptioner
     from captioning.generation import SearchConfig
+    from captioning.models.encoders import BaseEncoderConfig
 
 
 def positive(text: str) -> int:
@@ -100,3 +101,31 @@ def search_of(
         config, captioner.vocabulary
     )  # raises UserError for unknown words before the first image is read
     return config
+
+
+def encoder_of(text: str, **settings: Any) -> BaseEncoderConfig:
+    """The encoder of an option `--encoder`: a network of torchvision by its name, or KEY=VALUE,KEY=VALUE.
+
+    Args:
+        settings: of other options; they override those in `text`. Weights are the default ones unless stated.
+
+    Raises:
+        UserError: a setting is unknown or wrong.
+    """
+    from captioning.errors import UserError
+    from captioning.models.encoders import EncoderConfig
+    from captioning.utils.parsing import parse_yaml_value
+    from captioning.utils.validation import members, validate
+
+    values: dict[str, Any] = {}
+    if "=" not in text:
+        values = {"kind": "torchvision", "name": text}
+    else:
+        for setting in text.split(","):
+            key, sign, value = setting.partition("=")
+            if not sign:
+                raise UserError(f"--encoder {text}: write KEY=VALUE,KEY=VALUE, as in kind=timm,name=resnet50")
+            values[key.strip()] = parse_yaml_value(value, where=f"--encoder {setting}")
+    if hasattr(members(EncoderConfig).get(str(values.get("kind"))), "weights"):
+        values.setdefault("weights", "default")
+    return validate(EncoderConfig, values | settings, where="", section="encoder", allow_code=True)

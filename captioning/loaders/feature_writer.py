@@ -189,8 +189,9 @@ class _Writer:
 
     def __init__(self, folder: Path, index: dict[str, Any], encoder: Encoder, preprocessing: Preprocessing):
         self.folder, self.index, self.preprocessing = folder, index, preprocessing
-        self.encoder = for_inference(encoder)
         self.device = next(encoder.parameters()).device
+        self.blank = torch.zeros(1, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
+        self.encoder = for_inference(encoder, normalize(self.blank.to(self.device), preprocessing))
         self.skipped: list[Skip] = []
 
     def encode(
@@ -209,9 +210,8 @@ class _Writer:
             num_workers=workers,
             collate_fn=list,
         )
-        blank = torch.zeros(1, 3, self.preprocessing.size, self.preprocessing.size, dtype=torch.uint8)
-        self.index["shape"] = list(self.regions(blank).shape[2:])
-        self.announce(len(todo), blank.expand(8, -1, -1, -1))
+        self.index["shape"] = list(self.regions(self.blank).shape[2:])
+        self.announce(len(todo), self.blank.expand(8, -1, -1, -1))
         batches = iter(loader)
         bar: Any = progress(total=len(todo), desc="encoding features", unit="image")
         with bar:

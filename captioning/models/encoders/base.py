@@ -99,23 +99,56 @@ def fingerprint_weights(identity: dict[str, Any], weights: Iterable[tuple[str, T
     return digest.hexdigest()[:16]
 
 
-def for_inference(encoder: Encoder) -> Encoder:
+def for_inference(encoder: Encoder, pixels: Tensor) -> Encoder:
     """A faster copy in eval mode with the same output (up to rounding). Not for training or saving.
 
     BatchNorm is fused into the preceding convolution and convolution weights are `channels_last`: 1.6 times the
     images per second for MobileNetV2 on a CPU. timm's BatchNormAct2d leaves its activation behind.
+
+    Args:
+        pixels: images (B, 3, height, width) of the size that will be encoded; the copy encodes them once to find out
+            which convolution a BatchNorm follows.
     """
     copied = copy.deepcopy(encoder).eval().requires_grad_(False)
-    for module in list(copied.modules()):
-        children = list(module.named_children())
-        for (name, layer), (next_name, following) in itertools.pairwise(children):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                setattr(module, name, fuse_conv_bn_eval(layer, following))
-                setattr(module, next_name, getattr(following, "act", nn.Identity()))
+    for parent, name, next_name in _convolutions_before_norms(copied, pixels):
+        convolution, norm = getattr(parent, name), getattr(parent, next_name)
+        setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+        setattr(parent, next_name, getattr(norm, "act", nn.Identity()))
     for module in copied.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     return copied
+
+
+def _convolutions_before_norms(encoder: Encoder, pixels: Tensor) -> list[tuple[nn.Module, str, str]]:
+    """Modules, each with the names of a convolution and the BatchNorm that alone reads its output.
+
+    The order of children only suggests it: in pre-activation and Lambda networks the neighbours of some convolutions
+    normalise something else.
+    """
+    neighbours = [
+        (parent, name, next_name)
+        for parent in encoder.modules()
+        for (name, layer), (next_name, following) in itertools.pairwise(parent.named_children())
+        if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d)
+    ]
+    before = {getattr(parent, norm): getattr(parent, name) for parent, name, norm in neighbours}
+    outputs: dict[nn.Module, Tensor] = {}
+    follows: dict[nn.Module, bool] = {}
+
+    def keep(convolution: nn.Module, _: Any, output: Tensor) -> None:
+        outputs[convolution] = output
+
+    def compare(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        follows[norm] = follows.get(norm, True) and inputs[0] is outputs.get(before[norm])
+
+    hooks = [convolution.register_forward_hook(keep) for convolution in before.values()]
+    hooks += [norm.register_forward_pre_hook(compare) for norm in before]
+    with torch.no_grad():
+        encoder(pixels)
+    for hook in hooks:
+        hook.remove()
+    return [place for place in neighbours if follows.get(getattr(place[0], place[2]), False)]
 
 
 def run_layers(layers: Sequence[nn.Module], maps: Tensor, *, gradient_checkpointing: bool) -> Tensor:

@@ -91,47 +91,50 @@ class TimmEncoder(Encoder):
         self.config = config
         self.backbone: Any = create(config)
         self.frozen = config.trainable_from is None
-        self._frozen_names = self._freeze()
+        self._freeze()
         size = config.default_preprocessing().size
         self.train(False)
         with torch.no_grad():
             self.channels = self(torch.zeros(1, 3, size, size)).regions.shape[2]
         self.train()
 
-    def _freeze(self) -> set[str]:
-        """Turn off the gradients of the frozen groups; the names of their modules."""
-        from timm.models import group_modules, group_parameters
+    def _freeze(self) -> None:
+        """Turn off the gradients of the frozen groups."""
+        from timm.models import group_parameters
 
-        first, matcher = self.config.trainable_from, self.backbone.group_matcher(coarse=True)
-        parameters = group_parameters(self.backbone, matcher)
-        modules = group_modules(self.backbone, matcher)
-        if first is not None and first > max(parameters):
+        first, name = self.config.trainable_from, self.config.name
+        self.backbone.requires_grad_(False)
+        if first is None:
+            return
+        try:
+            groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        except (AttributeError, AssertionError):
             raise UserError(
-                f"encoder.trainable_from: the last group of {self.config.name} is {max(parameters)}, got {first}; "
-                "null trains none"
+                f"encoder.trainable_from: timm has no groups of layers of {name}; null trains none"
+            ) from None
+        if first > max(groups):
+            raise UserError(
+                f"encoder.trainable_from: the last group of {name} is {max(groups)}, got {first}; null trains none"
             )
-        trained = {
-            name
-            for group, names in parameters.items()
-            if first is not None and group >= first
-            for name in names
-        }
+        trained = {name for group, names in groups.items() if group >= first for name in names}
         for name, parameter in self.backbone.named_parameters():
             parameter.requires_grad_(name in trained)
-        return {name for group, names in modules.items() if first is None or group < first for name in names}
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Set training mode for the trained layers; the frozen ones stay in eval mode."""
         super().train(mode and not self.frozen)
-        for name, module in self.backbone.named_modules():
-            if name in self._frozen_names:
-                module.eval()
+        for module in self.backbone.modules():
+            trains = [parameter.requires_grad for parameter in module.parameters()]
+            if trains and not any(trains):
+                module.eval()  # with the dropout inside
         return self
 
     def forward(self, pixels: Tensor) -> Features:
         try:
             return self._encode(pixels)
-        except AssertionError as error:  # timm's check of the size
+        except AssertionError as error:  # timm's checks
+            if "index" in str(error):
+                raise UserError(f"encoder.layer: {self.config.name}: {error}") from None
             raise UserError(
                 f"encoder.name: {self.config.name} cannot encode images of {pixels.shape[-1]} pixels ({error}); "
                 "set preprocessing.size"
@@ -147,15 +150,19 @@ class TimmEncoder(Encoder):
             )
             return flatten_maps(maps, config.grid)
         maps = backbone.forward_features(pixels)
-        if maps.ndim == 3:  # (B, tokens, D)
-            tokens = maps[:, getattr(backbone, "num_prefix_tokens", 0) :]
-            if config.grid is None:
-                return Features(tokens.contiguous())
+        if isinstance(maps, Tensor) and maps.ndim == 4:
+            channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+            return flatten_maps(maps.permute(0, 3, 1, 2) if channels_last else maps, config.grid)
+        if isinstance(maps, Tensor):  # (B, tokens, D)
+            class_token = int(getattr(backbone, "cls_token", None) is not None)  # VOLO states no number
+            tokens = maps[:, getattr(backbone, "num_prefix_tokens", class_token) :]
             side = math.isqrt(tokens.shape[1])
-            return flatten_maps(tokens.transpose(1, 2).unflatten(2, (side, side)), config.grid)
-        if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-            maps = maps.permute(0, 3, 1, 2)
-        return flatten_maps(maps, config.grid)
+            if 0 < side**2 == tokens.shape[1]:
+                return flatten_maps(tokens.transpose(1, 2).unflatten(2, (side, side)), config.grid)
+        raise UserError(
+            f"encoder.layer: the last output of {config.name} is not one grid of regions; "
+            "set encoder.layer to before_head"
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def regions_by_timm(encoder: nn.Module, pixels: Tensor, *, channels_last: bool, 
         ("test_vit", False, 1, (100, 64), 160),
         ("test_vit_relpos", False, 0, (100, 96), 160),
         ("vit_small_patch14_reg4_dinov2", False, 5, (49, 384), 98),  # a class token and four registers
+        ("volo_d1_224", False, 1, (196, 384), 224),  # states no number of prefix tokens
     ],
 )
 def test_regions_are_timms_own_maps(
@@ -64,12 +65,58 @@ def test_regions_are_timms_own_maps(
     with torch.no_grad():
         regions = encoder(pixels).regions
         expected = regions_by_timm(encoder, pixels, channels_last=channels_last, prefix=prefix)
-        fast = for_inference(encoder)(pixels).regions
+        fast = for_inference(encoder, pixels[:1])(pixels).regions
     assert regions.shape == (2, *shape) and encoder.channels == shape[1]
     torch.testing.assert_close(regions, expected, atol=1e-4, rtol=0)
     scale = expected.abs().max()
     torch.testing.assert_close(fast / scale, expected / scale, atol=1e-4, rtol=0)
     assert scale > 0.01 and expected.std(1).max() > 0.01 * scale  # neither zero nor one and the same vector
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "xception41p", "lambda_resnet26t"])
+def test_batch_norms_are_folded_only_into_the_convolution_that_they_follow(name: str):
+    """In a pre-activation or Lambda network, the BatchNorm listed after a convolution may read another tensor."""
+    torch.manual_seed(0)
+    encoder = build(TimmConfig(name=name))
+    stirred(encoder)
+    size = encoder.config.default_preprocessing().size  # type: ignore[operator, union-attr]
+    pixels = torch.randn(1, 3, size, size)
+    fast = for_inference(encoder, pixels)
+    with torch.no_grad():
+        expected, regions = encoder(pixels).regions, fast(pixels).regions
+    torch.testing.assert_close(
+        regions / expected.abs().max(), expected / expected.abs().max(), atol=1e-4, rtol=0
+    )
+    norms = [sum(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()) for model in (fast, encoder)]
+    assert norms[0] < norms[1]
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "coat_tiny"])
+def test_networks_whose_last_output_is_no_grid(name: str):
+    with pytest.raises(UserError, match=r"is not one grid of regions; set encoder.layer to before_head"):
+        build(TimmConfig(name=name))
+    encoder = build(TimmConfig(name=name, layer="before_head"))
+    assert encoder.frozen and encoder.channels > 100
+
+
+def test_a_layer_or_groups_that_there_are_not():
+    with pytest.raises(UserError, match=r"encoder.layer: test_resnet: feature index 9 .* \(0 to 4\)"):
+        build(TimmConfig(name="test_resnet", layer=9))
+    with pytest.raises(UserError, match=r"no groups of layers of poolformerv2_s12; null trains none"):
+        build(TimmConfig(name="poolformerv2_s12", trainable_from=0))
+
+
+def test_dropout_in_frozen_blocks_is_off_and_in_trained_ones_on(monkeypatch: pytest.MonkeyPatch):
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **options: create(name, proj_drop_rate=0.5, **options)
+    )
+    blocks = build(TimmConfig(name="test_vit", trainable_from=3)).train().backbone.blocks  # type: ignore[union-attr]
+    modes = [
+        {layer.training for layer in block.modules() if isinstance(layer, nn.Dropout) and layer.p == 0.5}
+        for block in blocks  # type: ignore[union-attr]
+    ]
+    assert modes[0] == {False} and modes[-1] == {True}
 
 
 def test_earlier_layers_are_the_outputs_of_their_blocks():
