@@ -20,15 +20,16 @@ MAX_SCANS = 100
 MIN_UNIFORM = 0.1
 """Share of the rows from which a part of one colour is worth a note."""
 
-_FILLED_END = 32  # zeros or 0xff at the end; compressed WebP data does not end so
+_FILLED_END = 32  # bytes
+_BLOCK_PIXELS = 1 << 16
 
 
 def find_damage(data: bytes, kind: str) -> str | None:
     """Why `data`, the bytes of an image file of format `kind` (Pillow's name), is not a whole picture; None if it is.
 
     JPEG and MPO: every component has all its scans (ITU T.81, annex G). PNG: the checksums of the chunks that decide
-    the pixels, and as much pixel data as the header announces (PNG specification, sections 5 and 7). WebP: the length
-    in the RIFF header, and compressed data that does not end in zeros. Other formats have nothing to check.
+    the pixels, and as much pixel data as the header announces (PNG specification, sections 5 and 7). WebP: the lengths
+    in the headers. Other formats have nothing to check.
     """
     if kind in ("JPEG", "MPO"):
         return _jpeg_problem(data)
@@ -127,11 +128,8 @@ def _webp_problem(data: bytes) -> str | None:
         return "the data ends before the picture does"
     at, end = 12, length + 8
     while at + 8 <= end:
-        name, (size,) = data[at : at + 4], struct.unpack_from("<I", data, at + 4)
-        body = data[at + 8 : at + 8 + size]
-        if len(body) < size:
-            return "the data ends before the picture does"
-        if name in (b"VP8 ", b"VP8L") and body.endswith((bytes(_FILLED_END), b"\xff" * _FILLED_END)):
+        (size,) = struct.unpack_from("<I", data, at + 4)
+        if at + 8 + size > len(data):
             return "the data ends before the picture does"
         at += 8 + size + size % 2
     return None
@@ -183,19 +181,37 @@ def uniform_part(image: Image.Image) -> str:
 
     A file whose end was lost may look so, and so may a complete picture. An image of one colour altogether gives "".
     """
-    pixels = np.asarray(image)
-    for name, rows in (("lower", pixels[::-1]), ("upper", pixels)):
-        count = _uniform_rows(rows)
-        if MIN_UNIFORM * len(pixels) <= count < len(pixels):
-            return f"{name} {100 * count // len(pixels)} % is one colour"
+    for name, from_end in (("lower", True), ("upper", False)):
+        count = _uniform_rows(image, from_end=from_end)
+        if MIN_UNIFORM * image.height <= count < image.height:
+            return f"{name} {100 * count // image.height} % is one colour"
     return ""
 
 
-def _uniform_rows(rows: np.ndarray) -> int:
-    """How many of the first rows (height, width, 3) have one colour, up to 2 of 255."""
-    low, high = rows[0, 0].astype(int), rows[0, 0].astype(int)
-    for count, row in enumerate(rows):
+def lost_its_end(data: bytes, kind: str, image: Image.Image) -> bool:
+    """Whether a file of format `kind` ends in filling and the RGB `image` in it does not end in one colour.
+
+    A WebP that was allocated and not filled ends so. So does one of a single colour, which is sound.
+    """
+    filled = kind == "WEBP" and data.endswith((bytes(_FILLED_END), b"\xff" * _FILLED_END))
+    return filled and _uniform_rows(image, from_end=True) < MIN_UNIFORM * image.height
+
+
+def _uniform_rows(image: Image.Image, *, from_end: bool) -> int:
+    """How many of the first rows, or of the last ones, have one colour, up to 2 of 255."""
+    low, high, count = np.full(3, 255), np.zeros(3), 0
+    for row in _rows(image, from_end=from_end):
         low, high = np.minimum(low, row.min(0)), np.maximum(high, row.max(0))
         if (high - low).max() > 2:
             return count
-    return len(rows)
+        count += 1
+    return count
+
+
+def _rows(image: Image.Image, *, from_end: bool) -> Iterator[np.ndarray]:
+    """The rows (width, 3) of an RGB image, converted a few at a time: usually the first one decides."""
+    step = max(1, _BLOCK_PIXELS // image.width)
+    tops = range(0, image.height, step)
+    for top in reversed(tops) if from_end else tops:
+        rows = np.asarray(image.crop((0, top, image.width, min(top + step, image.height))))
+        yield from rows[::-1] if from_end else rows

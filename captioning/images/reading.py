@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import stat
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 -- registers them, and no others
 
 from captioning.errors import UserError, escape_unprintable
-from captioning.images.integrity import CHECKED_FORMATS, find_damage, png_size, uniform_part, without_metadata
+from captioning.images.colour import UnsupportedMode, to_rgb
+from captioning.images.integrity import (
+    CHECKED_FORMATS,
+    find_damage,
+    lost_its_end,
+    png_size,
+    uniform_part,
+    without_metadata,
+)
 from captioning.utils.file_slice import FileSlice, read_bytes
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """The accepted formats. PostScript would run programs, and decoders of rare formats are rarely maintained."""
 
 MAX_PIXELS = 50_000_000
-_BLOCK_PIXELS = 1 << 20
+MAX_BYTES = 10 * MAX_PIXELS
+"""Of a file that is read whole to check it."""
+
 
 ImageSource = str | os.PathLike[str] | BinaryIO
 
@@ -131,7 +143,10 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
     limit = f"over {max_pixels / 1e6:g} megapixels; scale it down first"
     data = b""
     if (size := png_size(head)) and size[0] * size[1] <= max_pixels:
-        data = file.read()
+        try:
+            data = _read_whole(file, start)
+        except OSError as error:
+            raise BadImage(name, f"cannot be read ({_one_line(error)})") from None
         file, start = io.BytesIO(without_metadata(data)), 0
     try:
         image = Image.open(file, formats=FORMATS)
@@ -141,30 +156,78 @@ def _decode(file: BinaryIO, name: str, max_pixels: int) -> LoadedImage:
         raise BadImage(name, "not an image that can be read (unknown or damaged header)") from None
     except Exception as error:  # decoders raise nearly every exception on damaged input
         raise BadImage(name, f"truncated or corrupt file ({_one_line(error)})") from None
+    pixels = image.width * image.height
     with image:
-        if image.width * image.height > max_pixels:
+        if pixels > max_pixels:
             raise BadImage(name, f"{image.width} x {image.height} pixels, {limit}")
-        image_format = image.format or ""
-        try:
-            if image_format in CHECKED_FORMATS:
-                file.seek(start)
-                if problem := find_damage(data or file.read(), image_format):
-                    raise OSError(problem)
-            image.load()
-            if image_format in ("JPEG", "MPO") and _is_incomplete_jpeg(file, start, image):
-                raise OSError("the data ends before the image does")
-            stored = to_rgb(image)
-            rgb = _apply_orientation(stored, image)
-        except _UnsupportedMode as error:
-            raise BadImage(name, str(error)) from None
-        except Exception as error:
-            raise BadImage(name, f"truncated or corrupt {image_format} ({_one_line(error)})") from None
-        # MPO is a camera's JPEG followed by previews of the same picture
-        has_frames = image_format != "MPO" and _has_further_frames(image)
+        with _BUDGET.reserve(pixels):
+            return _decode_pixels(image, file, start, data, name)
+
+
+def _decode_pixels(image: Image.Image, file: BinaryIO, start: int, data: bytes, name: str) -> LoadedImage:
+    """Decode an opened image, at up to 16 bytes a pixel. `data` is the file's content if it was read already."""
+    image_format = image.format or ""
+    try:
+        if image_format in CHECKED_FORMATS:
+            data = data or _read_whole(file, start)
+            if problem := find_damage(data, image_format):
+                raise OSError(problem)
+        image.load()
+        if image_format in ("JPEG", "MPO") and _is_incomplete_jpeg(file, start, image):
+            raise OSError("the data ends before the image does")
+        stored = to_rgb(image)
+        if lost_its_end(data, image_format, stored):
+            raise OSError("the data ends before the image does")
+        rgb = _apply_orientation(stored, image)
+    except UnsupportedMode as error:
+        raise BadImage(name, str(error)) from None
+    except MemoryError:
+        raise BadImage(name, f"not enough memory for {image.width} x {image.height} pixels") from None
+    except Exception as error:
+        raise BadImage(name, f"truncated or corrupt {image_format} ({_one_line(error)})") from None
+    # MPO is a camera's JPEG followed by previews of the same picture
+    has_frames = image_format != "MPO" and _has_further_frames(image)
     notes = ["has several frames, the first is used"] if has_frames else []
     if uniform := uniform_part(stored):
         notes.append(f"{uniform}; {LOST_END}")
     return LoadedImage(rgb, tuple(notes))
+
+
+def _read_whole(file: BinaryIO, start: int) -> bytes:
+    """The file from `start` on. Raises OSError if it is longer than any image of `MAX_PIXELS`."""
+    if file.seek(0, os.SEEK_END) - start > MAX_BYTES:
+        raise OSError(f"over {MAX_BYTES / 1e6:g} MB")
+    file.seek(start)
+    return file.read()
+
+
+class _PixelBudget:
+    """Limits the images that the threads of a process decode at a time to this many pixels in all, or to one image."""
+
+    def __init__(self, pixels: int):
+        self._pixels = pixels
+        self.reset()
+
+    def reset(self) -> None:
+        self._used, self._changed = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Hold a share of the budget; waits until it is free."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._pixels)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+_BUDGET = _PixelBudget(MAX_PIXELS)
+if hasattr(os, "register_at_fork"):  # a process that is forked has none of the threads that hold shares
+    os.register_at_fork(after_in_child=_BUDGET.reset)
 
 
 def _is_incomplete_jpeg(file: BinaryIO, start: int, image: Image.Image) -> bool:
@@ -270,48 +333,6 @@ def _may_be_image(head: bytes) -> bool:
         or head[:2] == b"BM"
         or (head[:1] == b"P" and head[1:2] in b"123456fy")
     )
-
-
-class _UnsupportedMode(Exception):
-    """A colour mode that cannot be converted to RGB."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode of Pillow to RGB: transparency over white, 16 bits a channel scaled linearly to 8."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_deep(image)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    try:
-        return image.convert("RGB")
-    except ValueError:
-        raise _UnsupportedMode(f"colour mode {image.mode} not supported; convert it to RGB") from None
-
-
-def _scale_deep(image: Image.Image) -> Image.Image:
-    """Convert grey of more than 8 bits to RGB, linearly; Pillow's own `convert` clips all values above 255.
-
-    White is 65535 for integers and 1 for floats, or the largest value if that is greater.
-    """
-    values = np.asarray(image)
-    white = 1.0 if image.mode == "F" else 65535.0
-    rows = max(1, _BLOCK_PIXELS // max(1, image.width))
-    blocks = [
-        values[first : first + rows] for first in range(0, len(values), rows)
-    ]  # views; bounds the memory
-    for block in blocks:
-        white = max(white, float(np.max(block, initial=0.0, where=np.isfinite(block))))
-    grey = np.empty(values.shape, np.uint8)
-    transparent = image.info.get("transparency")
-    for number, block in enumerate(blocks):
-        finite = np.nan_to_num(block.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        scaled = np.clip(finite / white, 0.0, 1.0)
-        if isinstance(transparent, int):  # this grey value marks transparent pixels
-            scaled[finite == transparent] = 1.0
-        grey[number * rows : number * rows + rows] = np.round(scaled * 255)
-    return Image.fromarray(grey).convert("RGB")
 
 
 _TRANSPOSE = {
