@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
+from torchvision.datasets.folder import default_loader
 
 from captioning.benchmarks.harness import Contenders
 from captioning.benchmarks.torch_harness import compare_with_baseline, start_worker
@@ -109,7 +110,7 @@ def _contenders(config: BaseEncoderConfig, files: Sequence[str] | None, images: 
     def load_plainly(batch: slice) -> Tensor:
         if files is None:
             return random[batch]
-        return torch.stack([transform(Image.open(file).convert("RGB")) for file in files[batch]])
+        return torch.stack([transform(default_loader(file)) for file in files[batch]])
 
     @torch.inference_mode()
     def run(load: Callable[[slice], Tensor], encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -175,5 +176,5 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         *table,
         f"from files: JPEGs of {WIDTH} x {HEIGHT} are read, preprocessed and encoded in one process with "
         f"{rows[0]['files']['threads']} threads. plain:",
-        "Pillow, torchvision's transforms and the library's own forward pass in eval mode under inference_mode.",
+        "torchvision's image loader and transforms, and its own or timm's forward pass under inference_mode.",
     ]
