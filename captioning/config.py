@@ -41,7 +41,7 @@ class ExperimentConfig:
     __pydantic_config__ = {"extra": "forbid"}
     name: RunName
     seed: Seed = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     runs: str = "runs"
     dataset: DatasetConfig = field(default_factory=ShapesConfig)
     encoder: EncoderConfig

@@ -48,9 +48,14 @@ NOTES = "image_notes.csv"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a setting "auto", "cpu" or "cuda". Raises UserError if there is no CUDA device for "cuda"."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda asked for, but torch finds no CUDA device here; use device=cpu")
+    """The device of a setting "auto" (a CUDA GPU if there is one), "cpu", "cuda" or "mps" (Apple's GPUs).
+
+    Raises:
+        UserError: there is no such device.
+    """
+    missing = {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}
+    if missing.get(name):
+        raise UserError(f"device: {name} asked for, but torch finds no such device here; use device=cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return local_device(torch.device(name))

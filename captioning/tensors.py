@@ -27,6 +27,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that cannot compute in float64."""
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no float64."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 class Features(NamedTuple):
     """The output of an encoder, once per image: never copied per caption or hypothesis."""
 

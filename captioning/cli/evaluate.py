@@ -172,7 +172,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="also write errors_SPLIT.json. Search error: the model finds a reference more likely than the caption "
         "that the search returned. Model error: it does not",
     )
-    runs.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: the run's")
+    runs.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's")
     runs.add_argument(
         "--batch", type=positive, default=32, metavar="N", help="images at a time (default: 32)"
     )

@@ -82,7 +82,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--losses", type=positive, metavar="N", help="words per caption whose loss is used (default: 16)")
     add("--seeds", type=positive, metavar="N", help="seeds of each untrained decoder (default: 3)")
     add("--split", metavar="NAME", help="split of the captions for --gradients (default: val)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+    add(
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="default: a GPU if there is one",
+    )
     add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from captioning.generation.sampling import SamplingConfig, blocks, filter_logits
 from captioning.generation.scores import IMPOSSIBLE, PAD, clear_rows, rank, trim
 from captioning.models.decoders.base import reorder_state
 from captioning.ops import noise
-from captioning.tensors import Hypotheses
+from captioning.tensors import Hypotheses, widest_float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,10 @@ class StochasticBeamConfig(SamplingConfig):
 class Branches(NamedTuple):
     """Beginnings of captions and finished captions, C per image."""
 
-    phi: Tensor  # (B, C) float64: log-probability of sampling it word by word
-    gumbel: Tensor  # (B, C) float64: the largest Gumbel-perturbed log-probability of its completions
+    phi: Tensor  # (B, C) of `widest_float`: log-probability of sampling it word by word
+    gumbel: (
+        Tensor  # (B, C) of `widest_float`: the largest Gumbel-perturbed log-probability of its completions
+    )
     finished: Tensor  # (B, C) bool
 
 
@@ -51,7 +53,7 @@ def stochastic_beam_search(prefill: Prefill, config: StochasticBeamConfig) -> Hy
     """
     decoder, memory, processors, state, last_ids, ids, word_logprobs, keys = prefill
     noise_state = noise.sequence_states(config.seed, keys, config.samples)  # (B, K)
-    zeros = torch.zeros_like(last_ids, dtype=torch.float64)
+    zeros = torch.zeros_like(last_ids, dtype=widest_float(last_ids.device))
     branches = Branches(phi=zeros, gumbel=zeros, finished=zeros.bool())
     for length in range(ids.shape[-1] + 1, config.max_length + 1):
         step, state = decoder.step(last_ids, state, memory)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captioning.tensors import widest_float
+
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
@@ -40,7 +42,12 @@ def sequence_states(seed: int, keys: Tensor, num_sequences: int) -> Tensor:
 
 
 def gumbel(state: Tensor, count: int) -> Tensor:
-    """`count` Gumbel variables for each state (...): (..., count) float64. Equal states give equal numbers."""
+    """`count` Gumbel variables for each state (...): (..., count). Equal states give equal numbers.
+
+    float64, or float32 on a device without float64, where the numbers differ in their last digits.
+    """
     bits = mix(state[..., None], torch.arange(count, device=state.device))
-    uniform = (_logical_shift(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1)
+    dtype = widest_float(state.device)
+    digits = 53 if dtype == torch.float64 else 23  # of which the sum with 0.5 is exact, so below 1
+    uniform = (_logical_shift(bits, 64 - digits).to(dtype) + 0.5) * 2.0**-digits  # in (0, 1)
     return -torch.log(-torch.log(uniform))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captioning.tensors import widest_float
+
 BASE = 10000.0
 
 
@@ -16,7 +18,7 @@ def sinusoids(positions: Tensor, size: int) -> Tensor:
         size: H, even.
 
     Returns:
-        (T, H) float64.
+        (T, H) float64, or float32 on a device without float64.
     """
     angles = _angles(positions, size)
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
@@ -39,6 +41,7 @@ def apply_rope(x: Tensor, positions: Tensor, *, heads: int) -> Tensor:
 
 
 def _angles(positions: Tensor, size: int) -> Tensor:
-    """(T, size / 2), in float64: an angle of thousands of radians is not exact in float32."""
-    powers = torch.arange(0, size, 2, dtype=torch.float64, device=positions.device) / size
+    """(T, size / 2), in float64 where possible: an angle of thousands of radians is not exact in float32."""
+    dtype = widest_float(positions.device)
+    powers = torch.arange(0, size, 2, dtype=dtype, device=positions.device) / size
     return positions[:, None] / BASE**powers

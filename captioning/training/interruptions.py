@@ -16,6 +16,10 @@ from captioning.tensors import is_out_of_memory
 from captioning.training.config import TrainingConfig
 from captioning.utils.files import disk_full, free_space
 
+_CAUGHT = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+]  # Windows has no SIGUSR1
+
 
 class Signals:
     """Catches SIGTERM, SIGUSR1 (a batch system's warning) and Ctrl-C, so that the loop can save and stop.
@@ -30,7 +34,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in _CAUGHT:
                 self._previous_handlers[number] = signal.signal(number, self._catch)
         return self
 

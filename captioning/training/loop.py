@@ -223,14 +223,16 @@ class Throughput:
             "speed/tokens_per_s": self.tokens / seconds,
             "speed/waiting_share": self.waited / seconds,
             "speed/seconds": seconds,
-            "speed/memory_mb": peak_memory(device) / 2**20,
+            **({} if (memory := peak_memory(device)) is None else {"speed/memory_mb": memory / 2**20}),
         }
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most bytes allocated so far: by torch on a GPU, by the whole process on a CPU."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes allocated so far: by torch on a CUDA GPU, else by the whole process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

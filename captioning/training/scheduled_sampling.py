@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captioning.models.decoders.base import Decoder
+from captioning.tensors import widest_float
 from captioning.text.vocabulary import Vocabulary
 from captioning.training.no_grad import no_grad
 
@@ -45,7 +46,7 @@ def mix_in_predictions(
     replaced = torch.rand(ids.shape, device=ids.device) < probability
     for special in (vocabulary.start, vocabulary.end, vocabulary.pad):
         replaced &= ids != special
-    uniform = torch.rand(ids.shape, dtype=torch.float64, device=ids.device)
+    uniform = torch.rand(ids.shape, dtype=widest_float(ids.device), device=ids.device)
     mixed = ids
     for _ in range(passes):
         hidden = decoder(mixed, memory, batch_sizes).hidden[:, :, :-1]
@@ -63,6 +64,8 @@ def mix_in_predictions(
 def _sample(logits: Tensor, uniform: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Sample ids (M,) by inverting the cumulative distribution at `uniform` (M,), from 0 to 1."""
     suppressed = torch.tensor([*vocabulary.special_tokens.suppress_ids, vocabulary.end], device=logits.device)
-    cumulative = logits.double().index_fill(1, suppressed, float("-inf")).softmax(1).cumsum(1)
+    scores = logits.to(uniform.dtype).index_fill(1, suppressed, float("-inf"))
+    cumulative = scores.softmax(1).cumsum(1)
     # the last total may be below 1 by rounding; without scaling, a suppressed last word could be drawn
-    return torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    index = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    return index.clamp(max=logits.shape[1] - 1)  # in float32 the product may round up to the total

@@ -52,7 +52,9 @@ def _end_after_run(messages: Path, run_pid: int) -> None:
     while os.getppid() == run_pid and messages.exists():
         time.sleep(1)
     time.sleep(LINGER_SECONDS)
-    os.killpg(0, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _read(events: Path, run_pid: int) -> Iterator[dict[str, Any]]:

@@ -201,7 +201,9 @@ def check_manifest(folder: Path, *, needed: Iterable[str]) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
+    """Make renames in `folder` survive a power cut, where the system can open folders."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
