@@ -17,6 +17,7 @@ from captioning.images.preprocessing import Preprocessing
 from captioning.loaders.feature_store import FeaturesConfig
 from captioning.models.decoders import DecoderConfig, SoftAttentionLSTMConfig
 from captioning.models.encoders import EncoderConfig
+from captioning.text.tokenizers import TextConfig
 from captioning.text.vocabulary import VocabularyConfig
 from captioning.training import TrainingConfig
 from captioning.training.tracking import TrackingConfig
@@ -48,6 +49,7 @@ class ExperimentConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: AugmentationConfig | None = None
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
     decoder: DecoderConfig = field(default_factory=SoftAttentionLSTMConfig)
     search: SearchConfig = field(default_factory=BeamConfig)

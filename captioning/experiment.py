@@ -191,7 +191,7 @@ class Experiment:
             with self._first_process_first():
                 splits = self._load_splits()
                 captions = (caption for record in splits["train"] for caption in record.captions)
-                vocabulary = Vocabulary.build(captions, min_count=self.config.vocabulary.min_count)
+                vocabulary = self.config.vocabulary.build(captions, tokenizer=self.config.text.tokenizer)
                 fingerprints = caption_fingerprints(vocabulary, splits)
                 self._refuse_other_data(checkpoint, fingerprints)
                 captioner = self.build_captioner(vocabulary)
@@ -256,11 +256,11 @@ class Experiment:
         """
         folder = Path(start) / "model" if (Path(start) / "model").is_dir() else Path(start)
         model = Captioner.open(folder)
-        if model.vocabulary.words != captioner.vocabulary.words:
+        if model.vocabulary.fingerprint != captioner.vocabulary.fingerprint:
             raise UserError(
-                f"start: the vocabulary of {folder} ({len(model.vocabulary):,} words) is not that of these training "
-                f"captions ({len(captioner.vocabulary):,} words); use that run's dataset and vocabulary.min_count="
-                f"{model.vocabulary.min_count}"
+                f"start: the vocabulary of {folder} ({len(model.vocabulary):,} {model.vocabulary.unit}) is not that of "
+                f"these training captions ({len(captioner.vocabulary):,} {captioner.vocabulary.unit}); use that run's "
+                f"dataset, text and vocabulary.min_count={model.vocabulary.min_count}"
             )
         if model.config.preprocessing != self.config.preprocessing:
             raise UserError(
@@ -291,6 +291,7 @@ class Experiment:
                 source.images(validation, training=False),
                 validation_captions,
                 search=config.search,
+                tokenizer=config.text.tokenizer,
                 size=config.training.validation_images,
                 more_metrics=[phase.metric for phase in (config.training, *config.phases)],
             ),
@@ -307,14 +308,17 @@ class Experiment:
         trainable = count_parameters(captioner)["trainable"] / 1e6
         self.log(
             f"{len(data.ids):,} images with {data.captions.image_offsets[-1]:,} captions for training, "
-            f"{len(data.validator.records):,} images for validation; {len(captioner.vocabulary):,} words; "
+            f"{len(data.validator.records):,} images for validation; {len(captioner.vocabulary):,} "
+            f"{captioner.vocabulary.unit}; "
             f"decoder with {decoder:.2f} M parameters, {trainable:.2f} M trained; images from {source.location}"
         )
         if source.noted:
             self.log(f"{describe_notes(source.noted)}; {self.folder / NOTES} lists them")
         if data.captions.num_truncated:
             limit = self.config.vocabulary.max_length
-            self.log(f"{data.captions.num_truncated} captions truncated to {limit} words")
+            self.log(
+                f"{data.captions.num_truncated} captions truncated to {limit} {captioner.vocabulary.unit}"
+            )
 
     def _train(
         self, captioner: Captioner, data: Data, checkpoint: Path | None, identity: Identity

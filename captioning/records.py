@@ -47,6 +47,7 @@ class Prediction:
         score: `logprob` after the search's length normalisation.
         confidence: geometric mean of the words' probabilities, in (0, 1].
         finished: whether the caption ended by `<end>` rather than by the length limit.
+        ids: the caption's tokens in the model's vocabulary, including `<end>`; not written to files.
         alternatives: further captions, best first.
     """
 
@@ -56,6 +57,7 @@ class Prediction:
     score: float = 0.0
     confidence: float = 1.0
     finished: bool = True
+    ids: tuple[int, ...] = field(default=(), repr=False)
     alternatives: tuple[Prediction, ...] = field(default=())
 
 
@@ -71,8 +73,9 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     the best with their scores.
     """
     entry = asdict(prediction)
+    del entry["ids"]
     alternatives = [
-        {key: value for key, value in alternative.items() if key not in ("image_id", "alternatives")}
+        {key: value for key, value in alternative.items() if key not in ("image_id", "ids", "alternatives")}
         for alternative in entry.pop("alternatives")
     ]
     if not alternatives:

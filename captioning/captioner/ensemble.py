@@ -50,7 +50,7 @@ class EnsembleCaptioner(nn.Module):
         super().__init__()
         self.members = tuple(captioners)
         for (name, first), (other, second) in pairwise(zip(names, captioners, strict=True)):
-            if first.vocabulary.words != second.vocabulary.words:
+            if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
                 raise UserError(
                     f"{other}: its vocabulary {second.vocabulary.fingerprint} differs from "
                     f"{first.vocabulary.fingerprint} of {name}; an ensemble needs models with the same vocabulary"

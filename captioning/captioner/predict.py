@@ -78,11 +78,12 @@ def to_predictions(
         ranked = [
             Prediction(
                 image_id=image_id,
-                caption=" ".join(vocabulary.decode(ids[b][r])),
+                caption=vocabulary.text(ids[b][r]),
                 logprob=logprob[b][r],
                 score=scores[b][r],
                 confidence=math.exp(logprob[b][r] / lengths[b][r]),
                 finished=finished[b][r],
+                ids=tuple(ids[b][r][: lengths[b][r]]),
             )
             for r in range(len(ids[b]))
             if lengths[b][r]  # a search may find fewer captions than `n_best`

@@ -320,7 +320,7 @@ def draw_attention(
     from captioning.inspection.attention_maps import attention_maps
 
     assert isinstance(captioner, Captioner) and loaded.pixels is not None and loaded.photo is not None
-    words = prediction.caption.split()
+    words = captioner.vocabulary.decode(prediction.ids)
     device = next(captioner.parameters()).device
     attention = attention_maps(captioner, loaded.pixels[0].to(device), words)
     draw_attention(

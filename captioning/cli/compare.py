@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from captioning.cli.options import add_allow_code, positive
+from captioning.cli.options import add_allow_code, add_tokenizer, positive
 from captioning.utils.paths import shipped_configs
+
+if TYPE_CHECKING:
+    from captioning.text.tokenizers import TokenizerName
 
 EXAMPLES = """examples, a study (trains what is missing; after an interruption the same command continues):
   captioning compare study_shapes --dry-run                    sizes and runs; trains nothing
@@ -54,6 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--references", metavar="FILE", help="their reference captions, in a format of captioning evaluate")
     add("--split", metavar="NAME", help="split of the runs (default: val) or of the references")
     add("--out", metavar="FOLDER", help="the report's folder (default: reports/compare)")
+    add_tokenizer(parser)
     add("--no-speed", action="store_true", help="do not measure speed and memory")
     add_allow_code(parser)
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -62,6 +67,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give a study, or runs, or --predictions with --references")
     if bool(options.predictions) != bool(options.references):
         parser.error("--predictions and --references go together")
+    if options.tokenizer and not options.predictions:
+        parser.error("--tokenizer is for --predictions; runs have their own")
     options.study = bool(options.inputs) and _is_study(options.inputs[0])
     if not options.study and (options.dry_run or options.report_only or options.jobs):
         parser.error("--dry-run, --report-only and --jobs are for a study")
@@ -139,8 +146,11 @@ def report_files(options: argparse.Namespace) -> Path:
     from captioning.comparison.systems import systems_from_files
 
     systems, records, split = systems_from_files(options.predictions, options.references, split=options.split)
-    scored, common_records, remarks = results.score_systems(systems, records, split=split)
-    comparison = results.compare(scored, common_records)
+    tokenizer: TokenizerName = options.tokenizer or "ptb"
+    scored, common_records, remarks = results.score_systems(
+        systems, records, split=split, tokenizer=tokenizer
+    )
+    comparison = results.compare(scored, common_records, tokenizer=tokenizer)
     comparison |= {
         "split": split,
         "metric": comparison["primary"],

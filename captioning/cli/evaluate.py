@@ -11,7 +11,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from captioning.cli.options import add_allow_code, add_search, not_negative, positive, search_of, share
+from captioning.cli.options import (
+    add_allow_code,
+    add_search,
+    add_tokenizer,
+    not_negative,
+    positive,
+    search_of,
+    share,
+)
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +71,7 @@ two-sided, Holm's p is corrected for the number of metrics in the table.
 
 exit code: 0 success; 2 the input was refused, with the reason on stderr"""
 
-FILE_OPTIONS = ("allow_partial", "against", "training", "several", "max_bad")
+FILE_OPTIONS = ("allow_partial", "against", "training", "several", "max_bad", "tokenizer")
 RUN_OPTIONS = ("search", "search_option", "beam", "max_length", "length_rule", "device", "errors")
 
 
@@ -130,6 +138,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("scoring files")
     files.add_argument("--predictions", metavar="FILE", help="COCO results to score")
     files.add_argument("--references", metavar="FILE", help="reference captions")
+    add_tokenizer(files)
     files.add_argument("--against", metavar="FILE", help="COCO results of a second system, to compare with")
     files.add_argument(
         "--resamples",
@@ -308,6 +317,7 @@ def evaluate_split(
     """Caption and score one split, of which `missing` further images have no file, and write its files."""
     from captioning.inspection.rescoring import as_json, error_shares
     from captioning.metrics.evaluation import evaluate
+    from captioning.metrics.reference_set import ReferenceSet
     from captioning.records import write_predictions
     from captioning.utils.files import safe_join, write_json
 
@@ -319,8 +329,9 @@ def evaluate_split(
     if missing:
         print(f"{split}: {missing} images have no file, see coverage", file=sys.stderr)
     predictions, verdicts = caption_split(runs, split, readable, sources, args)
+    references = {record.image_id: record.captions for record in records}
     evaluation = evaluate(
-        {record.image_id: record.captions for record in records},
+        ReferenceSet(references, split_name=split, tokenizer=runs.captioner.vocabulary.tokenizer),
         {prediction.image_id: prediction.caption for prediction in predictions},
         split_name=split,
         search=asdict(runs.search),

@@ -298,7 +298,7 @@ def open_runs(folders: Sequence[Path], device: str, *, allow_code: bool = False)
         first = runs[0]
         if config.dataset != first.config.dataset:
             raise UserError(f"{folder}: another data set than {first.name}; give runs of one data set")
-        if captioner.vocabulary.words != first.captioner.vocabulary.words:
+        if captioner.vocabulary.fingerprint != first.captioner.vocabulary.fingerprint:
             raise UserError(f"{folder}: another vocabulary than {first.name}; give runs of one vocabulary")
     return runs
 
@@ -325,14 +325,12 @@ def spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
 
 def encode_captions(records: Sequence[ImageRecord], runs: Sequence[Run]) -> list[list[int]]:
     """Caption i of image i, cyclically, as ids; cut to what every decoder can read."""
-    from captioning.text.tokenizer import tokenize
-
     limits = [run.captioner.config.decoder.max_positions for run in runs]
     limit = min((limit for limit in limits if limit is not None), default=None)
     vocabulary = runs[0].captioner.vocabulary
     captions = []
     for number, record in enumerate(records):
-        tokens = tokenize(record.captions[number % len(record.captions)])
+        tokens = vocabulary.tokenize(record.captions[number % len(record.captions)])
         captions.append(vocabulary.encode(tokens, max_length=len(tokens) if limit is None else limit - 1))
     return captions
 

@@ -45,6 +45,16 @@ def add_allow_code(parser: Any) -> None:
     )
 
 
+def add_tokenizer(parser: Any) -> None:
+    """Add the option that chooses how captions are split into words."""
+    parser.add_argument(
+        "--tokenizer",
+        choices=("ptb", "whitespace", "characters"),
+        help="the words of captions: ptb (coco-caption's, the default), whitespace (words between spaces), characters "
+        "(for languages without spaces between words)",
+    )
+
+
 def add_search(parser: Any, *, default: str) -> None:
     """Add the options that `search_of` reads; `default`: whose search is used without them, for the help."""
     add = parser.add_argument

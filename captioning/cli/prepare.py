@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioning.cli.options import positive
+from captioning.cli.options import add_tokenizer, positive
 from captioning.errors import UserError, notes_to
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main() -> int:
     notes: list[str] = []
     with notes_to(notes.append):
         collection = load(config, skipped_csv=out / "skipped.csv")
-    statistics = survey(collection.records, min_count=args.min_count)
+    statistics = survey(collection.records, min_count=args.min_count, tokenizer=args.tokenizer or "ptb")
     config.verify()
     has_images = config.has_images(collection.records)
     files = check_files(collection.records) if has_images and not args.quick else None
@@ -107,6 +107,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--min-count", type=positive, default=5, help="occurrences that a known word needs (default: 5)"
     )
+    add_tokenizer(parser)
     parser.add_argument("--out", help="folder for the report (default: runs/prepare-KIND)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -20,11 +20,13 @@ from captioning.metrics.evaluation import Evaluation, evaluate
 from captioning.metrics.reference_set import ReferenceSet
 from captioning.metrics.significance import METHOD, RESAMPLES, comparable_metrics, holm, paired_bootstrap
 from captioning.records import ImageRecord, Result, read_results
+from captioning.text.tokenizers import TokenizerName
 
 
 def score_files(args: argparse.Namespace) -> None:
     """Score the file `--predictions`, and with `--against` a second one and the difference."""
     metrics = metrics_of(args)
+    tokenizer: TokenizerName = args.tokenizer or "ptb"
     paths = [path for path in (args.predictions, args.against) if path]
     results = [read_results(path, several=args.several) for path in paths]
     references = references_of(args, args.references, args.split[0] if args.split else None, "references")
@@ -33,8 +35,10 @@ def score_files(args: argparse.Namespace) -> None:
     training = None
     if args.training:
         records = references_of(args, args.training, "train", "training").records
-        training = TrainingCaptions([text for record in records for text in record.captions])
-    split = ReferenceSet(references.captions(), split_name=references.split)
+        training = TrainingCaptions(
+            (text for record in records for text in record.captions), tokenizer=tokenizer
+        )
+    split = ReferenceSet(references.captions(), split_name=references.split, tokenizer=tokenizer)
     evaluations = [
         score_results(file_results, path, references.records, split, training, metrics, args)
         for path, file_results in zip(paths, results, strict=True)

@@ -12,7 +12,16 @@ from captioning.config import ExperimentConfig, parse, read_config
 from captioning.errors import UserError
 from captioning.utils.validation import dump
 
-COMMON_SECTIONS = ("dataset", "encoder", "preprocessing", "features", "vocabulary", "search", "phases")
+COMMON_SECTIONS = (
+    "dataset",
+    "encoder",
+    "preprocessing",
+    "features",
+    "text",
+    "vocabulary",
+    "search",
+    "phases",
+)
 """Sections that must be equal for all systems of a study."""
 
 COMMON_TRAINING = {
@@ -77,6 +86,11 @@ def make_plan(study: StudyConfig) -> Plan:
 
 def _check_comparable(study: StudyConfig, configs: Mapping[str, ExperimentConfig]) -> None:
     first = next(iter(configs.values()))
+    if study.lengths and (first.vocabulary.kind != "words" or first.text.tokenizer == "characters"):
+        raise UserError(
+            f"study {study.name}: a study of caption lengths asks which name comes last, so names must be single "
+            "tokens; use vocabulary.kind=words and text.tokenizer=ptb"
+        )
     for name, config in configs.items():
         for section in COMMON_SECTIONS:
             if getattr(config, section) != getattr(first, section):

@@ -47,10 +47,11 @@ def report_study(plan: Plan, *, log: Log, speed: bool = True) -> Path:
     systems, settings = _study_systems(plan, compared, get_metric(metric).name)
     records, missing = system_files.read_records(settings, study.split)
     metrics = list(dict.fromkeys((*NAMES, metric)))
+    tokenizer = compared[0].config.text.tokenizer
     scored, common_records, remarks = results.score_systems(
-        systems, records, split=study.split, metrics=metrics
+        systems, records, split=study.split, metrics=metrics, tokenizer=tokenizer
     )
-    comparison = results.compare(scored, common_records, primary=metric)
+    comparison = results.compare(scored, common_records, primary=metric, tokenizer=tokenizer)
     if len(done) < len(plan.runs):
         remarks = [f"Unfinished: {len(done)} of the study's {len(plan.runs)} runs are here.", *remarks]
     comparison |= {
@@ -199,8 +200,11 @@ def report_runs(folders: Sequence[Path], *, split: str, out: Path, log: Log, spe
             System(name, name, [system_files.with_flops(run, flops_per_token) for run in runs], facts)
         )
     records, missing = system_files.read_records(settings, split)
-    scored, common_records, remarks = results.score_systems(systems, records, split=split)
-    comparison = results.compare(scored, common_records)
+    tokenizer = system_files.read_tokenizer(settings)
+    scored, common_records, remarks = results.score_systems(
+        systems, records, split=split, tokenizer=tokenizer
+    )
+    comparison = results.compare(scored, common_records, tokenizer=tokenizer)
     metrics = {run.metric for run in settings}
     comparison |= {
         "split": split,

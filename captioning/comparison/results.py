@@ -20,7 +20,7 @@ from captioning.metrics.significance import (
     holm,
 )
 from captioning.records import ImageId, ImageRecord
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import TOKENIZERS, TokenizerName
 
 BOTH_METHODS = f"with one seed: {METHOD}; where both systems have several seeds: {SEEDS_METHOD}"
 LENGTH_BINS = 4
@@ -58,13 +58,19 @@ class ScoredSystem(NamedTuple):
 
 
 def score_systems(
-    systems: Sequence[System], records: Sequence[ImageRecord], *, split: str, metrics: Sequence[str] = NAMES
+    systems: Sequence[System],
+    records: Sequence[ImageRecord],
+    *,
+    split: str,
+    tokenizer: TokenizerName = "ptb",
+    metrics: Sequence[str] = NAMES,
 ) -> tuple[list[ScoredSystem], list[ImageRecord], list[str]]:
     """Score every run on the same images with the same references.
 
     Images without a caption of every run are left out for all systems, with a remark.
 
     Args:
+        tokenizer: of the words that are scored.
         metrics: names as for `captioning.metrics.get_metric`.
 
     Returns:
@@ -88,7 +94,8 @@ def score_systems(
             f"Scored on {len(common_records):,} of the split's {len(records):,} images: the others lack a caption "
             "of some run."
         )
-    references = ReferenceSet({record.image_id: record.captions for record in records}, split_name=split)
+    captions = {record.image_id: record.captions for record in records}
+    references = ReferenceSet(captions, split_name=split, tokenizer=tokenizer)
     for run in runs:
         if unknown := run.captions.keys() - set(references.image_ids):
             first = next(image_id for image_id in run.captions if image_id in unknown)
@@ -122,6 +129,7 @@ def compare(
     records: Sequence[ImageRecord],
     *,
     primary: str = "CIDEr-D",
+    tokenizer: TokenizerName = "ptb",
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -129,6 +137,7 @@ def compare(
 
     Args:
         primary: name of the metric that conclusions are drawn from, as for `captioning.metrics.get_metric`.
+        tokenizer: as in `score_systems`.
         resamples: of the paired bootstrap over images.
     """
     signature = scored[0].evaluations[0].signature
@@ -146,7 +155,7 @@ def compare(
         "resamples": resamples,
         "systems": [_system_numbers(system) for system in scored],
         "pairs": _paired_tests(scored, metrics, primary=metric.name, resamples=resamples, seed=seed),
-        "by_length": scores_by_length(scored, records),
+        "by_length": scores_by_length(scored, records, tokenizer=tokenizer),
     }
 
 
@@ -205,14 +214,15 @@ def separated(a: Sequence[float], b: Sequence[float]) -> bool:
     return min(a) > max(b) or max(a) < min(b)
 
 
-def scores_by_length(scored: Sequence[ScoredSystem], records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+def scores_by_length(
+    scored: Sequence[ScoredSystem], records: Sequence[ImageRecord], *, tokenizer: TokenizerName = "ptb"
+) -> list[dict[str, Any]]:
     """Scores of groups of images by the mean length of their references; [] if all have the same length.
 
     CIDEr's document frequencies are those of the whole split.
     """
-    lengths = np.array(
-        [statistics.fmean(len(tokenize(text)) for text in record.captions) for record in records]
-    )
+    split = TOKENIZERS[tokenizer]
+    lengths = np.array([statistics.fmean(len(split(text)) for text in record.captions) for record in records])
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_BINS + 1)))
     if len(edges) < 3:
         return []

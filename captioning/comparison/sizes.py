@@ -15,8 +15,6 @@ from captioning.datasets import of_split
 from captioning.errors import UserError
 from captioning.models import cost, encoders
 from captioning.models.decoders import DecoderConfig
-from captioning.text.tokenizer import tokenize
-from captioning.text.vocabulary import Vocabulary
 from captioning.utils.validation import dump
 
 
@@ -60,8 +58,9 @@ def data_shape(config: ExperimentConfig) -> DataShape:
     """Read the training captions and run the encoder once, with random weights."""
     records = of_split(datasets.load(config.dataset), "train")
     captions = [caption for record in records for caption in record.captions]
-    vocabulary = Vocabulary.build(captions, min_count=config.vocabulary.min_count)
-    lengths = [min(len(tokenize(caption)), config.vocabulary.max_length) + 1 for caption in captions[::7]]
+    vocabulary = config.vocabulary.build(captions, tokenizer=config.text.tokenizer)
+    max_length = config.vocabulary.max_length
+    lengths = [min(len(vocabulary.tokenize(caption)), max_length) + 1 for caption in captions[::7]]
     encoder = encoders.build(config.encoder.without_weights()).eval()
     with torch.inference_mode():
         pixels = torch.zeros(1, 3, config.preprocessing.size, config.preprocessing.size)

@@ -109,7 +109,7 @@ def _decode(captioner: Captioner, features: Features, ids: Sequence[ImageId]) ->
     """Caption all images; returns the number of words including `<end>`."""
     captioner.eval()
     predictions = generate_captions(captioner, features, ids)
-    return sum(len(prediction.caption.split()) + 1 for prediction in predictions)
+    return sum(len(prediction.ids) for prediction in predictions)
 
 
 @torch.no_grad()  # not inference_mode: a training step uses these features

@@ -19,6 +19,7 @@ from captioning.datasets.references import match_ids, read_references
 from captioning.errors import UserError
 from captioning.metrics.coco_names import read_signature
 from captioning.records import ImageId, ImageRecord, read_results
+from captioning.text.tokenizers import TextConfig, TokenizerName
 from captioning.training.tracking import parse_metrics_line
 from captioning.utils.files import fingerprint, read_json, read_text
 from captioning.utils.validation import check_shape, read_yaml, validate
@@ -193,6 +194,15 @@ def read_records(settings: Sequence[RunSettings], split: str) -> tuple[list[Imag
     total = len(records) + missing
     remarks = [f"{missing:,} of the {total:,} images of {split} have no file: no score covers them."]
     return records, remarks if missing else []
+
+
+def read_tokenizer(settings: Sequence[RunSettings]) -> TokenizerName:
+    """The tokenizer of the runs' scores. Raises UserError if they have different ones."""
+    names = {str(run.values.get("text", {}).get("tokenizer", "ptb")): run.folder for run in settings}
+    if len(names) > 1:
+        listed = ", ".join(f"{folder} {name}" for name, folder in names.items())
+        raise UserError(f"the runs have different tokenizers ({listed}); compare scores of the same words")
+    return validate(TextConfig, {"tokenizer": next(iter(names))}, where=str(settings[0].folder)).tokenizer
 
 
 def group_runs(settings: Sequence[RunSettings]) -> dict[str, list[RunSettings]]:

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from captioning.datasets.disk import ImageFolder
 from captioning.datasets.splits import unify_names
 from captioning.errors import UserError
 from captioning.records import Collection, ImageId, ImageRecord, Skip
+from captioning.text.tokenizers import UNSPACED
 from captioning.utils.file_slice import FileSlice, read_bytes
 from captioning.utils.files import atomic_write, read_text
 from captioning.utils.progress import progress
@@ -24,9 +24,6 @@ MAX_EXAMPLES = 5
 
 MISSING = object()
 """In place of a caption that its file does not contain."""
-
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-"""A letter of a script without spaces between words: Thai, Lao, Burmese, Khmer, Japanese or Chinese."""
 
 MAX_UNSPACED_WORD = 4
 

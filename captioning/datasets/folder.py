@@ -1,9 +1,7 @@
 """A folder of your own photographs with a CSV or JSON Lines file of captions.
 
 A row has the columns `file_name, caption[, split]`. An image with several captions has several rows, or in JSON
-Lines a list of strings as its `caption`. Captions are sentences in a language that puts spaces between words:
-the tokenizer splits at white space and punctuation, so a Chinese, Japanese or Thai sentence would be one word.
-Separate its words by spaces first, for example with a segmenter.
+Lines a list of strings as its `caption`. Chinese, Japanese or Thai captions need another `text.tokenizer`.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ GUIDE = Guide(
 images/        the photographs (or the folder itself)
 captions.csv   rows of file_name,caption,split; the last column is optional; an image with several captions has
                several rows. Or captions.jsonl: {"file_name": ..., "caption": ..., "split": ...}
-Captions need spaces between words: split Chinese, Japanese or Thai sentences into words first.""",
+Captions without spaces between words (Chinese, Japanese, Thai) are for text.tokenizer=characters.""",
     source="your own images and captions",
     licence="your own",
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from captioning.errors import UserError
+from captioning.generation.automata import Automaton, phrase_of_ids, phrase_of_text, texts_of_tokens
 from captioning.generation.base import BaseSearchConfig, BeamSearchConfig
 from captioning.generation.processors import ConstraintIds
 from captioning.metrics.caption_statistics import BAD_ENDINGS
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import SEPARATORS
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 
 
@@ -19,61 +22,78 @@ def constraint_ids(config: BaseSearchConfig, vocabulary: Vocabulary) -> Constrai
         UserError: prefix or forced words are not in the vocabulary, are banned or do not fit `max_length`; a
             beam is wider than the vocabulary (the first step could not fill it).
     """
-    num_words = len(vocabulary) - len(SPECIALS)
-    if isinstance(config, BeamSearchConfig) and config.width > num_words:
+    num_tokens = len(vocabulary) - len(SPECIALS)
+    if isinstance(config, BeamSearchConfig) and config.width > num_tokens:
         raise UserError(
-            f"search.width: a beam of {config.width:,}, but the model has {num_words:,} words; lower it to "
-            f"{num_words:,} or less"
+            f"search.width: a beam of {config.width:,}, but the model has {num_tokens:,} {vocabulary.unit}; lower it "
+            f"to {num_tokens:,} or less"
         )
-    banned: list[str] = []
-    for text in config.banned:
-        tokens = tokenize(text)
-        if len(tokens) != 1:
-            raise UserError(f"search.banned: {text!r} is not one word; only words can be banned")
-        banned.append(tokens[0])
-    prefix = _ids(config.prefix, vocabulary, banned, "prefix")
-    forced = tuple(dict.fromkeys(_ids(text, vocabulary, banned, "forced") for text in config.forced))
+    banned = tuple(dict.fromkeys(_banned(text, vocabulary) for text in config.banned))
+    prefix = _ids(config.prefix, vocabulary, banned, "prefix") if config.prefix else ()
     if len(prefix) >= config.max_length:
         raise UserError(
-            f"search.prefix: {config.prefix!r} has {len(prefix)} words, but captions end at "
+            f"search.prefix: {config.prefix!r} has {len(prefix)} {vocabulary.unit}, but captions end at "
             f"max_length={config.max_length}; raise max_length"
         )
-    missing = [phrase for phrase in forced if not _contains(prefix, phrase)]
-    needed = len(prefix) + sum(map(len, missing)) + 1
-    if missing and needed > config.max_length:
+    # a phrase once, however often it is asked for
+    forced = {_ids(text, vocabulary, banned, "forced"): text for text in config.forced}
+    has_endings = config.no_bad_ending and bool(SEPARATORS[vocabulary.tokenizer])
+    if vocabulary.unit == "words":
+        _check_room(
+            [phrase_of_ids(ids, len(vocabulary)) for ids in forced], prefix, config, unit=vocabulary.unit
+        )
+        return ConstraintIds(
+            prefix=prefix,
+            forced=tuple(forced),
+            banned=tuple(vocabulary.ids[word] for word in banned if vocabulary.knows(word)),
+            endings=tuple(sorted(map(vocabulary.ids.__getitem__, filter(vocabulary.knows, BAD_ENDINGS))))
+            if has_endings
+            else (),
+        )
+    forced_texts = tuple(phrase_of_text(text, vocabulary) for text in forced.values())
+    _check_room(forced_texts, prefix, config, unit=vocabulary.unit)
+    banned_texts = [texts_of_tokens(banned, vocabulary)] if banned else []
+    if has_endings:
+        banned_texts.append(texts_of_tokens(tuple(sorted(BAD_ENDINGS)), vocabulary, at_end=True))
+    return ConstraintIds(prefix=prefix, forced_texts=forced_texts, banned_texts=tuple(banned_texts))
+
+
+def _check_room(
+    forced: Sequence[Automaton], prefix: tuple[int, ...], config: BaseSearchConfig, *, unit: str
+) -> None:
+    """Raise UserError if the phrases that are not in the prefix do not fit `max_length`."""
+    needed = 0
+    for phrase in forced:
+        state = phrase.start
+        for token in prefix:
+            state = int(phrase.table[state, token])
+        needed += int(phrase.remaining[phrase.start]) if phrase.remaining[state] else 0
+    needed = len(prefix) + needed + 1 if needed else 0
+    if needed > config.max_length:
         raise UserError(
-            f"search.forced: the prefix, the forced words and the caption's end are {needed} words, but "
+            f"search.forced: the prefix, the forced words and the caption's end are {needed} {unit}, but "
             f"max_length={config.max_length}; raise it"
         )
-    return ConstraintIds(
-        prefix=prefix,
-        forced=forced,
-        banned=tuple(vocabulary.ids[word] for word in dict.fromkeys(banned) if _known(word, vocabulary)),
-        endings=tuple(sorted(vocabulary.ids[word] for word in BAD_ENDINGS if _known(word, vocabulary)))
-        if config.no_bad_ending
-        else (),
-    )
 
 
-def _ids(text: str, vocabulary: Vocabulary, banned: list[str], option: str) -> tuple[int, ...]:
-    tokens = tokenize(text)
-    if not tokens and (text or option == "forced"):
+def _banned(text: str, vocabulary: Vocabulary) -> str:
+    """The word; without spaces between words, the text."""
+    words = vocabulary.split(text)
+    if not words or (len(words) > 1 and SEPARATORS[vocabulary.tokenizer]):
+        raise UserError(f"search.banned: {text!r} is not one word; only words can be banned")
+    return "".join(words)
+
+
+def _ids(text: str, vocabulary: Vocabulary, banned: Sequence[str], option: str) -> tuple[int, ...]:
+    words = vocabulary.split(text)
+    if not words:
         raise UserError(f"search.{option}: {text!r} contains no word")
-    for token in tokens:
-        if not _known(token, vocabulary):
-            raise UserError(
-                f"search.{option}: {token!r} is not among the model's {len(vocabulary):,} words; use another"
-            )
-        if token in banned:
-            raise UserError(
-                f"search.{option}: {token!r} is also in search.banned; remove it from one of them"
-            )
-    return tuple(vocabulary.ids[token] for token in tokens)
-
-
-def _known(token: str, vocabulary: Vocabulary) -> bool:
-    return vocabulary.ids.get(token, vocabulary.unk) > vocabulary.unk
-
-
-def _contains(ids: tuple[int, ...], phrase: tuple[int, ...]) -> bool:
-    return any(ids[at : at + len(phrase)] == phrase for at in range(len(ids) - len(phrase) + 1))
+    if unknown := vocabulary.unknown_words(text):
+        raise UserError(
+            f"search.{option}: {unknown[0]!r} is not among the model's {len(vocabulary):,} {vocabulary.unit}; use "
+            "another"
+        )
+    places = words if SEPARATORS[vocabulary.tokenizer] else "".join(words)
+    if clash := [word for word in banned if word in places]:
+        raise UserError(f"search.{option}: {clash[0]!r} is also in search.banned; remove it from one of them")
+    return tuple(vocabulary.ids[token] for token in vocabulary.tokenize(text))

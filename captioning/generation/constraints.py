@@ -5,80 +5,109 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from captioning.generation.automata import Automaton
 from captioning.generation.scores import IMPOSSIBLE, Candidates
+from captioning.text.vocabulary import SPECIALS
 
 
 class PhraseConstraints(NamedTuple):
-    """P phrases that every caption must contain, and the number of words available for them."""
+    """P phrases that every caption must contain, and the number of tokens available for them.
 
-    phrases: tuple[Tensor, ...]  # each (l,) int64
-    lengths: Tensor  # (P,)
-    max_words: int  # of a caption, <end> not counted
+    The automata of all phrases have S states together.
+    """
+
+    table: Tensor  # (S, V) int64: the state after each token
+    remaining: Tensor  # (S,) int64: tokens that the phrase still needs; 0: it has occurred
+    next_ids: Tensor  # (S,) int64: a token that continues the phrase
+    starts: Tensor  # (P,) int64: the states of an empty caption
+    useful_ids: Tensor  # (U,) int64: tokens that belong to a phrase, or end the word before it
+    detour: int  # tokens that a phrase may need more than in an empty caption: to end the last word
+    max_tokens: int  # of a caption, <end> not counted
     end: int
 
     @classmethod
     def build(
-        cls, phrases: Sequence[Sequence[int]], *, max_words: int, end: int, device: torch.device
+        cls, phrases: Sequence[Automaton], *, max_tokens: int, end: int, device: torch.device
     ) -> PhraseConstraints | None:
-        """None without phrases. Raises ValueError where they do not fit `max_words`."""
+        """None without phrases. Raises ValueError where they do not fit `max_tokens`."""
         if not phrases:
             return None
-        lengths = [len(phrase) for phrase in phrases]
-        if sum(lengths) > max_words or not all(lengths):
-            raise ValueError(f"phrases of {lengths} words do not fit a caption of {max_words}")
-        return cls(
-            tuple(torch.tensor(phrase, device=device) for phrase in phrases),
-            torch.tensor(lengths, device=device),
-            max_words,
-            end,
+        lengths = [int(phrase.remaining[phrase.start]) for phrase in phrases]
+        if sum(lengths) > max_tokens or not all(lengths):
+            raise ValueError(f"phrases of {lengths} tokens do not fit a caption of {max_tokens}")
+        offsets = np.cumsum([0, *(len(phrase.table) for phrase in phrases[:-1])])
+        useful = np.any(
+            [(each.remaining[each.table[:-1]] < each.remaining.max()).any(0) for each in phrases], 0
         )
+        useful[: len(SPECIALS)] = False
+
+        def joined(arrays: Sequence[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(arrays)).to(device)
+
+        return cls(
+            table=joined([phrase.table + offset for phrase, offset in zip(phrases, offsets, strict=True)]),
+            remaining=joined([phrase.remaining for phrase in phrases]),
+            next_ids=joined([phrase.next_ids for phrase in phrases]),
+            starts=joined([offsets + [phrase.start for phrase in phrases]]),
+            useful_ids=joined([np.flatnonzero(useful)]),
+            detour=max(
+                int(phrase.remaining.max()) - length for phrase, length in zip(phrases, lengths, strict=True)
+            ),
+            max_tokens=max_tokens,
+            end=end,
+        )
+
+    def after(self, states: Tensor, ids: Tensor) -> Tensor:
+        """The states (..., P) after states (..., P) and one more token (...)."""
+        return self.table[states, ids[..., None]]
 
 
 class PhraseProgress(NamedTuple):
     """How much of every phrase each sequence contains."""
 
-    met: Tensor  # (B, K, P) bool: the sequence contains the phrase
-    matched: Tensor  # (B, K, P) int64: words of the phrase at the end of the sequence, fewer than all
-    open: Tensor  # (B, K) total number of words of the unmet phrases
-    next: Tensor  # (B, K, P) the id that would continue the phrase
+    states: Tensor  # (..., P) int64
+    met: Tensor  # (..., P) bool: the sequence contains the phrase
+    matched: Tensor  # (..., P) int64: tokens that the phrase needs less than in an empty caption
+    open: Tensor  # (...) number of tokens of the unmet phrases
+    next: Tensor  # (..., P) an id that continues the phrase
 
     def missing(self) -> Tensor:
-        """(B, K) number of words still needed if the furthest unmet phrase is continued."""
-        return self.open - self.matched.masked_fill(self.met, 0).amax(-1)
+        """(...) number of tokens still needed if the furthest unmet phrase is continued."""
+        furthest = self.matched.masked_fill(self.met, torch.iinfo(torch.int64).min).amax(-1)
+        return self.open - furthest.masked_fill(self.met.all(-1), 0)
 
 
 def phrase_progress(ids: Tensor, constraints: PhraseConstraints) -> PhraseProgress:
     """The progress of sequences `ids` (B, K, t), computed from the ids alone."""
-    size = ids.shape[-1]
-    met, matched, following = [], [], []
-    for phrase in constraints.phrases:
-        length = len(phrase)
-        count = ids.new_zeros(ids.shape[:-1])
-        met.append((ids.unfold(-1, length, 1) == phrase).all(-1).any(-1) if size >= length else count.bool())
-        for prefix in range(1, min(length - 1, size) + 1):
-            matches = (ids[..., size - prefix :] == phrase[:prefix]).all(-1)
-            count = count.masked_fill(matches, prefix)  # the longest, as in Knuth, Morris and Pratt 1977
-        matched.append(count)
-        following.append(phrase[count])
-    all_met = torch.stack(met, -1)
+    states = constraints.starts.expand(*ids.shape[:-1], -1)
+    for token in ids.unbind(-1):
+        states = constraints.after(states, token)
+    return _progress(states, constraints)
+
+
+def _progress(states: Tensor, constraints: PhraseConstraints) -> PhraseProgress:
+    remaining, lengths = constraints.remaining[states], constraints.remaining[constraints.starts]
+    met = remaining == 0
     return PhraseProgress(
-        met=all_met,
-        matched=torch.stack(matched, -1),
-        open=(constraints.lengths * ~all_met).sum(-1),
-        next=torch.stack(following, -1),
+        states=states,
+        met=met,
+        matched=lengths - remaining,
+        open=(lengths * ~met).sum(-1),
+        next=constraints.next_ids[states],
     )
 
 
 def enforce_constraints(
     scores: Tensor, unconstrained: Tensor, ids: Tensor, constraints: PhraseConstraints
 ) -> Tensor:
-    """Forbid `<end>` before all phrases occur, and tokens that leave too few words for the missing phrases.
+    """Forbid `<end>` before all phrases occur, and tokens that leave too few tokens for the missing phrases.
 
-    Missing words are counted as if phrases could not overlap, so one token is always possible: the next one
+    Missing tokens are counted as if phrases could not overlap, so one token is always possible: the next one
     of the furthest phrase. It is allowed even where other constraints forbid all such tokens.
 
     Args:
@@ -87,14 +116,14 @@ def enforce_constraints(
     """
     progress = phrase_progress(ids, constraints)
     scores[..., constraints.end].masked_fill_(progress.open > 0, IMPOSSIBLE)
-    room = constraints.max_words - ids.shape[-1] - 1  # words after the next one
-    urgent = (progress.open > 0) & (progress.open > room)  # (B, K): the next token is not free
+    room = constraints.max_tokens - ids.shape[-1] - 1  # tokens after the next one
+    # (B, K): the next token is not free
+    urgent = (progress.open > 0) & (progress.open + constraints.detour > room)
     if not urgent.any():
         return scores
-    useful = torch.cat(constraints.phrases).unique()  # (U,)
-    longer = F.pad(ids[:, :, None].expand(-1, -1, len(useful), -1), (0, 1))  # (B, K, U, t + 1)
-    longer[..., -1] = useful
-    fits = phrase_progress(longer.flatten(1, 2), constraints).missing().view(longer.shape[:-1]) <= room
+    useful = constraints.useful_ids
+    states = constraints.after(progress.states[:, :, None], useful.expand(*ids.shape[:2], -1))  # (B, K, U, P)
+    fits = _progress(states, constraints).missing() <= room
     allowed, fallback = (x[..., useful].masked_fill(~fits, IMPOSSIBLE) for x in (scores, unconstrained))
     allowed = torch.where((allowed == IMPOSSIBLE).all(-1, keepdim=True), fallback, allowed)
     only = torch.full_like(scores, IMPOSSIBLE).index_copy_(-1, useful, allowed)
@@ -141,9 +170,9 @@ def dynamic_beam_allocation(
     )
     candidates = candidates.take(candidates.logprob.argsort(descending=True, stable=True))
     rows = torch.arange(images, device=ids.device)[:, None]
-    longer = torch.cat([ids[rows, candidates.parents], candidates.ids[..., None]], -1)
-    total = int(constraints.lengths.sum())
-    bank = total - phrase_progress(longer, constraints).missing()  # (B, C)
+    states = constraints.after(progress.states[rows, candidates.parents], candidates.ids)  # (B, C, P)
+    total = int(constraints.remaining[constraints.starts].sum())
+    bank = (total - _progress(states, constraints).missing()).clamp(min=0)  # (B, C)
     one_hot = F.one_hot(bank, total + 1)  # (B, C, banks)
     place = one_hot.cumsum(1).gather(-1, bank[..., None])[..., 0]  # 1 for the best of its bank
     order = place * one_hot.shape[-1] - bank

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captioning.generation.automata import Automaton, phrase_of_ids
 from captioning.generation.base import BaseSearchConfig
 from captioning.generation.constraints import PhraseConstraints, enforce_constraints
 from captioning.generation.scores import IMPOSSIBLE, next_logprobs
@@ -20,12 +21,17 @@ from captioning.text.vocabulary import SpecialTokens
 
 
 class ConstraintIds(NamedTuple):
-    """The words of a search's constraints as ids of a vocabulary."""
+    """The words of a search's constraints as ids of a vocabulary.
+
+    Where tokens are pieces of words, a text has several spellings: automata find each of them.
+    """
 
     prefix: tuple[int, ...] = ()
     forced: tuple[tuple[int, ...], ...] = ()
     banned: tuple[int, ...] = ()
     endings: tuple[int, ...] = ()  # words that <end> may not follow
+    forced_texts: tuple[Automaton, ...] = ()
+    banned_texts: tuple[Automaton, ...] = ()  # also texts that <end> may not follow
 
 
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +47,7 @@ class LogitsProcessors(NamedTuple):
     min_length: int
     suppress_ids: Tensor  # never generated
     early_suppress_ids: Tensor  # not generated before `min_length` words: `suppress_ids` and <end>
+    bans: tuple[Processor, ...]  # not even forced phrases break these
     active: tuple[Processor, ...]
     phrases: PhraseConstraints | None
 
@@ -80,6 +87,8 @@ def build_logits_processors(
         raise ValueError(
             f"a prefix of {len(constraints.prefix)} words leaves no word of max_length={config.max_length}"
         )
+    phrases = [phrase_of_ids(ids, vocabulary_size) for ids in constraints.forced]
+    phrases += constraints.forced_texts
     active: list[Processor] = []
     if config.no_repeat:
         active.append(partial(no_repeat_ngram, size=config.no_repeat))
@@ -92,11 +101,18 @@ def build_logits_processors(
         min_length=config.min_length,
         suppress_ids=_unique(suppressed, device),
         early_suppress_ids=_unique((*suppressed, end), device),
-        active=tuple(active),
-        phrases=PhraseConstraints.build(
-            constraints.forced, max_words=config.max_length - 1, end=end, device=device
+        bans=tuple(
+            _ban(texts, end=end, max_length=config.max_length, device=device)
+            for texts in constraints.banned_texts
         ),
+        active=tuple(active),
+        phrases=PhraseConstraints.build(phrases, max_tokens=config.max_length - 1, end=end, device=device),
     )
+
+
+def _ban(texts: Automaton, *, end: int, max_length: int, device: torch.device) -> Processor:
+    table = torch.from_numpy(texts.table).to(device)
+    return partial(forbid_texts, table=table, start=texts.start, end=end, max_length=max_length)
 
 
 def process_logits(logits: Tensor, ids: Tensor, processors: LogitsProcessors) -> Tensor:
@@ -110,6 +126,8 @@ def process_logits(logits: Tensor, ids: Tensor, processors: LogitsProcessors) ->
     """
     may_end = ids.shape[-1] >= processors.min_length
     scores = next_logprobs(logits, processors.suppress_ids if may_end else processors.early_suppress_ids)
+    for process in processors.bans:
+        scores = process(scores, ids)
     unconstrained = scores.clone() if processors.phrases else scores
     for process in processors.active:
         scores = process(scores, ids)
@@ -134,6 +152,19 @@ def no_bad_ending(scores: Tensor, ids: Tensor, *, endings: Tensor, end: int) -> 
     if ids.shape[-1]:
         scores[..., end].masked_fill_(torch.isin(ids[..., -1], endings), IMPOSSIBLE)
     return scores
+
+
+def forbid_texts(
+    scores: Tensor, ids: Tensor, *, table: Tensor, start: int, end: int, max_length: int
+) -> Tensor:
+    """Forbid the tokens that complete one of the texts of an automaton; table (S, V) and start as in `Automaton`."""
+    states = ids.new_full(ids.shape[:-1], start)
+    for token in ids.unbind(-1):
+        states = table[states, token]
+    following = table[states]  # (B, K, V)
+    if ids.shape[-1] == max_length - 1:  # the caption is cut off behind the next token, as by <end>
+        following = table[following, end]
+    return scores.masked_fill_(following == len(table) - 1, IMPOSSIBLE)
 
 
 def _unique(ids: tuple[int, ...], device: torch.device) -> Tensor:

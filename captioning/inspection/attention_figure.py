@@ -13,7 +13,8 @@ from PIL import Image
 
 from captioning.images.preprocessing import Preprocessing
 from captioning.inspection.attention_maps import Attention, project_box, project_map
-from captioning.inspection.axes import escape, highlight, save_png
+from captioning.inspection.axes import escape, highlight
+from captioning.utils.fonts import save_png
 
 COLUMNS = 5
 INCHES = 2.2

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from captioning.utils.files import atomic_write
 
 
 def style(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
@@ -28,8 +24,3 @@ def highlight(photo: np.ndarray, light: np.ndarray) -> np.ndarray:
     """A photo (height, width, 3) in its colours where `light` (height, width) is 1, dark grey where it is 0."""
     grey = photo.mean(-1, keepdims=True) * 0.35
     return np.clip(grey + (photo - grey) * light[..., None], 0, 1)
-
-
-def save_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png")

@@ -231,8 +231,8 @@ def _caption_numbers(prediction: Prediction) -> dict[str, Any]:
 
 
 def _compare(prediction: Prediction, best: Prediction) -> dict[str, Any]:
-    """The caption that another one lost to, the difference in score, and the first word (from 1) that differs."""
-    pairs = zip_longest(prediction.caption.split(" "), best.caption.split(" "))
+    """The caption that another one lost to, the difference in score, and the first token (from 1) that differs."""
+    pairs = zip_longest(prediction.ids, best.ids)
     differs_at = next((place for place, (one, other) in enumerate(pairs, 1) if one != other), None)
     return {"caption": best.caption, "by": best.score - prediction.score, "differs_at": differs_at}
 
@@ -242,4 +242,4 @@ def _score(logprob: float, length: int, config: BeamConfig) -> float:
 
 
 def _text(ids: Ids, vocabulary: Vocabulary) -> str:
-    return " ".join(vocabulary.decode(ids))
+    return vocabulary.text(ids)

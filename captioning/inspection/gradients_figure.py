@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from captioning.inspection.axes import escape, save_png, style
+from captioning.inspection.axes import escape, style
 from captioning.inspection.gradients import VANISHED
+from captioning.utils.fonts import save_png
 
 COLOURS = {"RNN": "#c8553d", "GRU": "#b8860b", "LSTM": "#3d6fc8", "Transformer": "#2a9d3a"}
 OTHER_COLOURS = ("#8f5fc0", "#444444", "#d06fa5", "#4bb3b3", "#7f7f00")

@@ -16,8 +16,6 @@ from captioning.generation.processors import LogitsProcessors, build_logits_proc
 from captioning.generation.scores import IMPOSSIBLE, next_logprobs
 from captioning.models.decoders import Decoder
 from captioning.records import ImageId, Prediction
-from captioning.text.tokenizer import tokenize
-from captioning.text.vocabulary import Vocabulary
 
 Error = Literal["search", "model", "none", "unknown"]
 Ids = tuple[int, ...]
@@ -103,8 +101,7 @@ def word_details(
     """
     vocabulary = captioner.vocabulary
     captions = [
-        [_caption_ids(caption, vocabulary) for caption in (prediction, *prediction.alternatives)]
-        for prediction in predictions
+        [caption.ids for caption in (prediction, *prediction.alternatives)] for prediction in predictions
     ]
     rescored = _rescore_lists(captioner, memory, captions, config)
     logprob, entropy = rescored.word_logprobs.tolist(), rescored.entropy.tolist()
@@ -138,7 +135,10 @@ def judge(
     vocabulary = captioner.vocabulary
     reference_ids = [
         [
-            (*(vocabulary.ids.get(token, vocabulary.unk) for token in tokenize(text)), vocabulary.end)
+            (
+                *(vocabulary.ids.get(token, vocabulary.unk) for token in vocabulary.tokenize(text)),
+                vocabulary.end,
+            )
             for text in texts
         ]
         for texts in references
@@ -161,7 +161,7 @@ def judge(
             continue
         best = max(scores, key=lambda k: scores[k])
         error: Error = "model"
-        if _caption_ids(prediction, vocabulary) in reference_ids[b]:
+        if prediction.ids in reference_ids[b]:
             error = "none"
         elif not prediction.finished or scores[best] > prediction.score:  # finished captions rank first
             error = "search"
@@ -208,12 +208,6 @@ def _rescore_lists(
         constraints=constraint_ids(config, vocabulary),
     )
     return rescore(captioner.decoder, memory, padded.to(device), processors)
-
-
-def _caption_ids(prediction: Prediction, vocabulary: Vocabulary) -> Ids:
-    """The ids that the search produced. Words are separated by one space; they may contain a no-break space."""
-    words = prediction.caption.split(" ") if prediction.caption else []
-    return (*(vocabulary.ids[word] for word in words), *([vocabulary.end] if prediction.finished else []))
 
 
 def _verdict(prediction: Prediction, error: Error, reference: str = "", score: float = 0.0) -> Verdict:

@@ -19,7 +19,6 @@ from captioning.generation.scores import first_tensor
 from captioning.models.decoders import Decoder, unroll
 from captioning.records import ImageId
 from captioning.tensors import Features, SequenceOutput, StepOutput
-from captioning.text.tokenizer import tokenize
 from captioning.utils.files import atomic_write
 
 GATES = ("input", "forget", "output", "reset", "update")
@@ -37,7 +36,8 @@ NO_GATES = "This decoder exposes no gates or states, so only its attention is tr
 class Trace(NamedTuple):
     """A caption of T tokens, including `<end>` where it was generated."""
 
-    words: tuple[str, ...]  # T; the last is <end> if the caption is finished
+    caption: str
+    words: tuple[str, ...]  # T words or pieces of words; the last is <end> if the caption is finished
     word_logprobs: np.ndarray  # (T,), nats
     attention: np.ndarray | None  # (T, N): for each word
     layers: tuple[
@@ -130,14 +130,15 @@ def trace_text(captioner: Captioner, pixels: Tensor, text: str) -> Trace:
             decoder can read.
     """
     vocabulary, limit = captioner.vocabulary, captioner.max_positions
-    tokens = tokenize(text)
+    tokens = vocabulary.tokenize(text)
     if not tokens:
         raise UserError(f"--text {text!r}: contains no words")
-    for token in tokens:
-        if vocabulary.ids.get(token, vocabulary.unk) <= vocabulary.unk:
-            raise UserError(f"--text: {token!r} is not in the model's vocabulary; leave it out")
+    if unknown := vocabulary.unknown_words(text):
+        raise UserError(f"--text: {unknown[0]!r} is not in the model's vocabulary; leave it out")
     if limit is not None and len(tokens) >= limit:
-        raise UserError(f"--text: {len(tokens)} words, but this model's decoder reads at most {limit - 1}")
+        raise UserError(
+            f"--text: {len(tokens)} {vocabulary.unit}, but this model's decoder reads at most {limit - 1}"
+        )
     ids = [*(vocabulary.ids[token] for token in tokens), vocabulary.end]
     steps: list[RecordedStep] = []
     recorder = Recorder(captioner.decoder, steps)
@@ -160,6 +161,7 @@ def _trace(
         layers.append({name: _stack(values) for name, values in columns if values[0] is not None})
     attention = [step.attention for step in steps if step.attention is not None]
     return Trace(
+        caption=captioner.vocabulary.text(ids),
         words=tuple(captioner.vocabulary.words[token] for token in ids),
         word_logprobs=word_logprobs.double().cpu().numpy(),
         attention=_stack(attention) if attention else None,
@@ -196,7 +198,7 @@ def summary(trace: Trace) -> dict[str, Any]:
     """The trace's main numbers for JSON, word by word and in total."""
     total = float(trace.word_logprobs.sum())
     return {
-        "caption": " ".join(word for word in trace.words if word != "<end>"),
+        "caption": trace.caption,
         "words": list(trace.words),
         "logprob": total,
         "confidence": math.exp(total / len(trace.words)),

@@ -16,8 +16,9 @@ from PIL import Image
 
 from captioning.images.preprocessing import Preprocessing
 from captioning.inspection.attention_maps import project_map
-from captioning.inspection.axes import escape, highlight, save_png, style
+from captioning.inspection.axes import escape, highlight, style
 from captioning.inspection.trace import GATES, NO_GATES, RETENTION_GATES, Trace, summary
+from captioning.utils.fonts import save_png
 
 LEFT, RIGHT, TOP = 3.1, 0.45, 0.85
 """Inches left of the panels for the legends, right of them, and above the first panel."""

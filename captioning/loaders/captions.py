@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from captioning.records import ImageRecord
-from captioning.text.tokenizer import tokenize
 from captioning.text.vocabulary import Vocabulary
 
 
@@ -31,12 +30,12 @@ class EncodedCaptions(NamedTuple):
     def from_records(
         cls, records: Sequence[ImageRecord], vocabulary: Vocabulary, *, max_length: int
     ) -> EncodedCaptions:
-        """`<start> words <end>` of every caption, with at most `max_length` words; longer ones have no `<end>`."""
+        """`<start> tokens <end>` of every caption, with at most `max_length` tokens; longer ones have no `<end>`."""
         ids, caption_offsets, image_offsets = array("i"), array("q", [0]), array("q", [0])
         num_truncated = 0
         for record in records:
             for caption in record.captions:
-                caption_ids = vocabulary.encode(tokenize(caption), max_length=max_length)
+                caption_ids = vocabulary.encode(vocabulary.tokenize(caption), max_length=max_length)
                 num_truncated += caption_ids[-1] != vocabulary.end
                 ids.extend(caption_ids)
                 caption_offsets.append(len(ids))

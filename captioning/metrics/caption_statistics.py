@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import TOKENIZERS, UNKNOWN_WORD, TokenizerName
 from captioning.utils.files import fingerprint
 from captioning.utils.progress import progress
 
-UNKNOWN = "<unk>"
 UNMATCHED = (
     " "  # replaces <unk> in scored captions: references have no token of white space, so it matches nothing
 )
@@ -25,18 +24,18 @@ COUNTS = ("length", "vocabulary_used")
 class TrainingCaptions:
     """The captions of a training split; other captions are novel."""
 
-    def __init__(self, captions: Iterable[str]) -> None:
+    def __init__(self, captions: Iterable[str], *, tokenizer: TokenizerName = "ptb") -> None:
         """`captions`: raw text; captions with the same tokens are the same."""
         self.captions = {
-            tuple(tokenize(text))
+            tuple(TOKENIZERS[tokenizer](text))
             for text in progress(captions, desc="training captions", unit="caption", delay=2)
         }
         self.fingerprint = fingerprint(sorted(map(list, self.captions)))
 
 
-def tokenize_caption(caption: str) -> list[str]:
+def tokenize_caption(caption: str, tokenizer: TokenizerName = "ptb") -> list[str]:
     """Tokens of a generated caption; `<unk>` becomes a token that matches nothing."""
-    return [UNMATCHED if token == UNKNOWN else token for token in tokenize(caption)]
+    return [UNMATCHED if token == UNKNOWN_WORD else token for token in TOKENIZERS[tokenizer](caption)]
 
 
 def caption_statistics(

@@ -29,13 +29,12 @@ from captioning.metrics.coco_names import to_coco_name, to_coco_names
 from captioning.metrics.diversity import DESCRIPTIONS, diversity_scores
 from captioning.metrics.reference_set import ReferenceSet, predictions_by_id
 from captioning.records import ImageId
+from captioning.text.tokenizers import TOKENIZER_DESCRIPTIONS
 from captioning.utils.code_version import code_version
 from captioning.utils.files import fingerprint, write_json
 
 CIDER_D_NOTE = 'What papers and pycocoevalcap (class Cider) call "CIDEr" is CIDEr-D.'
 """Printed below tables with CIDEr or CIDEr-D."""
-
-_TOKENIZER = "PTB as Stanford's 3.4.1, lower-cased, coco-caption's punctuation dropped"
 
 
 class Evaluation(NamedTuple):
@@ -97,7 +96,7 @@ def evaluate(
     """Score one caption an image against the references of a split, both raw text.
 
     Args:
-        references: of every image of the split; a `ReferenceSet` if it is scored more than once.
+        references: of every image of the split; a `ReferenceSet` for several evaluations or another tokenizer.
         predictions: image id to caption; or pairs, among which a repeated id is an error.
         split_name: for the signature and for messages.
         search: the search settings that made the captions, for the signature; None if they are not known.
@@ -105,7 +104,7 @@ def evaluate(
         metrics: names or metrics, see `get_metric`. Those unavailable here are left out, with a note in the signature.
         frequencies: document frequencies for CIDEr; by default the whole split's, also if a part of it is scored.
         captions: n >= 2 captions of each image, the same n for all: adds their diversity.
-        training: adds the rate of captions that are not among these.
+        training: adds the rate of captions that are not among these, which have the references' tokenizer.
         missing: number of images that belong to the split but have no file; for the coverage.
 
     Raises:
@@ -120,12 +119,12 @@ def evaluate(
     image_ids = references.match(predicted, allow_partial=allow_partial)
     chosen = [get_metric(metric) for metric in metrics]
     counts, weights = references.subset(image_ids), frequencies or references.frequencies
-    tokens = [tokenize_caption(predicted[image_id]) for image_id in image_ids]
+    tokens = [tokenize_caption(predicted[image_id], references.tokenizer) for image_id in image_ids]
     results, notes = _score_available(MetricInput(counts, tokens, frequencies=weights), chosen)
     scores, statistics = Scores.of(results), caption_statistics(tokens, training)
     descriptions = _descriptions(chosen, results)
     if captions is not None:
-        sets = _caption_sets(captions, image_ids, split_name)
+        sets = _caption_sets(captions, image_ids, references)
         default = [metric for metric in chosen if metric.name in NAMES]  # METEOR n times would take too long
         scores |= diversity_scores(counts, sets, metrics=default, frequencies=weights)
         of_all = caption_statistics(list(chain.from_iterable(sets)), training)
@@ -195,7 +194,7 @@ def _signature(
             "passed_over": len(predicted) - len(scored),
         },
         "captions_per_image": len(all_captions[scored[0]]),
-        "tokenizer": _TOKENIZER,
+        "tokenizer": TOKENIZER_DESCRIPTIONS[references.tokenizer],
         "clean_up": "none",
         "code": code_version(),
     }
@@ -208,13 +207,16 @@ def _frequencies_text(frequencies: DocumentFrequencies | None, references: Refer
 
 
 def _caption_sets(
-    captions: Mapping[ImageId, Sequence[str]], image_ids: Sequence[ImageId], split_name: str
+    captions: Mapping[ImageId, Sequence[str]], image_ids: Sequence[ImageId], references: ReferenceSet
 ) -> list[list[list[str]]]:
     """Tokens of the n captions of each image."""
     sizes = [len(captions.get(image_id, ())) for image_id in image_ids]
     if min(sizes) != max(sizes) or sizes[0] < 2:
         raise UserError(
-            f"split {split_name!r}: diversity needs as many captions of each image, and two at least; "
+            f"split {references.split_name!r}: diversity needs as many captions of each image, and two at least; "
             f"there are {min(sizes)} to {max(sizes)}"
         )
-    return [[tokenize_caption(text) for text in captions[image_id]] for image_id in image_ids]
+    return [
+        [tokenize_caption(text, references.tokenizer) for text in captions[image_id]]
+        for image_id in image_ids
+    ]

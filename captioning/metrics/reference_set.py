@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from captioning.errors import UserError
 from captioning.metrics.document_frequencies import DocumentFrequencies
 from captioning.metrics.ngrams import ReferenceCounts
 from captioning.records import ImageId
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import TOKENIZERS, TokenizerName, refuse_sentences_as_words
 from captioning.utils.files import fingerprint
 
 
 class ReferenceSet:
     """The references of one split, tokenized and counted once for any number of evaluations."""
 
-    def __init__(self, references: Mapping[ImageId, Sequence[str]], *, split_name: str) -> None:
+    def __init__(
+        self,
+        references: Mapping[ImageId, Sequence[str]],
+        *,
+        split_name: str,
+        tokenizer: TokenizerName = "ptb",
+    ) -> None:
         """`references`: raw captions of every image of the split.
 
         Raises:
-            UserError: the split is empty, or an image has no reference caption.
+            UserError: the split is empty, an image has no reference caption, or whole sentences are words.
         """
         if not references:
             raise UserError(f"split {split_name!r} has no images to score; check the split's name")
@@ -29,9 +37,12 @@ class ReferenceSet:
                 f"split {split_name!r}: {len(bare)} images have no reference caption ({_first(bare)}); "
                 "score a split whose images all have captions"
             )
-        self.split_name = split_name
+        self.split_name, self.tokenizer = split_name, tokenizer
+        split = TOKENIZERS[tokenizer]
+        tokens = [[split(text) for text in texts] for texts in references.values()]
+        refuse_sentences_as_words(Counter(chain.from_iterable(chain.from_iterable(tokens))), tokenizer)
         self.image_ids = list(references)
-        self.counts = ReferenceCounts([[tokenize(text) for text in texts] for texts in references.values()])
+        self.counts = ReferenceCounts(tokens)
         self.fingerprint = fingerprint(sorted([str(key), list(texts)] for key, texts in references.items()))
         self.frequencies = DocumentFrequencies.of(self.counts)
 

@@ -10,6 +10,7 @@ from captioning.loaders.captions import EncodedCaptions
 from captioning.text.vocabulary import SPECIALS, Vocabulary
 from captioning.training.config import FrequencyConfig, TrainingConfig, WordWeightsConfig
 from captioning.training.rewards import References
+from captioning.training.word_captions import WordCaptions
 from captioning.utils.progress import progress
 
 _IMAGES_PER_CHUNK = 512
@@ -36,7 +37,11 @@ def compute_loss_weights(
         weights = word_weights[targets]
     if config.caption_weights:
         strength = config.caption_weights.strength
-        caption_weights = 1 - strength + strength * consensus(captions, vocabulary_size=len(vocabulary))
+        scored, size = captions, len(vocabulary)
+        if vocabulary.merges is not None:
+            words = WordCaptions(captions, vocabulary, max_length=0)
+            scored, size = words.captions, words.vocabulary_size
+        caption_weights = 1 - strength + strength * consensus(scored, vocabulary_size=size)
         weights = weights * np.repeat(caption_weights, np.diff(captions.caption_offsets) - 1)
         caption_weights = (caption_weights / weights.mean()).astype(np.float32)
     elif word_weights is not None:

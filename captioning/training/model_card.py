@@ -40,10 +40,11 @@ def model_card(
         for name, value in scores.items()
         if name != "loss"
     )
+    vocabulary = f"{len(captioner.vocabulary):,} {captioner.vocabulary.unit}"
     return f"""# {config["name"]}
 
 An image captioning model: {config["encoder"]["kind"]} encoder, `{config["decoder"]["kind"]}` decoder with
-{count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {len(captioner.vocabulary):,} words.
+{count_parameters(captioner.decoder)["parameters"] / 1e6:.2f} M parameters, {vocabulary}.
 Trained on the training split of `{config["dataset"]["kind"]}`, seed {config["seed"]}, epoch {progress.best_epoch} of
 {config["training"]["epochs"]}, chosen by {metric.name} on its validation split.
 

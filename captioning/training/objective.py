@@ -33,6 +33,7 @@ from captioning.training.rewards import References
 from captioning.training.scheduled_sampling import mix_in_predictions
 from captioning.training.self_critical import SelfCritical
 from captioning.training.validation import to_device
+from captioning.training.word_captions import WordCaptions
 
 
 class CrossEntropy(Objective):
@@ -180,8 +181,14 @@ def build_objective(
         UserError: `compile` is set, and the decoder cannot be compiled.
     """
     if config.self_critical is not None:
-        references = References(captions, vocabulary_size=len(captioner.vocabulary))
-        return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed)
+        vocabulary, words = captioner.vocabulary, None
+        if vocabulary.merges is not None:
+            words = WordCaptions(captions, vocabulary, max_length=config.self_critical.max_length)
+        references = References(
+            words.captions if words else captions,
+            vocabulary_size=words.vocabulary_size if words else len(vocabulary),
+        )
+        return SelfCritical(captioner, config.self_critical, references, ids=ids, seed=seed, words=words)
     token_weights = None if weights.words is None else torch.from_numpy(weights.words)
     device = next(captioner.decoder.parameters()).device
     forward = None

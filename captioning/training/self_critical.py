@@ -28,6 +28,7 @@ from captioning.training.losses import region_logprobs
 from captioning.training.no_grad import no_grad
 from captioning.training.rewards import References
 from captioning.training.validation import to_device
+from captioning.training.word_captions import WordCaptions
 
 
 class SelfCritical(Objective):
@@ -49,8 +50,14 @@ class SelfCritical(Objective):
         *,
         ids: Sequence[ImageId],
         seed: int,
+        words: WordCaptions | None = None,
     ):
-        """`ids` are those of the images in `references`. Samples depend on `seed`, update and image."""
+        """
+        Args:
+            ids: of the images in `references`.
+            seed: samples depend on it, the update and the image.
+            words: if the decoder's tokens are pieces of words; `references` are of its words.
+        """
         super().__init__()
         self.captioner, self.config, self.references, self.seed = captioner, config, references, seed
         self.image_numbers = {image_id: number for number, image_id in enumerate(ids)}
@@ -58,8 +65,11 @@ class SelfCritical(Objective):
         self.sample = UnrankedSampleConfig(
             samples=config.samples, temperature=config.temperature, max_length=config.max_length
         )
+        self.words = words
         vocabulary_ids = captioner.vocabulary.ids
         self.bad_endings = [vocabulary_ids[word] for word in BAD_ENDINGS if word in vocabulary_ids]
+        if words:
+            self.bad_endings = words.ids_of(BAD_ENDINGS)
 
     def forward(self, batch: Batch, update: BatchStats) -> Loss:
         """The sums are over samples; lengths count words without `<end>`."""
@@ -74,17 +84,19 @@ class SelfCritical(Objective):
         )
         samples = run_search(decoder, decoder.with_noise(memory, states), sampling, vocabulary, ids)
         samples, states = longest_first(samples, states)
-        reward = self._reward(samples, ids)
+        words, word_counts = self._words(samples)
+        reward = self._reward(words, word_counts, ids)
         if config.baseline == "greedy":
-            baseline = self._reward(run_search(decoder, memory, self.greedy, vocabulary, ids), ids)
+            greedy = run_search(decoder, memory, self.greedy, vocabulary, ids)
+            baseline = self._reward(*self._words(greedy), ids)
         else:
             baseline = (reward.sum(1, keepdim=True) - reward) / (config.samples - 1)
         memory = decoder.with_noise(memory, states)
         logprob = caption_logprobs(decoder, memory, samples, vocabulary, temperature=config.temperature)
         weight = float(bool(batch.image_ids))
         loss = -weight * ((reward - baseline).to(logprob) * logprob).sum()
-        lengths = samples.lengths - samples.finished.long()
-        last_ids = samples.ids.gather(2, (lengths - 1)[..., None])[..., 0]
+        lengths = word_counts - samples.finished.to(word_counts)
+        last_ids = words.gather(2, (lengths - 1).clamp(min=0)[..., None])[..., 0]
         sums = {
             "loss": loss.detach(),
             "reward": weight * reward.sum(),
@@ -94,10 +106,16 @@ class SelfCritical(Objective):
         }
         return Loss(loss / (update.images * config.samples), sums, weight * reward.numel())
 
-    def _reward(self, captions: Hypotheses, ids: Sequence[ImageId]) -> Tensor:
+    def _words(self, captions: Hypotheses) -> tuple[Tensor, Tensor]:
+        """Ids (B, K, T) of the captions' words and `<end>`, and their numbers (B, K)."""
+        if self.words is None:
+            return captions.ids, captions.lengths
+        return self.words.of(captions.ids, captions.lengths)
+
+    def _reward(self, words: Tensor, lengths: Tensor, ids: Sequence[ImageId]) -> Tensor:
         """(B, K) float64, on the CPU."""
         images = np.array([self.image_numbers[image_id] for image_id in ids])
-        rewards = self.references.score(images, captions.ids.cpu().numpy(), captions.lengths.cpu().numpy())
+        rewards = self.references.score(images, words.cpu().numpy(), lengths.cpu().numpy())
         return torch.from_numpy(self.config.cider * rewards.cider + self.config.bleu * rewards.bleu)
 
 

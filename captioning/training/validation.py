@@ -17,7 +17,7 @@ from captioning.loaders.captions import EncodedCaptions, pad_captions
 from captioning.loaders.images import Images
 from captioning.records import ImageRecord, Prediction
 from captioning.tensors import Features
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import TOKENIZERS, TokenizerName
 from captioning.training.checkpoint import Progress
 from captioning.training.config import TrainingConfig
 from captioning.training.distributed import World
@@ -49,6 +49,7 @@ class Validator:
     Args:
         captions: the split's captions as ids, for the loss.
         size: images in a batch.
+        tokenizer: of the words that are scored.
         more_metrics: computed besides `METRICS`.
 
     Raises:
@@ -63,6 +64,7 @@ class Validator:
         *,
         search: SearchConfig,
         size: int,
+        tokenizer: TokenizerName = "ptb",
         more_metrics: Sequence[str] = (),
     ):
         chosen = {metric.name: metric for metric in map(metrics.get_metric, (*METRICS, *more_metrics))}
@@ -70,9 +72,9 @@ class Validator:
         for metric in self.metrics:
             metric.check()
         self.records, self.images, self.captions = records, images, captions
-        self.search, self.size = search, size
+        self.search, self.size, self.tokenize = search, size, TOKENIZERS[tokenizer]
         self.references = metrics.ReferenceCounts(
-            [[tokenize(caption) for caption in record.captions] for record in records]
+            [[self.tokenize(caption) for caption in record.captions] for record in records]
         )
 
     def __call__(
@@ -107,7 +109,7 @@ class Validator:
             loss, tokens = loss + batch_loss, tokens + batch_tokens
         predictions = world.gather(predictions)
         loss, tokens = world.all_reduce([loss, tokens])
-        candidates = [tokenize(prediction.caption) for prediction in predictions]
+        candidates = [self.tokenize(prediction.caption) for prediction in predictions]
         corpus = metrics.score(self.references, candidates, metrics=self.metrics).corpus
         scores = {name: float(value) for name, value in corpus.items()}
         return Validation(scores={**scores, "loss": loss / tokens}, predictions=predictions)

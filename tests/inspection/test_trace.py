@@ -237,8 +237,10 @@ def made_up(words: int, *, regions: int = 25, sentinel: bool = False) -> Trace:
     layer |= {name: generator.standard_normal((words, 13)) for name in ("cell", "hidden", "candidate")}
     if sentinel:
         layer["sentinel"] = generator.random(words)
+    caption = [WORDS[t % len(WORDS)] for t in range(words - 1)]
     return Trace(
-        words=(*(WORDS[t % len(WORDS)] for t in range(words - 1)), "<end>"),
+        caption=" ".join(caption),
+        words=(*caption, "<end>"),
         word_logprobs=np.log(generator.random(words)),
         attention=generator.dirichlet(np.ones(regions), words),
         layers=(layer,),

@@ -244,3 +244,26 @@ def test_diversity_needs_as_many_captions_of_each(wrong: Any) -> None:
         run(captions=captions)
     with pytest.raises(UserError, match="there are 1 to 1"):
         run(captions={key: ["a"] for key in REFERENCES})
+
+
+def test_characters_are_scored_as_words_between_spaces() -> None:
+    references = {1: ["一只狗在跑。", "狗在草地上"], 2: ["两只 猫", "猫在睡觉"]}
+    predictions = {1: "一只狗 在草地上", 2: "猫！"}
+    spaced = {key: [" ".join(text) for text in texts] for key, texts in references.items()}
+    by_characters, by_spaces = (
+        evaluate(
+            ReferenceSet(texts, split_name="val", tokenizer=tokenizer),
+            predictions if tokenizer == "characters" else {k: " ".join(v) for k, v in predictions.items()},
+            split_name="val",
+            search=None,
+            captions={key: [text, text] for key, text in predictions.items()} if tokenizer == "characters" else None,
+            training=TrainingCaptions(["猫"], tokenizer=tokenizer),
+        )
+        for tokenizer, texts in (("characters", references), ("whitespace", spaced))
+    )  # fmt: skip
+    for name, value in by_spaces.scores.items():
+        assert by_characters.scores[name] == pytest.approx(value), name
+    assert by_characters.scores["length"] == 4 and by_characters.scores["novel_rate"] == 0.5
+    assert by_characters.signature["tokenizer"].startswith("characters with their combining marks")
+    with pytest.raises(UserError, match=r"text\.tokenizer=characters"):
+        ReferenceSet({1: ["一只狗在跑步"]}, split_name="val")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from captioning.errors import UserError
 from captioning.records import ImageRecord
-from captioning.utils.files import atomic_write
+from captioning.utils.fonts import save_png
 
 CELL_WIDTH = 3.2  # inches
 LINE_HEIGHT = 0.155  # inches
@@ -61,8 +61,7 @@ def draw_sheet(
                 axes.text(0, 0.5, message, fontsize=8, color="red")
             figure.text(left, bottom - LINE_HEIGHT * 0.5 / total_height, text, fontsize=7.5, va="top")
         top -= height
-    with atomic_write(path) as part:
-        figure.savefig(part, format="png", facecolor="white")
+    save_png(figure, path, facecolor="white")
 
 
 def _caption_text(record: ImageRecord) -> str:

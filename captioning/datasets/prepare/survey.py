@@ -13,7 +13,7 @@ import numpy as np
 
 from captioning.errors import UserError
 from captioning.records import ImageRecord, Skip
-from captioning.text.tokenizer import tokenize
+from captioning.text.tokenizers import TOKENIZERS, TokenizerName, refuse_sentences_as_words
 from captioning.utils.file_slice import read_bytes
 from captioning.utils.progress import progress
 
@@ -61,12 +61,23 @@ class FileSurvey(NamedTuple):
     leaked: list[list[ImageRecord]]
 
 
-def survey(records: Sequence[ImageRecord], *, min_count: int, train: str = "train") -> Survey:
-    """Sizes, lengths and vocabulary coverage of every split. Without a training split no token is known."""
+def survey(
+    records: Sequence[ImageRecord],
+    *,
+    min_count: int,
+    train: str = "train",
+    tokenizer: TokenizerName = "ptb",
+) -> Survey:
+    """Sizes, lengths and vocabulary coverage of every split. Without a training split no token is known.
+
+    Raises:
+        UserError: whole sentences are words; another tokenizer is needed.
+    """
     tokens: dict[str, list[list[str]]] = defaultdict(list)
     for record in progress(records, desc="tokenizing", unit="image", delay=2.0):
-        tokens[record.split] += [tokenize(caption) for caption in record.captions]
+        tokens[record.split] += [TOKENIZERS[tokenizer](caption) for caption in record.captions]
     counts = Counter(token for caption in tokens.get(train, ()) for token in caption)
+    refuse_sentences_as_words(counts, tokenizer)
     known = {token for token, count in counts.items() if count >= min_count}
     splits = {
         split: _survey_split([record for record in records if record.split == split], captions, known)
