@@ -23,8 +23,8 @@ from captioning.training import TrainingConfig
 from captioning.training.tracking import TrackingConfig
 from captioning.utils.files import fingerprint
 from captioning.utils.parsing import parse_yaml_value
-from captioning.utils.paths import RunName, shipped_configs
-from captioning.utils.validation import Seed, dump, read_yaml, validate
+from captioning.utils.paths import shipped_configs
+from captioning.utils.validation import RunName, Seed, dump, read_yaml, validate
 
 NOT_IN_FINGERPRINT = ("name", "runs", "tracking", "device")
 """Settings that don't influence a run's result: where it is written and tracked, and on what device it runs."""

@@ -13,8 +13,7 @@ from pydantic import Field
 from captioning.config import find_config
 from captioning.errors import UserError
 from captioning.utils.parsing import parse_yaml_value
-from captioning.utils.paths import RunName
-from captioning.utils.validation import Seed, read_yaml, validate
+from captioning.utils.validation import RunName, Seed, read_yaml, validate
 
 
 @dataclass(frozen=True, kw_only=True)

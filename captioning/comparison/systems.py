@@ -20,7 +20,6 @@ from captioning.errors import UserError
 from captioning.metrics.coco_names import read_signature
 from captioning.records import ImageId, ImageRecord, read_results
 from captioning.text.tokenizers import TextConfig, TokenizerName
-from captioning.training.tracking import parse_metrics_line
 from captioning.utils.files import fingerprint, read_json, read_text
 from captioning.utils.validation import check_shape, read_yaml, validate
 
@@ -133,6 +132,10 @@ def _captions(file: str | Path) -> dict[ImageId, str]:
 
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's timings.jsonl and metrics.jsonl in order of steps; torn lines of a crash are skipped."""
+    from captioning.training.tracking import (
+        parse_metrics_line,
+    )  # with torch, which files of captions do not need
+
     lines: list[dict[str, Any]] = []
     for name in ("timings.jsonl", "metrics.jsonl"):  # in this order: an epoch's seconds before its scores
         if not (folder / name).is_file():

@@ -9,9 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 STDIN = "-"
 
@@ -123,9 +120,6 @@ def check_run_name(name: str) -> str:
     if not name.isprintable() or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
         raise ValueError(f"expected at most {MAX_NAME_BYTES} printable characters, got {name[:80]!r}")
     return name
-
-
-RunName = Annotated[str, AfterValidator(check_run_name)]
 
 
 def shipped_configs() -> Path:

@@ -11,15 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import core_schema
 
 from captioning.errors import UserError
 from captioning.utils.files import read_text
 from captioning.utils.parsing import parse_yaml
+from captioning.utils.paths import check_run_name
 from captioning.utils.plugins import load_object
 
 T = TypeVar("T")
+
+RunName = Annotated[str, AfterValidator(check_run_name)]
+"""Type of a setting that names a folder below that of all runs."""
 
 Seed = Annotated[int, Field(ge=0)]
 """Type of a setting that seeds random numbers."""
