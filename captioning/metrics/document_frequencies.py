@@ -70,7 +70,8 @@ class DocumentFrequencies:
                 f"{path}: not a table of document frequencies ({error}); write one with its save"
             ) from None
         complete = len(words) == len(keys[0]) and all(map(lambda a, b: a.shape == b.shape, keys, counts))
-        if not complete or num_images < 1:
+        integers = all(array.dtype == np.int64 and array.ndim == 1 for array in (*keys, *counts))
+        if not (complete and integers) or num_images < 1:
             raise UserError(f"{path}: a broken table of document frequencies; write it again")
         return cls(num_images=num_images, table=NgramTable(words, keys), counts=counts)
 

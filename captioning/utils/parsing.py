@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Hashable
 from typing import Any
@@ -123,12 +124,14 @@ def parse_json(text: str, *, where: str, line: int | None = None, surrogates: bo
         surrogates: accept text with half of a surrogate pair, which cannot be written as UTF-8.
 
     Raises:
-        UserError: broken JSON, a duplicate key, NaN or infinity, an integer of over 4,300 digits, nesting too deep
-            to be read, or text that is not valid Unicode (a lone surrogate).
+        UserError: broken JSON, a duplicate key, NaN, infinity or 1e400, an integer of over 4,300 digits, nesting too
+            deep to be read, or text that is not valid Unicode (a lone surrogate).
     """
     place = f" at line {line}" if line else ""
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+        )
     except json.JSONDecodeError as error:
         at = f"line {line or error.lineno}, column {error.colno}"
         raise UserError(f"{where}: broken JSON at {at}: {error.msg}") from None
@@ -157,6 +160,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         duplicate = next(key for key in keys if keys.count(key) > 1)
         raise _Refused(f"duplicate key {duplicate[:80]!r}")
     return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise _Refused(f"{text[:40]} is too large for a number")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

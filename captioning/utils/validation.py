@@ -165,7 +165,7 @@ def validate(
 
 
 def _find_impossible(value: Any, key: str) -> str | None:
-    """The first value that no setting can have: infinity, NaN, an integer of over 64 bits, text with a NUL character.
+    """The first value that no setting can have: infinity, NaN, an integer of over 64 bits, text that no path can be.
 
     Checked here for all settings, those of classes outside the package included.
     """
@@ -174,7 +174,11 @@ def _find_impossible(value: Any, key: str) -> str | None:
     if isinstance(value, int) and abs(value) >= 2**63:
         return f"{key}: expected a number of at most 64 bits, got {value!r}"
     if isinstance(value, str):
-        return f"{key}: expected text without NUL characters, got {value!r}" if "\0" in value else None
+        try:
+            usable = b"\0" not in os.fsencode(value)
+        except UnicodeEncodeError:
+            usable = False
+        return None if usable else f"{key}: expected text without NUL and lone surrogates, got {value!r}"
     entries: Iterable[tuple[Any, Any]] = ()
     if is_dataclass(value):
         entries = ((field.name, getattr(value, field.name)) for field in fields(value))

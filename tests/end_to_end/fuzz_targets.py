@@ -40,7 +40,8 @@ from captioning.datasets import (
     ShapesConfig,
     ShardsConfig,
 )
-from captioning.datasets.prepare import archives, shards
+from captioning.datasets.base import RemoteFile
+from captioning.datasets.prepare import archives, download, shards
 from captioning.datasets.references import read_references
 from captioning.errors import UserError
 from captioning.generation import BeamConfig
@@ -560,6 +561,29 @@ def scores_file(folder: Path) -> Target:
     return Target(file, lambda: read_scores(file), "json")
 
 
+def download_file(name: str) -> Callable[[Path], Target]:
+    """What a download has left: the state of an unfinished one, or the checksums of finished ones."""
+
+    def target(folder: Path) -> Target:
+        remote = RemoteFile(url="https://example.org/a.zip")
+        entry = {"url": remote.url, "size": 3, "sha256": "0" * 64, "version": "v"}
+        file = write_json_file(folder / name, {remote.name: entry} if name == download.CHECKSUMS else entry)
+        (folder / "a.zip").write_bytes(b"abc")
+
+        def read() -> None:
+            if name == download.CHECKSUMS:
+                known = download._with_recorded(remote, folder)
+                with contextlib.suppress(UserError):  # another checksum is refused
+                    download._verify(folder / "a.zip", known, advice="fetch it again")
+                download._record(folder, folder / "a.zip", remote.url, "0" * 64)
+            else:
+                download._known_version(file, remote)
+
+        return Target(file, read, "json")
+
+    return target
+
+
 def lock_owner(folder: Path) -> Target:
     value = {"pid": 1, "host": "there", "since": "2026-01-01 00:00:00"}
     file = write_json_file(folder / locks.OWNER, value)
@@ -652,5 +676,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "run progress": run_file("checkpoints/last/progress.json"),
     "scores": scores_file,
     "lock owner": lock_owner,
+    "download state": download_file("state.json"),
+    "download checksums": download_file(download.CHECKSUMS),
     **PHOTOGRAPHS,
 }

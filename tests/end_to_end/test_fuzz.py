@@ -7,6 +7,7 @@ prints how many were read and refused.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from captioning.errors import USER_ERROR, UserError, explain
 from tests.end_to_end.fuzz_targets import TARGETS, Target
 from tests.helpers.fuzzing import mutated_bytes, mutated_json
+from tests.helpers.running import ROOT
 
 LONG_RUN = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
@@ -30,6 +32,42 @@ def mutations(target: Target) -> st.SearchStrategy[bytes]:
     """The target's file with edits, of its bytes and of its values."""
     edited = mutated_bytes(target.file.read_bytes())
     return edited | mutated_json(target.value, lines=target.tree == "lines") if target.tree else edited
+
+
+PARSERS = {
+    "captioner/captioner.py": "model model.safetensors",
+    "datasets/prepare/archives.py": "archive zip",
+    "datasets/prepare/shards.py": "tar",
+    "datasets/tables.py": "folder csv",
+    "images/reading.py": "png",
+    "loaders/feature_store.py": "store shard",
+    "loaders/images.py": "shard features",
+    "metrics/document_frequencies.py": "document frequencies",
+    "models/encoders/region_files.py": "regions npy",
+    "models/encoders/weights.py": "weights pth",
+    "utils/parsing.py": "config",
+}
+"""The files that parse a format themselves, and a kind that they read."""
+
+OWN_FILES = {
+    "metrics/spice.py": "what its Java program has just written",
+    "text/bpe.py": "what the library tokenizers has just trained",
+    "training/wandb_process.py": "events of the run, in a process that cannot disturb it",
+}
+
+PARSING = re.compile(
+    r"\b(?<!def )(json\.loads?|yaml\.\w*load\w*|np\.(load|fromfile|memmap)|torch\.load|load_file|safe_open|Image\.open"
+    r"|tarfile\.open|zipfile\.ZipFile|csv\.(reader|DictReader)|pickle\.loads?|literal_eval)\("
+)
+
+
+def test_every_parser_is_attacked():
+    sources = {
+        str(path.relative_to(ROOT / "captioning")): path for path in (ROOT / "captioning").rglob("*.py")
+    }
+    found = {name for name, path in sources.items() if PARSING.search(path.read_text(encoding="utf-8"))}
+    assert found == PARSERS.keys() | OWN_FILES.keys()
+    assert set(PARSERS.values()) <= TARGETS.keys()
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -81,6 +81,7 @@ def test_an_alias_bomb_costs_neither_time_nor_memory():
         ("[NaN]", "NaN is not a JSON number"),
         ("[-Infinity]", "-Infinity is not a JSON number"),
         ("9" * 5000, "over 4,300 digits"),
+        ("[-1e400]", "-1e400 is too large for a number"),
         ("[" * 200_000, "nested too deeply"),
         ('["\\ud800"]', "surrogate"),
         ('{"\\uDC00 x": 1}', "surrogate"),
